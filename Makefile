@@ -1,0 +1,34 @@
+# Everything runs from .venv, which `make` creates; PYTHON names the interpreter to create it with.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python
+
+.PHONY: demo test test-slow bench lint install clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml infra/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c infra/constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/sdbatch run jobs/examples/quickstart.yaml
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(RUN) -m pytest -m 'not slow'
+
+test-slow: install
+	$(RUN) -m pytest -m slow
+
+bench: install
+	$(RUN) -m tests.bench
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,115 @@
+"""What every store can do, and the rules for its keys.
+
+A store is a flat map from keys to bytes, like a bucket. Its one promise beyond that: `put` without
+`overwrite` lets the first writer win, also between processes and machines. Jobs lean on it: two
+workers may render the same image, one of them keeps it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jobs.errors import StoreError
+
+MAX_SEGMENT_BYTES = 255
+"""Longest part of a key between slashes, in UTF-8: what file systems allow for a file name."""
+
+MAX_KEY_BYTES = 1024
+"""Longest key in UTF-8: what S3 allows."""
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Names of half-written files of the local store start like this; keys may not."""
+
+# Backslashes, control characters, and halves of surrogate pairs, which have no UTF-8.
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object as `head` and `list` report it.
+
+    metadata: what `put` was given, where the store keeps it; the local one does not.
+    """
+
+    key: str
+    size_bytes: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """A flat map from keys to bytes. Every method raises `StoreError` if the store fails."""
+
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        overwrite: bool = False,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Write an object whole or not at all; True if it was written.
+
+        False means that the key was there already and `overwrite` is False: the first writer wins.
+        Readers see the old bytes or the new ones, never a part.
+        """
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises `NotFoundError`."""
+        ...
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What is known of the object without reading it; None if there is none."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects whose key starts with `prefix`, in the order of their keys, one at a time."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens if there is none."""
+        ...
+
+    def url(self, key: str) -> str:
+        """Where a person finds the object: a path or an address."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raise `StoreError` now rather than after the first hour of rendering."""
+        ...
+
+
+def is_segment(name: str) -> bool:
+    """Whether `name` may be one part of a key, between two slashes."""
+    return _flaw(name) is None
+
+
+def check_key(key: str) -> str:
+    """`key` itself, if it is a relative path with forward slashes; else `StoreError`."""
+    for segment in key.split("/"):
+        flaw = _flaw(segment)
+        if flaw is not None:
+            raise StoreError(f"key {key!r} is not valid: {flaw}")
+    if len(key.encode()) > MAX_KEY_BYTES:
+        raise StoreError(f"key {key[:40]!r}… is not valid: longer than {MAX_KEY_BYTES} bytes")
+    return key
+
+
+def _flaw(segment: str) -> str | None:
+    """What is wrong with this part of a key; None if nothing is."""
+    if not segment:
+        return "it is empty, starts or ends with a slash, or has two slashes in a row"
+    if segment in (".", ".."):
+        return f"{segment!r} would leave its folder"
+    if segment.startswith(TEMPORARY_PREFIX):
+        return f"names that start with {TEMPORARY_PREFIX} are the store's own"
+    forbidden = _FORBIDDEN.search(segment)
+    if forbidden:
+        return f"{forbidden[0]!r} is not allowed"
+    if len(segment.encode()) > MAX_SEGMENT_BYTES:
+        return f"a part of it is longer than {MAX_SEGMENT_BYTES} bytes"
+    return None

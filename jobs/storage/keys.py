@@ -1,0 +1,121 @@
+"""Names of everything in a job's folder. The layout is drawn in `JobKeys`, and nowhere else.
+
+    <job-id>/
+      manifest.yaml            plan/part-00000.jsonl.gz       inputs/<name>
+      images/<name>-<spec16>.<ext>                            records/000000.jsonl
+      failures.jsonl           index.html, grid-0000.jpg      done.json
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from jobs.errors import StoreError
+from jobs.storage.base import check_key, is_segment
+
+EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+"""Image format -> file extension."""
+
+SPEC_DIGITS = 16
+"""Hex digits of the spec digest in an image's name: 64 bits, never met twice by chance."""
+
+_IMAGE_NAME = re.compile(rf"(?P<name>.+)-(?P<spec16>[0-9a-f]{{{SPEC_DIGITS}}})\.[a-z]+", re.DOTALL)
+
+_CONTENT_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "html": "text/html; charset=utf-8",
+    "json": "application/json",
+    "jsonl": "application/x-ndjson",
+    "gz": "application/gzip",
+    "yaml": "application/yaml",
+}
+
+
+@dataclass(frozen=True)
+class JobKeys:
+    """Keys of one job. `job_id` is a single folder name.
+
+    Names are zero-padded, so the order of keys is the order of numbers.
+    """
+
+    job_id: str
+
+    def __post_init__(self) -> None:
+        if "/" in self.job_id or not is_segment(self.job_id):
+            raise StoreError(f"job id {self.job_id!r} is not a folder name")
+
+    def __call__(self, path: str) -> str:
+        """The key of a path inside the job's folder, such as a record's `path`."""
+        return check_key(f"{self.job_id}/{path}")
+
+    @property
+    def prefix(self) -> str:
+        """What every key of the job starts with."""
+        return f"{self.job_id}/"
+
+    @property
+    def manifest(self) -> str:
+        return self("manifest.yaml")
+
+    @property
+    def failures(self) -> str:
+        return self("failures.jsonl")
+
+    @property
+    def index(self) -> str:
+        return self("index.html")
+
+    @property
+    def done(self) -> str:
+        return self("done.json")
+
+    @property
+    def images_prefix(self) -> str:
+        return f"{self.job_id}/images/"
+
+    @property
+    def records_prefix(self) -> str:
+        return f"{self.job_id}/records/"
+
+    @property
+    def plan_prefix(self) -> str:
+        return f"{self.job_id}/plan/"
+
+    def plan_part(self, number: int) -> str:
+        return self(f"plan/part-{number:05d}.jsonl.gz")
+
+    def input(self, name: str) -> str:
+        return self(f"inputs/{name}")
+
+    def image(self, name: str, spec_digest: str, format: str) -> str:
+        """name: the task's, may hold folders; spec_digest: 64 hex digits; format: png, jpeg, webp.
+
+        The digest makes the key a function of what is drawn: other parameters, another file.
+        """
+        return self(f"images/{name}-{spec_digest[:SPEC_DIGITS]}.{EXTENSIONS[format]}")
+
+    def records(self, shard: int) -> str:
+        return self(f"records/{shard:06d}.jsonl")
+
+    def sheet(self, number: int) -> str:
+        """A contact sheet."""
+        return self(f"grid-{number:04d}.jpg")
+
+    def path(self, key: str) -> str:
+        """The inverse of calling: where a key lies inside the job's folder."""
+        return key.removeprefix(self.prefix)
+
+
+def spec16_of(key: str) -> str | None:
+    """The spec digits in an image's key; None if it is not named like an image of a job."""
+    match = _IMAGE_NAME.fullmatch(key)
+    return match["spec16"] if match else None
+
+
+def content_type(key: str) -> str:
+    """The media type that a browser should be told for this key."""
+    extension = key.rpartition(".")[2]
+    return _CONTENT_TYPES.get(extension, "application/octet-stream")

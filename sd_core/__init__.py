@@ -1,0 +1,47 @@
+"""The latent diffusion model and its mathematics.
+
+The public names are resolved on first use, so that `sd_core.spec` and `sd_core.samplers` can be
+used where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sd_core.engine import Engine, Request
+    from sd_core.model import LatentDiffusion, load_model
+    from sd_core.samplers import step_table
+    from sd_core.sampling import sample_latents
+    from sd_core.weights.errors import CheckpointError
+
+__all__ = [
+    "CheckpointError",
+    "Engine",
+    "LatentDiffusion",
+    "Request",
+    "load_model",
+    "sample_latents",
+    "step_table",
+]
+
+_MODULES = {
+    "CheckpointError": "sd_core.weights.errors",
+    "Engine": "sd_core.engine",
+    "LatentDiffusion": "sd_core.model",
+    "Request": "sd_core.engine",
+    "load_model": "sd_core.model",
+    "sample_latents": "sd_core.sampling",
+    "step_table": "sd_core.samplers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'sd_core' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

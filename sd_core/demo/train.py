@@ -1,0 +1,302 @@
+"""Trains the demo model from nothing on a CPU, in stages that each save what they made.
+
+    python -m sd_core.demo.train --work DIR [--stage vae|text|unet|export]
+
+vae: the autoencoder, first on 64x64 crops, then on whole scenes. text: the text tower learns to
+tell a caption's attributes apart, so that the UNet finds them ready. unet: the UNet and the text
+tower together, by noise prediction on latents; the exponential moving average is what is kept.
+export: float16 safetensors beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sd_core.demo import DEMO_SPEC
+from sd_core.demo.scenes import (
+    COLOURS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZE,
+    SIZES,
+    Scene,
+    caption,
+    draw,
+    random_scene,
+)
+from sd_core.schedule import alphas_cumprod
+from sd_core.text import TextEncoder
+from sd_core.tokenizer import tokenize
+from sd_core.unet import UNet
+from sd_core.vae import AutoencoderKL
+
+CROP = 64
+KL_WEIGHT = 1e-4
+CAPTION_DROP = 0.1  # share of captions left empty, for classifier-free guidance
+MIN_SNR_GAMMA = 5.0  # Hang et al. 2023: bounds the weight of nearly clean latents
+
+
+def scene_batch(rng: random.Random, count: int, crop: int | None = None) -> Tensor:
+    """(count, 3, side, side) float32 in [-1, 1]; crops lie around one of the scene's shapes."""
+    images = []
+    for _ in range(count):
+        scene = random_scene(rng)
+        pixels = np.asarray(draw(scene))
+        if crop is not None:
+            item = rng.choice(scene.items)
+            reach = item.radius
+            left, top = (
+                int(min(max(c - crop / 2 + rng.uniform(-reach, reach), 0), SIZE - crop))
+                for c in (item.x, item.y)
+            )
+            pixels = pixels[top : top + crop, left : left + crop]
+        images.append(pixels)
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return batch.float() / 127.5 - 1
+
+
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step: linear up, then half a cosine down to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(done, 1.0)))
+
+
+def train_vae(work: Path, crop_steps: int, scene_steps: int) -> None:
+    torch.manual_seed(1)
+    rng = random.Random(1)
+    vae = AutoencoderKL(DEMO_SPEC.vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    ema = copy.deepcopy(vae)
+    started = time.monotonic()
+    for name, steps, peak, crop, count in (
+        ("crops", crop_steps, 2e-3, CROP, 16),
+        ("scenes", scene_steps, 1e-3, None, 8),
+    ):
+        for step in range(steps):
+            rate = peak * warmup_cosine(step, steps, 200)
+            optimizer.param_groups[0]["lr"] = rate
+            images = scene_batch(rng, count, crop)
+            with torch.autocast("cpu", torch.bfloat16):
+                mean, std = vae.moments(images)
+                mean, std = mean.float(), std.float()
+                decoded = vae.decode(mean + std * torch.randn_like(std)).float()
+            error = decoded - images
+            kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
+            mse = error.square().mean()
+            loss = mse + 0.1 * error.abs().mean() + KL_WEIGHT * kl
+            loss.backward()
+            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            update_ema(ema, vae, 0.998)
+            if step % 100 == 0:
+                psnr = 10 * np.log10(4 / mse.item())
+                spread = f"mean std {mean.std().item():.2f} posterior std {std.mean().item():.3f}"
+                seconds = time.monotonic() - started
+                print(f"vae {name} {step} psnr {psnr:.1f} {spread} {seconds:.0f}s", flush=True)
+        save_file(ema.state_dict(), work / "vae.safetensors")
+    print(f"vae held-out psnr {vae_psnr(ema):.2f}", flush=True)
+
+
+@torch.no_grad()
+def vae_psnr(vae: AutoencoderKL, count: int = 64) -> float:
+    """Mean peak signal-to-noise ratio in dB of reconstructions of unseen scenes."""
+    images = scene_batch(random.Random(999), count)
+    decoded = vae.decode(vae.moments(images)[0]).clamp(-1, 1)
+    mse = (decoded - images).square().mean(dim=(1, 2, 3))
+    return float((10 * torch.log10(4 / mse)).mean())
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    averages, values = list(ema.parameters()), list(model.parameters())
+    torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+# Attributes a caption may name, each with its choices; index 0 means "not said".
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "background": tuple(COLOURS),
+    "shape0": SHAPES,
+    "colour0": tuple(COLOURS),
+    "size0": SIZES,
+    "place": PLACES,
+    "relation": RELATIONS,
+    "shape1": SHAPES,
+    "colour1": tuple(COLOURS),
+    "size1": SIZES,
+}
+
+
+def attributes(scene: Scene, text: str) -> list[int]:
+    """The choice of every attribute as the caption names it, 0 where it does not."""
+    said: dict[str, str | None] = {"relation": scene.relation, "place": scene.items[0].place}
+    tail = text.split(" on ")[-1] if " on " in text else text
+    if "background" in text or tail == scene.background:
+        said["background"] = scene.background
+    for number, item in enumerate(scene.items):
+        said[f"shape{number}"] = item.shape
+        said[f"colour{number}"] = item.colour
+        said[f"size{number}"] = item.size
+    return [
+        0 if (value := said.get(name)) is None else choices.index(value) + 1
+        for name, choices in ATTRIBUTES.items()
+    ]
+
+
+def used_tokens() -> Tensor:
+    """Ids that captions use; the embeddings of all others stay zero, so that they say nothing."""
+    rng = random.Random(5)
+    captions = [caption(random_scene(rng), rng) for _ in range(20_000)]
+    return torch.tensor(tokenize(captions)).unique()
+
+
+def train_text(work: Path, steps: int) -> None:
+    torch.manual_seed(2)
+    rng = random.Random(2)
+    text = TextEncoder(DEMO_SPEC.text)
+    embedding = text.transformer.embeddings.token_embedding.weight
+    used = used_tokens()
+    with torch.no_grad():
+        embedding.zero_()
+        embedding[used] = torch.randn(len(used), DEMO_SPEC.text.width) * 0.3
+    width = DEMO_SPEC.text.width
+    heads = nn.ModuleList([nn.Linear(width, len(c) + 1) for c in ATTRIBUTES.values()])
+    parameters = [*text.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 2e-3 * warmup_cosine(step, steps, 100)
+        scenes = [random_scene(rng) for _ in range(64)]
+        captions = [caption(scene, rng) for scene in scenes]
+        wanted = torch.tensor([attributes(s, c) for s, c in zip(scenes, captions, strict=True)])
+        ids = torch.tensor(tokenize(captions))[:, :32]  # captions are short; the rest is padding
+        with torch.autocast("cpu", torch.bfloat16):
+            states = text(ids)
+            last = states[torch.arange(len(ids)), ids.argmax(dim=1)]  # the end token's state
+            logits = [head(last).float() for head in heads]
+        losses = [F.cross_entropy(out, wanted[:, i]) for i, out in enumerate(logits)]
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 100 == 0:
+            right = torch.stack([out.argmax(1) == wanted[:, i] for i, out in enumerate(logits)])
+            print(f"text {step} attributes right {right.float().mean().item():.3f}", flush=True)
+    save_file(text.state_dict(), work / "text.safetensors")
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Scene]]:
+    """Posterior means (count, 4, 16, 16) of random scenes, unscaled."""
+    rng = random.Random(3)
+    scenes = [random_scene(rng) for _ in range(count)]
+    latents = []
+    for start in range(0, count, 32):
+        pixels = np.stack([np.asarray(draw(s)) for s in scenes[start : start + 32]])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(vae.moments(images)[0].float())
+    return torch.cat(latents), scenes
+
+
+def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
+    torch.manual_seed(4)
+    rng = random.Random(4)
+    vae = AutoencoderKL(DEMO_SPEC.vae)
+    vae.load_state_dict(load_file(work / "vae.safetensors"))
+    text = TextEncoder(DEMO_SPEC.text)
+    text.load_state_dict(load_file(work / "text.safetensors"))
+    latents, scenes = encode_scenes(vae, scenes_count)
+    scale = 1 / latents.std().item()
+    latents *= scale
+    print(f"unet {len(latents)} latents, scale factor {scale:.5f}", flush=True)
+
+    unet = UNet(DEMO_SPEC.unet)
+    for module in unet.modules():  # every residual branch starts as nothing, as in the original
+        if hasattr(module, "out_layers"):
+            nn.init.zeros_(module.out_layers[3].weight)
+            nn.init.zeros_(module.out_layers[3].bias)
+        elif hasattr(module, "proj_out"):
+            nn.init.zeros_(module.proj_out.weight)
+            nn.init.zeros_(module.proj_out.bias)
+    nn.init.zeros_(unet.out[2].weight)
+    model = nn.ModuleDict({"unet": unet, "text": text})
+    ema = copy.deepcopy(model)
+    used = torch.zeros(DEMO_SPEC.text.vocab_size, 1)
+    used[used_tokens()] = 1
+    optimizer = torch.optim.AdamW(
+        [{"params": unet.parameters(), "peak": 1e-3}, {"params": text.parameters(), "peak": 3e-4}],
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )
+    levels = torch.from_numpy(alphas_cumprod()).float()
+    started = time.monotonic()
+    average = 0.0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * warmup_cosine(step, steps, 300)
+        chosen = rng.choices(range(len(scenes)), k=batch)
+        captions = [
+            "" if rng.random() < CAPTION_DROP else caption(scenes[i], rng) for i in chosen
+        ]
+        clean = latents[chosen]
+        timesteps = torch.randint(0, len(levels), (batch,))
+        alpha = levels[timesteps][:, None, None, None]
+        noise = torch.randn_like(clean)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        with torch.autocast("cpu", torch.bfloat16):
+            context = text(torch.tensor(tokenize(captions)))
+            predicted = unet(noisy, timesteps, context).float()
+        snr = alpha / (1 - alpha)
+        weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
+        loss = (weight * (predicted - noise).square()).mean()
+        loss.backward()
+        text.transformer.embeddings.token_embedding.weight.grad.mul_(used)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        update_ema(ema, model, min(0.999, (step + 1) / (step + 10)))
+        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
+        if step % 50 == 0:
+            print(f"unet {step} loss {average:.4f} {time.monotonic() - started:.0f}s", flush=True)
+        if step % 500 == 499 or step == steps - 1:
+            spec = dataclasses.replace(DEMO_SPEC.vae, scale_factor=scale)
+            spec_text = json.dumps(
+                dataclasses.asdict(dataclasses.replace(DEMO_SPEC, vae=spec))
+            )
+            save_file(ema.state_dict(), work / "ema.safetensors", {"spec": spec_text})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="where stages keep their results")
+    parser.add_argument("--stage", choices=("vae", "text", "unet", "export"))
+    parser.add_argument("--vae-steps", type=int, nargs=2, default=(5000, 3000))
+    parser.add_argument("--text-steps", type=int, default=1500)
+    parser.add_argument("--unet-steps", type=int, default=6000)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    stages = [args.stage] if args.stage else ["vae", "text", "unet", "export"]
+    if "vae" in stages:
+        train_vae(args.work, *args.vae_steps)
+    if "text" in stages:
+        train_text(args.work, args.text_steps)
+    if "unet" in stages:
+        train_unet(args.work, args.unet_steps, batch=64, scenes_count=40_000)
+
+
+if __name__ == "__main__":
+    main()

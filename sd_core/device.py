@@ -1,0 +1,59 @@
+"""Which device and number format a model runs in.
+
+The CUDA path is written but was not run on a GPU by its authors: they had none. Everything that is
+measured or tested in this project ran on CPUs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The names that `resolve_dtype` takes, besides "auto"."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """"auto" is the first CUDA device where there is one, else the CPU.
+
+    Raises `ValueError` for a device that torch does not know or that is not here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is unknown; expected auto, cpu, cuda or cuda:N") from None
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported; expected auto, cpu, cuda or cuda:N")
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            raise ValueError(f"device {str(resolved)!r} is not here: torch sees {count} CUDA devices")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """"auto" is float16 on CUDA; on a CPU bfloat16 where it multiplies that natively, else float32.
+
+    Raises `ValueError` for any other name or type than those of `DTYPES`.
+    """
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype in DTYPES.values() and isinstance(dtype, torch.dtype):
+        return dtype
+    raise ValueError(f"dtype {dtype!r} is not supported; expected auto, {', '.join(DTYPES)}")
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 matrix products; emulated ones are slower than float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        found = capabilities()
+        return bool(found.get("amx_bf16") or found.get("avx512_bf16") or found.get("bf16"))
+    # Older torch only has private questions, and not all of them in every version.
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)

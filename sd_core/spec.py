@@ -1,0 +1,171 @@
+"""Frozen, validated configurations: what a model looks like, and how one image is sampled.
+
+Nothing here imports torch, so a machine that only submits work can use it.
+Sizes are those of Stable Diffusion v1 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+LATENT_FACTOR = 8
+"""Image pixels a latent pixel stands for, along each side (the f of an f=8 autoencoder)."""
+
+MAX_SIDE = 4096
+"""Longest image side in pixels that is accepted; the attention maps grow with its fourth power."""
+
+MAX_STEPS = 1000
+"""As many as the schedule has training timesteps."""
+
+SAMPLERS = ("plms", "ddim", "euler", "euler_a", "heun", "lms", "dpmpp_2m", "ddpm")
+"""Names that `sd_core.samplers.step_table` accepts; the first is the default."""
+
+KARRAS_SAMPLERS = ("euler", "heun", "lms", "dpmpp_2m")
+"""Samplers that work in noise levels and so may use Karras spacing."""
+
+SEED_LIMIT = 2**64
+"""Seeds are 64-bit unsigned, as `torch.Generator.manual_seed` takes them."""
+
+
+@dataclass(frozen=True)
+class UNetSpec:
+    """Sizes of the denoising UNet (Rombach et al. 2022; `UNetModel` of the CompVis code)."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_levels: tuple[bool, ...] = (True, True, True, False)
+    num_heads: int = 8
+    context_dim: int = 768
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if len(self.attention_levels) != len(self.channel_mult):
+            raise ValueError(
+                f"attention_levels {self.attention_levels} and channel_mult {self.channel_mult} "
+                "must be of one length"
+            )
+        for mult in self.channel_mult:
+            width = self.channels * mult
+            if width % self.norm_groups:
+                raise ValueError(f"{width} channels do not divide into {self.norm_groups} groups")
+            if width % self.num_heads:
+                raise ValueError(f"{width} channels do not divide into {self.num_heads} heads")
+
+
+@dataclass(frozen=True)
+class VAESpec:
+    """Sizes of the KL autoencoder; `scale_factor` brings its latents to unit variance."""
+
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 4
+    norm_groups: int = 32
+    scale_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if factor != LATENT_FACTOR:
+            raise ValueError(
+                f"channel_mult {self.channel_mult} gives f={factor}; only f={LATENT_FACTOR} is used"
+            )
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Sizes of the CLIP text transformer (ViT-L/14's text tower at v1 size)."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    vocab_size: int = 49408
+    length: int = 77
+    activation: str = "quick_gelu"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole latent diffusion model. `ModelSpec()` is Stable Diffusion v1."""
+
+    unet: UNetSpec = field(default_factory=UNetSpec)
+    vae: VAESpec = field(default_factory=VAESpec)
+    text: TextSpec = field(default_factory=TextSpec)
+    native_size: int = 512
+
+    def __post_init__(self) -> None:
+        if self.unet.context_dim != self.text.width:
+            raise ValueError(
+                f"the UNet attends to states of width {self.unet.context_dim}, "
+                f"the text encoder gives {self.text.width}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+        """The inverse of `dataclasses.asdict`, also after a round trip through JSON."""
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values["unet"].items()}
+        vae = {k: tuple(v) if isinstance(v, list) else v for k, v in values["vae"].items()}
+        return cls(
+            unet=UNetSpec(**tuples),
+            vae=VAESpec(**vae),
+            text=TextSpec(**values["text"]),
+            native_size=values["native_size"],
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one image is sampled. Raises `ValueError` naming the value and what is allowed.
+
+    strength: share of the schedule an init image is taken through, 0 (unchanged) to 1; ignored
+        without one.
+    guidance: classifier-free guidance scale (Ho & Salimans 2022); 1.0 costs one UNet row, not two.
+    eta: share of fresh noise in DDIM (Song et al. 2020, eq. 16); 0 is deterministic.
+    karras: space the noise levels as in Karras et al. 2022, eq. 5.
+    """
+
+    sampler: str = SAMPLERS[0]
+    steps: int = 50
+    guidance: float = 7.5
+    width: int = 512
+    height: int = 512
+    seed: int = 42
+    strength: float = 0.75
+    eta: float = 0.0
+    karras: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is unknown; one of {', '.join(SAMPLERS)}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps {self.steps} is not within 1 to {MAX_STEPS}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance {self.guidance} is not a finite number")
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            if side % LATENT_FACTOR or not 64 <= side <= MAX_SIDE:
+                raise ValueError(
+                    f"{name} {side} is not a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}"
+                )
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise ValueError(f"seed {self.seed} is not within 0 to 2^64 - 1")
+        if not 0.0 <= self.strength <= 1.0:
+            raise ValueError(f"strength {self.strength} is not within 0 to 1")
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta {self.eta} is not within 0 to 1")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta {self.eta} goes with sampler ddim only, not {self.sampler}")
+        if self.karras and self.sampler not in KARRAS_SAMPLERS:
+            raise ValueError(
+                f"karras spacing does not go with {self.sampler}; with {', '.join(KARRAS_SAMPLERS)}"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(height, width) of the latent, in latent pixels."""
+        return self.height // LATENT_FACTOR, self.width // LATENT_FACTOR

@@ -1,0 +1,163 @@
+"""The KL autoencoder of Stable Diffusion v1: images to latents an eighth of their side, and back.
+
+Parameter names follow the CompVis checkpoints (`first_stage_model.*`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd_core.layers import ATTENTION_NORM_EPS, Upsample
+from sd_core.spec import VAESpec
+
+NORM_EPS = ATTENTION_NORM_EPS
+LOGVAR_RANGE = (-30.0, 20.0)  # as the CompVis DiagonalGaussianDistribution clamps it
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the pixels of a feature map."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        h = self.norm(x)
+        q, k, v = (
+            layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v)
+        )  # (B, 1, h·w, channels): one head
+        out = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(out.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class Downsample(nn.Module):
+    """Halves a feature map; padded right and below only, as the original does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+def _mid(channels: int, groups: int) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "block_1": ResnetBlock(channels, channels, groups),
+            "attn_1": AttnBlock(channels, groups),
+            "block_2": ResnetBlock(channels, channels, groups),
+        }
+    )
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, 8h, 8w) in [-1, 1] -> mean and log variance (B, 2·latent_channels, h, w)."""
+
+    def __init__(self, spec: VAESpec) -> None:
+        super().__init__()
+        groups, width = spec.norm_groups, spec.channels
+        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, mult in enumerate(spec.channel_mult):
+            blocks = nn.ModuleList()
+            for _ in range(spec.num_res_blocks):
+                blocks.append(ResnetBlock(width, spec.channels * mult, groups))
+                width = spec.channels * mult
+            stage = nn.ModuleDict({"block": blocks})
+            if level != len(spec.channel_mult) - 1:
+                stage["downsample"] = Downsample(width)
+            self.down.append(stage)
+        self.mid = _mid(width, groups)
+        self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(width, 2 * spec.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for stage in self.down:
+            for block in stage["block"]:
+                x = block(x)
+            if "downsample" in stage:
+                x = stage["downsample"](x)
+        for layer in self.mid.values():
+            x = layer(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latent_channels, h, w) -> images (B, 3, 8h, 8w)."""
+
+    def __init__(self, spec: VAESpec) -> None:
+        super().__init__()
+        groups, width = spec.norm_groups, spec.channels * spec.channel_mult[-1]
+        self.conv_in = nn.Conv2d(spec.latent_channels, width, 3, padding=1)
+        self.mid = _mid(width, groups)
+        stages = []
+        for level, mult in reversed(list(enumerate(spec.channel_mult))):
+            blocks = nn.ModuleList()
+            for _ in range(spec.num_res_blocks + 1):
+                blocks.append(ResnetBlock(width, spec.channels * mult, groups))
+                width = spec.channels * mult
+            stage = nn.ModuleDict({"block": blocks})
+            if level:
+                stage["upsample"] = Upsample(width)
+            stages.append(stage)
+        # Numbered by level as in the checkpoints: the deepest, which runs first, is up.3.
+        self.up = nn.ModuleList(reversed(stages))
+        self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.conv_in(z)
+        for layer in self.mid.values():
+            x = layer(x)
+        for stage in reversed(self.up):
+            for block in stage["block"]:
+                x = block(x)
+            if "upsample" in stage:
+                x = stage["upsample"](x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder and decoder with the 1x1 convolutions around the latent. Latents are unscaled here."""
+
+    def __init__(self, spec: VAESpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec)
+        self.decoder = Decoder(spec)
+        self.quant_conv = nn.Conv2d(2 * spec.latent_channels, 2 * spec.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior (mean, standard deviation), each (B, latent_channels, h, w), of images in [-1, 1]."""
+        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        return mean, torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of unscaled latents; close to [-1, 1], not clamped."""
+        return self.decoder(self.post_quant_conv(z))
