@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """"auto" is the first CUDA device where there is one, else the CPU.
+    """The device of that name; "auto" is the first GPU where there is one, else the CPU.
 
     Raises `ValueError` for a device that torch does not know or that is not here.
     """
@@ -22,19 +22,24 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown; expected auto, cpu, cuda or cuda:N") from None
+        raise ValueError(
+            f"device {device!r} is unknown; expected auto, cpu, cuda or cuda:N"
+        ) from None
     if resolved.type not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r} is not supported; expected auto, cpu, cuda or cuda:N")
     if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= count:
-            raise ValueError(f"device {str(resolved)!r} is not here: torch sees {count} CUDA devices")
+            raise ValueError(
+                f"device {str(resolved)!r} is not here: torch sees {count} CUDA devices"
+            )
     return resolved
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """"auto" is float16 on CUDA; on a CPU bfloat16 where it multiplies that natively, else float32.
+    """The type of that name.
 
+    "auto" is float16 on CUDA; on a CPU bfloat16 where it multiplies that natively, else float32.
     Raises `ValueError` for any other name or type than those of `DTYPES`.
     """
     if dtype == "auto":

@@ -50,7 +50,7 @@ MOST_ROWS = 16
 PAINT_ANEW = 128  # mask values from here on are painted anew
 
 
-class EngineClosed(RuntimeError):
+class EngineClosedError(RuntimeError):
     """The engine takes no more requests, or stopped before this one was finished."""
 
 
@@ -59,7 +59,7 @@ class Request:
     """One image to render.
 
     init_image: (H, W, 3) uint8 of exactly the sampling's size, for img2img.
-    mask: (H, W) uint8 of that size, with an init image: what is white is painted anew, the rest kept
+    mask: (H, W) uint8 of that size, with an init image: white is painted anew, the rest is kept
         to the pixel.
     """
 
@@ -129,6 +129,7 @@ class Engine:
         self._flying: OrderedDict[tuple[int, int], list[_Flight]] = OrderedDict()
         self._contexts: OrderedDict[str, Tensor] = OrderedDict()
         self._closed = False
+        self._drop = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
         self._thread.start()
@@ -142,7 +143,7 @@ class Engine:
         flight = _Flight(request, Future(), on_step)
         with self._lock:
             if self._closed:
-                raise EngineClosed("the engine is closed")
+                raise EngineClosedError("the engine is closed")
             self._inbox.put(flight)
         return flight.future
 
@@ -170,9 +171,20 @@ class Engine:
 
     # Everything below runs on the engine's thread.
 
-    _drop = False
-
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # Whatever went wrong in here, nobody may wait for ever.
+            with self._lock:
+                self._closed = True
+            self._receive(True, block=False)
+            for flight in self._everything():
+                if flight.future.set_running_or_notify_cancel():
+                    flight.future.set_exception(error)
+            raise
+
+    def _serve(self) -> None:
         open_ = True
         while open_ or self._waiting or self._flying:
             open_ = self._receive(open_)
@@ -183,12 +195,15 @@ class Engine:
             if self._flying:
                 self._tick()
 
-    def _receive(self, open_: bool) -> bool:
-        """Moves what was submitted to the waiting line; blocks only when there is nothing to do."""
+    def _receive(self, open_: bool, *, block: bool = True) -> bool:
+        """Moves what was submitted to the waiting line; blocks only when there is nothing to do.
+
+        Returns whether more may come.
+        """
         while open_:
             idle = not self._waiting and not self._flying
             try:
-                flight = self._inbox.get(block=idle)
+                flight = self._inbox.get(block=block and idle)
             except queue.Empty:
                 break
             if flight is None:
@@ -197,14 +212,18 @@ class Engine:
         return open_
 
     def _abandon(self) -> None:
+        for flight in self._everything():
+            flight.future.cancel()
+
+    def _everything(self) -> list[_Flight]:
+        """Takes all flights out of the engine."""
         flights = [*self._waiting, *(f for group in self._flying.values() for f in group)]
         self._waiting.clear()
         self._flying.clear()
-        for flight in flights:
-            flight.future.cancel()
+        return flights
 
     def _admit(self) -> None:
-        """Takes waiting images in their order, as far as the batch of each latent shape has room."""
+        """Takes waiting images in order, as far as the batch of each latent shape has room."""
         still_waiting: deque[_Flight] = deque()
         full: set[tuple[int, int]] = set()
         for flight in self._waiting:
@@ -327,7 +346,7 @@ class Engine:
         request = flight.request
         if request.mask is not None and request.init_image is not None:
             # The autoencoder would change what the mask keeps.
-            anew = torch.from_numpy(np.ascontiguousarray(request.mask)) >= PAINT_ANEW
+            anew = torch.tensor(request.mask) >= PAINT_ANEW
             pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
         seconds = time.monotonic() - flight.admitted
         if flight.future.set_running_or_notify_cancel():
@@ -348,10 +367,10 @@ def _report_step(flight: _Flight) -> None:
 
 def _to_tensor(pixels: Pixels) -> Tensor:
     """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _latent_mask(mask: Pixels) -> Tensor:
     """(H, W) uint8 to (1, h, w) float32: 1 where any pixel under a latent pixel is painted anew."""
-    anew = torch.from_numpy(np.ascontiguousarray(mask))[None, None] >= PAINT_ANEW
+    anew = torch.tensor(mask)[None, None] >= PAINT_ANEW
     return F.max_pool2d(anew.float(), LATENT_FACTOR)[0]

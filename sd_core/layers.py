@@ -44,7 +44,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             nn.GroupNorm(groups, out_channels, eps=RES_NORM_EPS),
             nn.SiLU(),
-            nn.Identity(),  # dropout in training code; it keeps the convolution's name, out_layers.3
+            nn.Identity(),  # the original's dropout: the convolution keeps its name, out_layers.3
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = (
@@ -96,9 +96,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, mult: int = 4) -> None:
         super().__init__()
         # The middle entry stands for the original's dropout: it keeps the name net.2.
-        self.net = nn.Sequential(
-            GEGLU(dim, dim * mult), nn.Identity(), nn.Linear(dim * mult, dim)
-        )
+        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), nn.Linear(dim * mult, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

@@ -102,7 +102,7 @@ def dpm_grid(steps: int, *, karras: bool) -> Grid:
 
 
 def karras_sigmas(steps: int) -> Array:
-    """`steps` noise levels from the schedule's largest to its smallest (Karras et al. 2022, eq. 5)."""
+    """`steps` noise levels, the schedule's largest to smallest (Karras et al. 2022, eq. 5)."""
     smallest, *_, largest = sigma_of(alphas_cumprod()) ** (1 / KARRAS_RHO)
     return (largest + np.linspace(0, 1, steps) * (smallest - largest)) ** KARRAS_RHO
 

@@ -16,6 +16,12 @@ LATENT_FACTOR = 8
 MAX_SIDE = 4096
 """Longest image side in pixels that is accepted; the attention maps grow with its fourth power."""
 
+NATIVE_SIZE = 512
+"""Image side in pixels that Stable Diffusion v1 was trained at."""
+
+DEMO_NATIVE_SIZE = 128
+"""The same of the demo model."""
+
 MAX_STEPS = 1000
 """As many as the schedule has training timesteps."""
 

@@ -84,7 +84,10 @@ def advance(batch: Sequence[Trajectory], eps: Tensor) -> None:
         return torch.tensor(values, dtype=torch.float32, device=eps.device)[:, None, None, None]
 
     x = torch.stack([t.latents for t in batch])
-    u = column([table.p[i] for table, i in rows]) * x + column([table.q[i] for table, i in rows]) * eps
+    u = (
+        column([table.p[i] for table, i in rows]) * x
+        + column([table.q[i] for table, i in rows]) * eps
+    )
     moved = column([table.A[i] for table, i in rows]) * x
     nothing = torch.zeros_like(u[0])
     for k in range(depth):

@@ -143,7 +143,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder with the 1x1 convolutions around the latent. Latents are unscaled here."""
+    """Encoder and decoder, with the 1x1 convolutions around the latent; latents are unscaled."""
 
     def __init__(self, spec: VAESpec) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior (mean, standard deviation), each (B, latent_channels, h, w), of images in [-1, 1]."""
+        """Posterior mean and standard deviation of images in [-1, 1], each (B, channels, h, w)."""
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+import os
+from pathlib import Path
+from urllib.parse import unquote
 
 from jobs.errors import StoreError
 from jobs.storage.base import ObjectInfo, Store
@@ -17,12 +19,22 @@ def open_store(url: str) -> Store:
     if not url.strip():
         raise StoreError("the store's address is empty; give a folder")
     if "://" not in url:
-        return LocalStore(url)
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
+        return _local(url)
+    scheme, _, rest = url.partition("://")
+    if scheme == "file":
+        path = unquote(rest.removeprefix("localhost"))
+        if not path.startswith("/"):
             raise StoreError(f"{url}: a file URL has three slashes: file:///folder")
-        return LocalStore(unquote(parts.path))
-    if parts.scheme == "s3":
+        return _local(path)
+    if scheme == "s3":
         raise StoreError(f"{url}: this release has the local store only; give a folder")
-    raise StoreError(f"{url}: no store is known for {parts.scheme}://; give a folder")
+    raise StoreError(f"{url}: no store is known for {scheme}://; give a folder")
+
+
+def _local(path: str) -> LocalStore:
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError("it holds a NUL")
+        return LocalStore(Path(path).expanduser())
+    except (ValueError, RuntimeError) as error:  # no such user's home, half a surrogate pair
+        raise StoreError(f"{path!r} is no path: {error}") from error

@@ -1,9 +1,9 @@
 """Names of everything in a job's folder. The layout is drawn in `JobKeys`, and nowhere else.
 
-    <job-id>/
-      manifest.yaml            plan/part-00000.jsonl.gz       inputs/<name>
-      images/<name>-<spec16>.<ext>                            records/000000.jsonl
-      failures.jsonl           index.html, grid-0000.jpg      done.json
+<job-id>/
+  manifest.yaml            plan/part-00000.jsonl.gz       inputs/<name>
+  images/<name>-<spec16>.<ext>                            records/000000.jsonl
+  failures.jsonl           index.html, grid-0000.jpg      done.json
 """
 
 from __future__ import annotations

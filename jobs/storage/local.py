@@ -48,7 +48,7 @@ class LocalStore:
     """Objects as files below `root`; the folder is created when first written to."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = Path(root).absolute()
         self._lock = threading.Lock()
         self._root_made = False
         self._swept: set[Path] = set()
@@ -251,7 +251,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        code = error.errno
+        code = error.errno or 0
         # The system names a parent folder where that is the one in the way.
         if isinstance(error.filename, str) and TEMPORARY_PREFIX not in error.filename:
             path = Path(error.filename)

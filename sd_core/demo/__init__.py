@@ -1,4 +1,4 @@
-"""A tiny trained model of the v1 architecture, so that everything can be tried without downloads."""
+"""A tiny trained model of the v1 architecture: everything can be tried without a download."""
 
 from __future__ import annotations
 

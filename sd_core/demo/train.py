@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,11 +38,14 @@ from sd_core.demo.scenes import (
     draw,
     random_scene,
 )
+from sd_core.model import LatentDiffusion
 from sd_core.schedule import alphas_cumprod
+from sd_core.spec import ModelSpec
 from sd_core.text import TextEncoder
 from sd_core.tokenizer import tokenize
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
+from sd_core.weights.export import save_single_file
 
 CROP = 64
 KL_WEIGHT = 1e-4
@@ -249,9 +253,7 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * warmup_cosine(step, steps, 300)
         chosen = rng.choices(range(len(scenes)), k=batch)
-        captions = [
-            "" if rng.random() < CAPTION_DROP else caption(scenes[i], rng) for i in chosen
-        ]
+        captions = ["" if rng.random() < CAPTION_DROP else caption(scenes[i], rng) for i in chosen]
         clean = latents[chosen]
         timesteps = torch.randint(0, len(levels), (batch,))
         alpha = levels[timesteps][:, None, None, None]
@@ -274,10 +276,20 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
             print(f"unet {step} loss {average:.4f} {time.monotonic() - started:.0f}s", flush=True)
         if step % 500 == 499 or step == steps - 1:
             spec = dataclasses.replace(DEMO_SPEC.vae, scale_factor=scale)
-            spec_text = json.dumps(
-                dataclasses.asdict(dataclasses.replace(DEMO_SPEC, vae=spec))
-            )
+            spec_text = json.dumps(dataclasses.asdict(dataclasses.replace(DEMO_SPEC, vae=spec)))
             save_file(ema.state_dict(), work / "ema.safetensors", {"spec": spec_text})
+
+
+def export(work: Path, path: Path) -> None:
+    """The averaged UNet and text tower with the autoencoder, float16, as a CompVis single file."""
+    with safe_open(work / "ema.safetensors", "pt") as file:
+        spec = ModelSpec.from_dict(json.loads(file.metadata()["spec"]))
+    weights = load_file(work / "ema.safetensors")
+    weights |= {f"vae.{name}": t for name, t in load_file(work / "vae.safetensors").items()}
+    model = LatentDiffusion(spec)
+    model.load_state_dict(weights)
+    save_single_file(model, path, dtype=torch.float16)
+    print(f"export {path.name}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 def main() -> None:
@@ -288,6 +300,9 @@ def main() -> None:
     parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=6000)
     args = parser.parse_args()
+    # Moments that fade out become denormal numbers, with which a CPU computes far more slowly.
+    # Before the first product: threads inherit the setting when they are made.
+    torch.set_flush_denormal(True)
     args.work.mkdir(parents=True, exist_ok=True)
     stages = [args.stage] if args.stage else ["vae", "text", "unet", "export"]
     if "vae" in stages:
@@ -296,6 +311,8 @@ def main() -> None:
         train_text(args.work, args.text_steps)
     if "unet" in stages:
         train_unet(args.work, args.unet_steps, batch=64, scenes_count=40_000)
+    if "export" in stages:
+        export(args.work, Path(__file__).with_name("demo.safetensors"))
 
 
 if __name__ == "__main__":

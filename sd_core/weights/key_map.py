@@ -38,7 +38,7 @@ _VAE_ATTENTION_OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0
 
 
 def diffusers_unet_name(name: str, num_res_blocks: int) -> str:
-    """A UNet parameter's name in `unet/`. name: ours, for example `input_blocks.1.0.in_layers.0.bias`."""
+    """A UNet parameter's name in `unet/`. name: ours, as `input_blocks.1.0.in_layers.0.bias`."""
     module, leaf = name.rsplit(".", 1)
     if module in _UNET_ENDS:
         return f"{_UNET_ENDS[module]}.{leaf}"

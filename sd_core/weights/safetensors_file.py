@@ -51,7 +51,9 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[st
         header = json.loads(file.map[8:start].decode("utf-8"))
     except (ValueError, RecursionError):
         raise CheckpointError(f"{file.path}: its safetensors header is not valid JSON") from None
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{file.path}: its safetensors header is damaged (__metadata__)")
     tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
     end = max((t.offset + t.span_bytes for t in tensors.values()), default=start)
     if end > file.size:
@@ -66,7 +68,9 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> StoredTensor
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         first, last = entry["data_offsets"]
-        sound = all(isinstance(n, int) and n >= 0 for n in (*shape, first, last))
+        sound = isinstance(dtype, str) and all(
+            isinstance(n, int) and n >= 0 for n in (*shape, first, last)
+        )
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:
@@ -78,6 +82,7 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> StoredTensor
     tensor = StoredTensor(file, start + first, shape, _DTYPES[dtype])
     if last - first != math.prod(shape) * tensor.dtype.itemsize:
         raise CheckpointError(
-            f"{file.path}: {name} of shape {shape} and type {dtype} cannot take {last - first} bytes"
+            f"{file.path}: {name} of shape {shape} and type {dtype} cannot take "
+            f"{last - first} bytes"
         )
     return tensor

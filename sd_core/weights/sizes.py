@@ -40,14 +40,15 @@ def unet_sizes(shape_of: ShapeOf) -> UNetSpec:
     widths: list[int] = []
     attention: list[bool] = []
     blocks: list[int] = []
-    new_level, number = True, 1
+    number, new_level = 1, True
     while True:
-        if shape_of(f"input_blocks.{number}.0.op.weight") is not None:
+        place = f"input_blocks.{number}"
+        if shape_of(f"{place}.0.op.weight") is not None:
             new_level = True
-        elif (shape := shape_of(f"input_blocks.{number}.0.in_layers.2.weight")) is not None:
+        elif shape_of(f"{place}.0.in_layers.2.weight") is not None:
             if new_level:
-                widths.append(shape[0])
-                attention.append(shape_of(f"input_blocks.{number}.1.norm.weight") is not None)
+                widths.append(_size(shape_of, f"{place}.0.in_layers.2.weight", 0))
+                attention.append(shape_of(f"{place}.1.norm.weight") is not None)
                 blocks.append(0)
                 new_level = False
             blocks[-1] += 1
@@ -55,7 +56,7 @@ def unet_sizes(shape_of: ShapeOf) -> UNetSpec:
             break
         number += 1
     if not blocks or len(set(blocks)) != 1:
-        raise UnknownSizeError(f"input_blocks.{number}.0.in_layers.2.weight")
+        raise UnknownSizeError(f"{place}.0.in_layers.2.weight")
     return UNetSpec(
         in_channels=_size(shape_of, "input_blocks.0.0.weight", 1),
         out_channels=_size(shape_of, "out.2.weight", 0),
@@ -63,9 +64,7 @@ def unet_sizes(shape_of: ShapeOf) -> UNetSpec:
         channel_mult=_multipliers(widths, channels),
         num_res_blocks=blocks[0],
         attention_levels=tuple(attention),
-        context_dim=_size(
-            shape_of, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1
-        ),
+        context_dim=_size(shape_of, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
     )
 
 
@@ -73,8 +72,8 @@ def vae_sizes(shape_of: ShapeOf) -> VAESpec:
     """Sizes of an autoencoder. Raises `UnknownSizeError`."""
     channels = _size(shape_of, "encoder.conv_in.weight", 0)
     widths: list[int] = []
-    while (shape := shape_of(f"encoder.down.{len(widths)}.block.0.conv1.weight")) is not None:
-        widths.append(shape[0])
+    while shape_of(first := f"encoder.down.{len(widths)}.block.0.conv1.weight") is not None:
+        widths.append(_size(shape_of, first, 0))
     blocks = 0
     while shape_of(f"encoder.down.0.block.{blocks}.conv1.weight") is not None:
         blocks += 1

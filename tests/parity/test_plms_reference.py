@@ -56,8 +56,7 @@ def reference(x: np.ndarray, steps: int) -> np.ndarray:
         else:
             newest_first = [eps, *past[::-1]][:4]
             slope = sum(
-                w * e
-                for w, e in zip(adams_bashforth(len(newest_first)), newest_first, strict=True)
+                w * e for w, e in zip(adams_bashforth(len(newest_first)), newest_first, strict=True)
             )
         past.append(eps)
         x = transfer(x, slope, a, a_next)

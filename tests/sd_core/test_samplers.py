@@ -16,7 +16,7 @@ FRESH_NOISE = {"euler_a", "ddpm"}
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 999, 1000])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_model_that_sees_through_the_noise_stays_on_the_schedule(sampler, steps, karras):
-    """With eps the noise really there, x has the signal and the noise of `alphas` after each row."""
+    """With eps the noise really there, x has the signal and noise of `alphas` after each row."""
     if karras and sampler not in KARRAS_SAMPLERS:
         return
     table = step_table(sampler, steps, karras=karras)
@@ -40,7 +40,9 @@ def test_a_model_that_sees_through_the_noise_stays_on_the_schedule(sampler, step
 @pytest.mark.parametrize("steps", [1, 2, 10, 50])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_evaluations_are_the_rows(sampler, steps, strength):
-    assert evaluations(sampler, steps, strength) == len(step_table(sampler, steps, strength=strength))
+    assert evaluations(sampler, steps, strength) == len(
+        step_table(sampler, steps, strength=strength)
+    )
 
 
 def test_strength_enters_where_diffusers_does():

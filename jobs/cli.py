@@ -1,0 +1,273 @@
+"""The `sdbatch` command: each subcommand is a plain function; `main` turns errors into exit codes.
+
+Subcommands that render import `worker` inside, so that the others work without torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.console import EXIT_CODES, Terminal, escape_unencodable, size
+from jobs.errors import (
+    ExitCode,
+    Interrupted,
+    ManifestError,
+    Problem,
+    SdbatchError,
+    Stop,
+    exit_code,
+)
+from jobs.inputs import reason
+from jobs.manifest import Manifest, Tick, load_manifest
+from jobs.plan import PlanSummary, summarize
+from jobs.run import RunOptions, model_source, summary_lines
+from jobs.run import run as run_manifest
+from jobs.schema import json_schema
+from jobs.settings import DTYPES, Settings, debugging
+from jobs.task import Task
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("sdbatch")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a source tree
+
+
+json_option = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,  # `main` has seen it: a bad command line is answered in JSON too
+    help="Print one JSON document to stdout, also for errors.",
+)
+allow_outside_option = click.option(
+    "--allow-outside",
+    is_flag=True,
+    help="Let manifests name files outside their own folder.",
+)
+manifest_argument = click.argument("manifest", metavar="FILE", type=click.Path(path_type=Path))
+
+
+class _ReaderGoneError(Exception):
+    """Whoever read our output has seen enough, as `head` does."""
+
+
+class _Group(click.Group):
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:  # click would end with code 1
+            raise _ReaderGoneError from None
+
+
+@click.group(
+    cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(_version(), prog_name="sdbatch")
+def cli() -> None:
+    """Render batches of images with Stable Diffusion v1 from YAML manifests.
+
+    \b
+    Example:
+      sdbatch plan job.yaml
+      sdbatch run job.yaml
+    """
+
+
+@cli.command()
+@click.argument(
+    "manifests", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@allow_outside_option
+@json_option
+@click.pass_obj
+def validate(terminal: Terminal, manifests: tuple[Path, ...], allow_outside: bool) -> None:
+    """Check manifests and every file they name; report all problems at once.
+
+    \b
+    Example:
+      sdbatch validate shapes.yaml photos/*.yaml
+    """
+    problems: list[Problem] = []
+    good: list[dict[str, Any]] = []
+    for path in manifests:
+        try:
+            manifest = read_manifest(terminal, path, allow_outside=allow_outside)
+        except ManifestError as error:
+            problems += error.problems
+            continue
+        good.append({"file": str(path), "name": manifest.name, "images": manifest.total})
+        if not terminal.json:
+            terminal.say(f"{path}: ok, {_images(manifest.total)}")
+    if problems:
+        raise ManifestError(problems)
+    if terminal.json:
+        terminal.document({"files": good})
+
+
+@cli.command()
+@manifest_argument
+@allow_outside_option
+@json_option
+@click.pass_obj
+def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
+    """Show what a job will cost, without rendering: images, model evaluations, disk space.
+
+    \b
+    Example:
+      sdbatch plan shapes.yaml
+    """
+    job = read_manifest(terminal, manifest, allow_outside=allow_outside)
+    with terminal.counting("planning", job.total) as tick:
+        summary = summarize(_ticking(job.tasks(), tick))
+    with terminal.counting("naming the job", job.total):
+        job_id = job.job_id()
+    if terminal.json:
+        terminal.document({"job": job_id, "model": job.model, **summary.to_json()})
+    else:
+        for label, text in _plan_lines(job, job_id, summary):
+            terminal.say(f"{label:12} {text}")
+
+
+@cli.command()
+@manifest_argument
+@click.option("--store", metavar="FOLDER", help="Where jobs are written. [default: out]")
+@click.option("--job", metavar="NAME", help="Name of the job's folder. [default: by content]")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Instead of the manifest's: a .ckpt or .safetensors file, a diffusers folder, "
+    "hf:owner/name[@revision], or a name from the model list.",
+)
+@click.option("--vae", metavar="FILE", help="Another autoencoder than the model's own.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The original v1-inference.yaml of a single-file checkpoint.",
+)
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="[default: auto]")
+@click.option("--force", is_flag=True, help="Render anew what the folder holds already.")
+@allow_outside_option
+@json_option
+@click.pass_obj
+def run(terminal: Terminal, manifest: Path, allow_outside: bool, **options: Any) -> int:
+    """Render a manifest here and now: pictures, records and a gallery in one folder.
+
+    Run it again to continue after a stop: only what is missing is rendered.
+
+    \b
+    Example:
+      sdbatch run shapes.yaml
+      sdbatch run portraits.yaml --model models/sd-v1-4.ckpt --store /data/jobs
+    """
+    settings = Settings.from_env(os.environ)
+    chosen = RunOptions(**options)
+    name = None if chosen.model is None else model_source(chosen.model, settings)[0]
+    job = read_manifest(terminal, manifest, allow_outside=allow_outside, model=name)
+    summary = run_manifest(job, chosen, settings, terminal)
+    if terminal.json:
+        terminal.document(summary.to_json())
+    else:
+        for line in summary_lines(summary):
+            terminal.say(line)
+    return ExitCode.SOME_FAILED if summary.failed else ExitCode.DONE
+
+
+@cli.command()
+@click.pass_obj
+def schema(terminal: Terminal) -> None:
+    """Print the manifest format as JSON Schema, for editors that check and complete.
+
+    \b
+    Example:
+      sdbatch schema > sdbatch.schema.json
+    """
+    terminal.document(json_schema())
+
+
+def read_manifest(
+    terminal: Terminal, path: Path, *, allow_outside: bool, model: str | None = None
+) -> Manifest:
+    """`load_manifest` with progress, for commands. Raises `ManifestError`."""
+    with terminal.counting(f"reading {path.name}") as tick:
+        return load_manifest(path, allow_outside=allow_outside, model=model, tick=tick)
+
+
+def _ticking(tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:
+    for task in tasks:
+        if task.index % 1000 == 0:
+            tick(task.index)
+        yield task
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tuple[str, str]]:
+    shapes = [
+        f"{width}×{height}: {count:,}" for (width, height), count in summary.shapes.most_common(8)
+    ]
+    if len(summary.shapes) > len(shapes):
+        shapes.append(f"and {len(summary.shapes) - len(shapes):,} more")
+    yield "job", job_id
+    yield "model", job.model
+    yield "images", f"{summary.images:,}"
+    yield "evaluations", f"{summary.evaluations:,} of the model, {summary.rows:,} batch rows"
+    yield "shapes", ", ".join(shapes)
+    yield "samplers", ", ".join(f"{name}: {n:,}" for name, n in summary.samplers.most_common())
+    if summary.inputs:
+        yield "inputs", f"{summary.inputs:,}"
+    yield "output", f"about {size(summary.output_bytes)} of {job.output.format}"
+    for label, task in (("first", summary.first), ("last", summary.last)):
+        if task is not None:
+            yield label, f"{task.name}  {' '.join(task.prompt.split())[:80]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit code. Here, and only here, exceptions become exit codes."""
+    escape_unencodable()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    terminal = Terminal(json="--json" in arguments)
+    try:
+        result = cli.main(args=arguments, prog_name="sdbatch", standalone_mode=False, obj=terminal)
+        sys.stdout.flush()
+    except (BrokenPipeError, _ReaderGoneError):
+        # What is left in the buffer must go nowhere, or the interpreter complains when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except click.ClickException as error:
+        if terminal.json:
+            terminal.error(error)
+        else:
+            error.show()
+        return error.exit_code
+    except click.Abort:
+        terminal.error(Interrupted("interrupted"))
+        return ExitCode.INTERRUPTED
+    except (SdbatchError, Stop) as error:
+        terminal.error(error)
+        return exit_code(error)
+    except OSError as error:  # of stdout, as everything else is turned into our own errors
+        terminal.error(SdbatchError(f"the output cannot be written: {reason(error)}"))
+        return ExitCode.UNEXPECTED
+    except Exception as error:
+        if debugging(os.environ):
+            raise
+        name = type(error).__name__
+        terminal.error(SdbatchError(f"unexpected {name}: {error} (SDBATCH_DEBUG=1 shows where)"))
+        return ExitCode.UNEXPECTED
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What commands say: results to stdout, errors and progress to stderr, JSON where asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
+
+from jobs.errors import ExitCode, ManifestError, Stop, exit_code
+
+SHOW_PROGRESS_AFTER_S = 1.0
+_SLOW_TOTAL = 100_000  # this many take longer than that, so show it at once
+
+
+class Terminal:
+    """Where a command's words go. json: the command was called with --json."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line of the result, for people."""
+        click.echo(_printable(text))
+
+    def document(self, values: dict[str, Any]) -> None:
+        """The whole result, for programs."""
+        click.echo(json.dumps(values, indent=2))
+
+    def error(self, error: Exception) -> None:
+        """What went wrong; one line a problem."""
+        problems = error.problems if isinstance(error, ManifestError) else []
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        if self.json:
+            if problems:
+                message = _count(len(problems), "problem")
+            code = error.exit_code if isinstance(error, click.ClickException) else exit_code(error)
+            listed = [dataclasses.asdict(problem) for problem in problems]
+            self.document({"error": message, "exit_code": int(code), "problems": listed})
+            return
+        if not problems:
+            label = ("", "") if isinstance(error, Stop) else ("error: ", "bold red")
+            self.err.print(Text.assemble(label, _printable(message)))
+            return
+        for problem in problems:
+            line = Text(_printable(problem.place), style="bold")
+            line.append(": ", style="not bold")
+            if problem.path:
+                line.append(problem.path, style="not bold cyan")
+                line.append(": ", style="not bold")
+            line.append(_printable(problem.message), style="not bold")
+            self.err.print(line)
+        self.err.print(Text(_count(len(problems), "problem"), style="bold red"))
+
+    @contextlib.contextmanager
+    def counting(self, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Progress of something that may take long; gives the function to call with the count.
+
+        Nothing is shown when stderr is not a terminal, nor for what takes less than a second.
+        """
+        if not self.err.is_terminal:
+            yield lambda done: None
+            return
+        bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self.err,
+            transient=True,
+        )
+        task = bar.add_task(what, total=total)
+        started = time.monotonic()
+
+        def tick(done: int) -> None:
+            if time.monotonic() - started > SHOW_PROGRESS_AFTER_S:
+                bar.start()
+            bar.update(task, completed=done)
+
+        if total is not None and total >= _SLOW_TOTAL:
+            bar.start()
+        try:
+            yield tick
+        finally:
+            bar.stop()
+
+
+def escape_unencodable() -> None:
+    """Let stdout show what its encoding lacks as \\x.. instead of failing, as stderr does."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # missing where tests capture it
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def size(count_bytes: int) -> str:
+    """A size for people: `3.1 MB`."""
+    value, unit = float(count_bytes), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which could do things to a terminal; file names may have them."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+EXIT_CODES = f"""\
+Exit codes: {ExitCode.DONE} done, {ExitCode.UNEXPECTED} unexpected error, {ExitCode.BAD_INPUT} bad \
+input, {ExitCode.SOME_FAILED} some images failed, {ExitCode.MODEL} model not loadable, \
+{ExitCode.STORE} store not usable, {ExitCode.CONFLICT} folder of another job, \
+{ExitCode.NOT_FOUND} not found, {ExitCode.CANCELLED} cancelled, \
+{ExitCode.INTERRUPTED} interrupted."""

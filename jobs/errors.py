@@ -1,0 +1,135 @@
+"""Everything that can go wrong, and the exit code a command ends with.
+
+    Exception
+    ├── SdbatchError              1  an error that nobody named better
+    │   ├── InputError            2  bad input: a command line, a setting, a file
+    │   │   └── ManifestError     2  a manifest or files it names; each problem with its place
+    │   ├── ModelError            4  the model cannot be loaded
+    │   ├── StoreError            5  the store cannot be read or written
+    │   │   └── StoreFullError    5  no space is left in it
+    │   ├── JobConflictError      6  the folder holds another job
+    │   └── NotFoundError         7  no such job, plan or object
+    └── Stop                         not an error: somebody wanted it
+        ├── Cancelled             8  the job was cancelled
+        └── Interrupted         130  Ctrl-C or a signal; what is finished is kept
+
+Two codes belong to no exception: 0, done, and 3, done but some images failed.
+`exit_code` is the one place where an exception becomes a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command tells the shell."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    BAD_INPUT = 2
+    SOME_FAILED = 3
+    MODEL = 4
+    STORE = 5
+    CONFLICT = 6
+    NOT_FOUND = 7
+    CANCELLED = 8
+    INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class SdbatchError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    exit_code = ExitCode.UNEXPECTED
+
+
+class InputError(SdbatchError):
+    """The command line, a setting or a file is not as it must be."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake and where it is.
+
+    line, column: counted from 1; 0 where the problem is the file itself.
+    path: which value, such as `prompts[3].seeds`; empty for the whole file.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    @property
+    def place(self) -> str:
+        """`file:line:column`, as editors and terminals make links of."""
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.path, self.message) if part)
+
+
+class ManifestError(InputError):
+    """All problems of a manifest and of the files it names, file by file and line by line."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class ModelError(SdbatchError):
+    """The model is missing, corrupt, or no Stable Diffusion v1 model."""
+
+    exit_code = ExitCode.MODEL
+
+
+class StoreError(SdbatchError):
+    """The store cannot be read or written."""
+
+    exit_code = ExitCode.STORE
+
+
+class StoreFullError(StoreError):
+    """No space is left in the store."""
+
+
+class JobConflictError(SdbatchError):
+    """The folder holds another job."""
+
+    exit_code = ExitCode.CONFLICT
+
+
+class NotFoundError(SdbatchError):
+    """There is no such job, plan or object."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class Stop(Exception):  # noqa: N818 - not an error
+    """Work ended early because somebody wanted it to."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class Cancelled(Stop):
+    """The job was cancelled."""
+
+    exit_code = ExitCode.CANCELLED
+
+
+class Interrupted(Stop):
+    """Ctrl-C or a signal. What is finished is kept, and the same command continues."""
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """The code that a command ended by `error` gives to the shell."""
+    if isinstance(error, (SdbatchError, Stop)):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return ExitCode.UNEXPECTED

@@ -1,0 +1,130 @@
+"""The gallery page: one HTML file that needs nothing but the images beside it.
+
+The page is a template (`gallery.html`, `.css`, `.js`) and data. Prompts are other people's text, so
+three things keep them text: the data is JSON with every `<` escaped, the script only ever sets text
+content, and the page's policy lets no script run but this one, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+from jobs.records import Failure, Record
+
+GALLERY_LIMIT = 10_000
+"""Most images on the page; their data is about 300 bytes each."""
+
+FAILURE_LIMIT = 1_000
+
+# What the page shows of a record, in this order, and what it calls it.
+LABELS = {
+    "prompt": "Prompt",
+    "negative": "Negative prompt",
+    "seed": "Seed",
+    "sampler": "Sampler",
+    "steps": "Steps",
+    "guidance": "Guidance",
+    "strength": "Strength",
+    "eta": "Eta",
+    "karras": "Karras spacing",
+    "width": "Width",
+    "height": "Height",
+    "init_image": "Init image",
+    "mask": "Mask",
+    "model": "Model",
+    "index": "Index",
+    "name": "Name",
+    "path": "File",
+    "bytes": "Bytes",
+    "evaluations": "Model evaluations",
+    "render_s": "Seconds to render",
+    "device": "Device",
+    "dtype": "Number format",
+    "sha256": "SHA-256",
+    "model_digest": "Model digest",
+}
+
+_EXACT_IN_BROWSERS = 2**53  # beyond, JSON numbers lose digits in JavaScript
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+
+
+def gallery_page(
+    title: str,
+    records: Sequence[Record],
+    total: int,
+    failures: Iterable[Failure],
+    sheets: Sequence[str],
+) -> str:
+    """The page. total: images of the job, of which `records` are shown; sheets: relative paths."""
+    common, images = _split([_shown(record) for record in records])
+    failed = [asdict(failure) for failure in failures]
+    data = {
+        "title": title,
+        "total": total,
+        "labels": LABELS,
+        "common": common,
+        "images": images,
+        "failures": failed[:FAILURE_LIMIT],
+        "failed": len(failed),
+        "sheets": list(sheets),
+    }
+    style, script = _template("gallery.css"), _template("gallery.js")
+    parts = {
+        "title": html.escape(title),
+        "policy": f"default-src 'none'; img-src 'self' file:; style-src '{_source_hash(style)}'; "
+        f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'",
+        "style": style,
+        "script": script,
+        "data": embeddable_json(data),
+    }
+    # In one pass, so that a placeholder's look-alike in a title or prompt is left alone.
+    return _PLACEHOLDER.sub(lambda match: parts[match[1]], _template("gallery.html"))
+
+
+def embeddable_json(value: Any) -> str:
+    """ASCII JSON that cannot end the script element it stands in, nor begin a comment there."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _shown(record: Record) -> dict[str, Any]:
+    """A record, flat, reduced to what the page shows."""
+    flat = dict(record)
+    flat["model"], flat["model_digest"] = record["model"]["name"], record["model"]["digest"]
+    render_s = record.get("timings_s", {}).get("render")
+    if render_s is not None:
+        flat["render_s"] = round(render_s, 2)
+    if record["seed"] >= _EXACT_IN_BROWSERS:
+        flat["seed"] = str(record["seed"])
+    return {key: flat[key] for key in LABELS if key in flat}
+
+
+def _split(
+    images: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is the same in all images, said once, and what is left of each."""
+    if not images:
+        return {}, []
+    common = {
+        key: value
+        for key, value in images[0].items()
+        if all(key in image and image[key] == value for image in images)
+    }
+    return common, [{k: v for k, v in image.items() if k not in common} for image in images]
+
+
+def _template(name: str) -> str:
+    return files("jobs.report").joinpath(name).read_text("utf-8")
+
+
+def _source_hash(source: str) -> str:
+    """An inline element's content as a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

@@ -1,0 +1,93 @@
+"""Contact sheets: a hundred pictures at a glance, in one JPEG that any viewer opens."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from jobs.errors import NotFoundError
+from jobs.records import Record
+from jobs.storage import JobKeys, Store
+
+SHEET_SIZE = 100
+"""Most pictures on one sheet."""
+
+SHEET_LIMIT = 10
+"""Most sheets of one job: beyond a thousand pictures nobody looks at sheets."""
+
+# Pixels.
+CELL = 192
+GAP = 12
+CAPTION = 22
+FONT = 13
+
+BACKGROUND = (246, 246, 244)
+EMPTY = (228, 228, 225)
+INK = (82, 82, 78)
+QUALITY = 88
+
+
+def contact_sheet(store: Store, keys: JobKeys, records: Sequence[Record]) -> bytes:
+    """A JPEG of the images of `records`, each above its index and seed; at least one record.
+
+    An image that is missing or damaged leaves its place empty and says so.
+    """
+    columns = columns_of(records)
+    rows = math.ceil(len(records) / columns)
+    height = _cell_height(records)
+    sheet = Image.new(
+        "RGB",
+        (GAP + columns * (CELL + GAP), GAP + rows * (height + CAPTION + GAP)),
+        BACKGROUND,
+    )
+    pen = ImageDraw.Draw(sheet)
+    for place, record in enumerate(records):
+        x = GAP + place % columns * (CELL + GAP)
+        y = GAP + place // columns * (height + CAPTION + GAP)
+        picture = _thumbnail(store, keys(record["path"]), height)
+        caption = f"{record['index']}  ·  seed {record['seed']}"
+        if picture is None:
+            pen.rectangle((x, y, x + CELL - 1, y + height - 1), fill=EMPTY)
+            caption += "  ·  missing"
+        else:
+            sheet.paste(picture, (x + (CELL - picture.width) // 2, y + height - picture.height))
+        _write(pen, caption, (x + CELL / 2, y + height + CAPTION / 2))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
+def _write(pen: ImageDraw.ImageDraw, text: str, centre: tuple[float, float]) -> None:
+    """One line, set smaller where it is wider than a cell: seeds have up to 20 digits."""
+    font = ImageFont.load_default(FONT)
+    width = font.getlength(text)
+    if width > CELL:
+        font = ImageFont.load_default(FONT * CELL / width)
+    pen.text(centre, text, INK, font, anchor="mm")
+
+
+def columns_of(records: Sequence[Record]) -> int:
+    """Columns of a sheet: about as wide as high, and no last row with a single picture in it."""
+    count = len(records)
+    square = math.ceil(math.sqrt(count))
+    choices = [n for n in (square, square + 1) if n <= count and count % n != 1]
+    return choices[0] if choices else square
+
+
+def _cell_height(records: Sequence[Record]) -> int:
+    """Pixels for a picture: as high as the highest of them needs, at most twice the width."""
+    tallest = max(record["height"] / record["width"] for record in records)
+    return max(CELL // 4, min(2 * CELL, round(CELL * tallest)))
+
+
+def _thumbnail(store: Store, key: str, height: int) -> Image.Image | None:
+    """The image within (CELL, height); None where there is none to read."""
+    try:
+        with Image.open(io.BytesIO(store.get(key))) as image:
+            image.draft("RGB", (CELL, height))  # a JPEG is decoded at a fraction of its size
+            return ImageOps.contain(image.convert("RGB"), (CELL, height), Image.Resampling.LANCZOS)
+    except (NotFoundError, OSError, SyntaxError):
+        return None

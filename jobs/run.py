@@ -1,0 +1,135 @@
+"""`sdbatch run`: a job in this process, on this machine, with no service.
+
+What the command line and the settings mean is decided here; `worker.local` does the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from jobs.console import Terminal
+from jobs.errors import InputError
+from jobs.manifest import Manifest
+from jobs.plan import summarize
+from jobs.progress import RunProgress, duration
+from jobs.settings import ModelSource, Settings
+from jobs.storage import open_store
+
+if TYPE_CHECKING:
+    from worker.local import RunSummary
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `sdbatch run` was given on its command line; None where the settings decide."""
+
+    store: str | None = None
+    model: str | None = None
+    vae: str | None = None
+    config: Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+    job: str | None = None
+    force: bool = False
+
+
+def model_source(model: str, settings: Settings) -> tuple[str, ModelSource]:
+    """Name and source of what `--model` gives: a name of the model list, or a checkpoint itself."""
+    if model == "demo" or model in settings.models:
+        return model, settings.model(model)
+    if model.startswith("hf:"):
+        return model.removeprefix("hf:").partition("@")[0].rpartition("/")[2], ModelSource(model)
+    if Path(model).exists() or Path(model).suffix or len(Path(model).parts) > 1:
+        return Path(model).stem, ModelSource(model)
+    return model, settings.model(model)  # which says what names there are
+
+
+def run(
+    manifest: Manifest, options: RunOptions, settings: Settings, terminal: Terminal
+) -> RunSummary:
+    """Renders what is missing of a job. Raises the errors of `jobs.errors`."""
+    try:
+        from worker.local import ModelChoice, run_job
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"rendering needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
+        ) from None
+    if options.model is not None:
+        name, source = model_source(options.model, settings)
+    else:
+        name, source = manifest.model, settings.model(manifest.model)
+    choice = ModelChoice(
+        name=name,
+        source=source.source,
+        digest=source.digest,
+        config=options.config,
+        vae=options.vae,
+        device=options.device or settings.device,
+        dtype=options.dtype or settings.dtype,
+    )
+    store = open_store(options.store or manifest.output.store or settings.store)
+    plan = summarize(manifest.tasks())
+    console = terminal.err
+
+    @contextlib.contextmanager
+    def status(text: str) -> Iterator[None]:
+        with console.status(text) if console.is_terminal else contextlib.nullcontext():
+            yield
+
+    with stopping_on_signals(terminal) as stop:
+        return run_job(
+            manifest,
+            choice,
+            store,
+            job=options.job,
+            force=options.force,
+            observe=lambda: RunProgress(plan.images, plan.evaluations, console),
+            status=status,
+            stop=stop,
+        )
+
+
+@contextlib.contextmanager
+def stopping_on_signals(terminal: Terminal) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        terminal.err.print("stopping after this step; Ctrl-C again ends at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    previous = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def summary_lines(summary: RunSummary) -> Iterator[str]:
+    """The end of a run, for people."""
+    done = f"{summary.rendered:,} of {summary.images:,} images rendered in "
+    done += duration(summary.render_s)
+    if summary.rendered:
+        done += f" ({summary.rendered / summary.render_s:.2f} images/s)"
+    if summary.reused:
+        done += f", {summary.reused:,} were there already"
+    yield done
+    if summary.failed:
+        yield f"{summary.failed:,} failed: see failures.jsonl; run again to retry them"
+    yield f"pictures  {summary.url}/images"
+    yield f"gallery   {summary.url}/index.html"

@@ -1,0 +1,134 @@
+"""Settings from the environment. Nothing else reads it.
+
+SDBATCH_MODELS   a YAML or JSON file: {name: source} or {name: {source: …, digest: …}}
+SDBATCH_STORE    where jobs are written unless a manifest or --store says so; default out
+SDBATCH_DEVICE   auto (default), cpu, cuda, cuda:<number> or mps
+SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
+SDBATCH_DEBUG    1 shows the traceback of an unexpected error
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
+
+from jobs.errors import InputError
+from jobs.explain import NodePlace, plain
+from jobs.inputs import read_file, reason
+from jobs.problems import ProblemList, found, one_of, quote, suggest
+from jobs.yaml_reader import YamlFile
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+_MAX_LIST_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is, as `sd_core.load_model` takes it, and its digest if it is pinned.
+
+    digest: sha256 of the weights, 64 hex digits.
+    """
+
+    source: str
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment configures; every field has a default."""
+
+    models: Mapping[str, ModelSource] = field(default_factory=dict)
+    store: str = "out"
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Raises `InputError` that names the variable and what is allowed. Empty means not set."""
+        values = {name: value for name, value in environ.items() if value}
+        device = values.get("SDBATCH_DEVICE", cls.device)
+        if not _DEVICE.fullmatch(device):
+            expected = "auto, cpu, cuda, cuda:<number> or mps"
+            raise InputError(f"SDBATCH_DEVICE: found {quote(device)}, expected {expected}")
+        dtype = values.get("SDBATCH_DTYPE", cls.dtype)
+        if dtype not in DTYPES:
+            raise InputError(f"SDBATCH_DTYPE: found {quote(dtype)}, expected {one_of(DTYPES)}")
+        models = values.get("SDBATCH_MODELS")
+        return cls(
+            models={} if models is None else load_models(Path(models)),
+            store=values.get("SDBATCH_STORE", cls.store),
+            device=device,
+            dtype=dtype,
+        )
+
+    def model(self, name: str) -> ModelSource:
+        """The source of a model that a manifest names. Raises `InputError`."""
+        if name in self.models:
+            return self.models[name]
+        if name == "demo":
+            return ModelSource("demo")
+        close = suggest(name, self.models)
+        known = ", ".join(["demo", *self.models])
+        hint = f"did you mean '{close}'?" if close else f"known are {known}"
+        raise InputError(
+            f"model {quote(name)} is not in the model list; {hint} (SDBATCH_MODELS names the list; "
+            "--model gives a checkpoint for one run)"
+        )
+
+
+def debugging(environ: Mapping[str, str]) -> bool:
+    """Whether unexpected errors show their traceback. Never fails: it is asked after a failure."""
+    return environ.get("SDBATCH_DEBUG", "0") not in ("", "0")
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Pinned(TypedDict, total=False):
+    source: Required[Annotated[str, Field(min_length=1)]]
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+_SOURCE: TypeAdapter[Any] = TypeAdapter(Annotated[str, Field(min_length=1)] | _Pinned)
+
+
+def load_models(path: Path) -> dict[str, ModelSource]:
+    """A model list, YAML or JSON. Paths in it are relative to it.
+
+    Raises `InputError`, for mistakes in the file as `ManifestError` with their places.
+    """
+    try:
+        source = read_file(path, _MAX_LIST_BYTES)
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise InputError(f"SDBATCH_MODELS: {path} cannot be read: {why}") from None
+    problems = ProblemList()
+    top, _ = YamlFile(source, str(path), problems).mapping()
+    models = {}
+    for name, given in plain(top).items():
+        try:
+            value = _SOURCE.validate_python(given)
+        except ValidationError:
+            message = (
+                f"found {found(given)}, expected a source (demo, a checkpoint, a diffusers folder, "
+                "hf:owner/name) or {source: …, digest: 64 hex digits}"
+            )
+            problems.at(NodePlace(str(path), "", top), (name,), message)
+            continue
+        pinned = {"source": value} if isinstance(value, str) else value
+        models[name] = ModelSource(_located(pinned["source"], path.parent), pinned.get("digest"))
+    problems.raise_if_any()
+    return models
+
+
+def _located(source: str, folder: Path) -> str:
+    """A path relative to the list, or a source that is no path."""
+    if source == "demo" or source.startswith("hf:"):
+        return source
+    return str(folder / source)

@@ -1,0 +1,107 @@
+"""A task: everything needed to render one image, and the digest that names the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from sd_core.spec import Sampling
+
+IMAGE_FORMATS = ("png", "jpeg", "webp")
+"""What a picture can be written as; the first is the default."""
+
+# Made once: `json.dumps` with these arguments would make an encoder at every call.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One image of a job, resolved: nothing is left to defaults.
+
+    index: place in the plan, from 0.
+    name: of the image, relative to the job's `images/`, without digest and extension.
+    init_image, mask: file names under the job's `inputs/`, `<sha256 of the bytes>.<png|jpg|webp>`.
+    format: one of `IMAGE_FORMATS`.
+    """
+
+    index: int
+    name: str
+    prompt: str
+    negative: str
+    sampling: Sampling
+    init_image: str | None = None
+    mask: str | None = None
+    format: str = IMAGE_FORMATS[0]
+
+    def canonical(self) -> dict[str, Any]:
+        """All that determines the pixels and the format, and nothing else (not index nor name)."""
+        sampling = self.sampling
+        values: dict[str, Any] = {
+            "prompt": self.prompt,
+            "negative": self.negative,
+            "sampler": sampling.sampler,
+            "steps": sampling.steps,
+            "guidance": sampling.guidance,
+            "width": sampling.width,
+            "height": sampling.height,
+            "seed": sampling.seed,
+            "eta": sampling.eta,
+            "karras": sampling.karras,
+            "format": self.format,
+        }
+        if self.init_image is not None:
+            values["init_image"] = self.init_image
+            values["strength"] = sampling.strength
+        if self.mask is not None:
+            values["mask"] = self.mask
+        return values
+
+    def canonical_json(self) -> str:
+        """`canonical` as text: compact, keys sorted, ASCII; equal for equal pictures."""
+        return _encode(self.canonical())
+
+    def to_json(self) -> dict[str, Any]:
+        """Every parameter, explicit, as JSON values: a line of the plan."""
+        values = self.canonical()
+        values["index"] = self.index
+        values["name"] = self.name
+        values["init_image"] = self.init_image
+        values["strength"] = None if self.init_image is None else self.sampling.strength
+        values["mask"] = self.mask
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Task:
+        """The inverse of `to_json`. Raises `KeyError`, `TypeError` or `ValueError`."""
+        strength = values["strength"]
+        return cls(
+            index=values["index"],
+            name=values["name"],
+            prompt=values["prompt"],
+            negative=values["negative"],
+            sampling=Sampling(
+                sampler=values["sampler"],
+                steps=values["steps"],
+                guidance=values["guidance"],
+                width=values["width"],
+                height=values["height"],
+                seed=values["seed"],
+                strength=Sampling.strength if strength is None else strength,
+                eta=values["eta"],
+                karras=values["karras"],
+            ),
+            init_image=values["init_image"],
+            mask=values["mask"],
+            format=values["format"],
+        )
+
+
+def spec_digest(task: Task, model_digest: str) -> str:
+    """64 hex digits that name the picture: sha256 of the canonical task and the model's digest."""
+    digest = sha256(task.canonical_json().encode("ascii"))
+    digest.update(b"\n")
+    digest.update(model_digest.encode())
+    return digest.hexdigest()

@@ -1,0 +1,238 @@
+"""The latent diffusion model: text encoder, UNet and autoencoder, and how to load one.
+
+All tensors in and out are float32, whatever type the weights are in: the mathematics of sampling
+runs in float32, and one rule is easier to keep than one for each method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sd_core.device import resolve_device, resolve_dtype
+from sd_core.noise import draw_noise
+from sd_core.spec import LATENT_FACTOR, ModelSpec
+from sd_core.text import TextEncoder
+from sd_core.tokenizer import MAX_TOKENS, tokenize
+from sd_core.unet import UNet
+from sd_core.vae import AutoencoderKL
+from sd_core.weights.assemble import assemble
+from sd_core.weights.errors import CheckpointError
+from sd_core.weights.open import open_checkpoint, open_vae, with_vae
+
+CLIP_VOCABULARY = 49_408
+"""Entries of the vocabulary that prompts are tokenized with."""
+
+MAX_DEPTH = 100
+"""Layers of one kind in a row; v1 has 12. A damaged configuration must not build for hours."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model came from, for the records of its images.
+
+    source: as given to `load_model`. format: safetensors, ckpt or diffusers. revision: the hub's
+    commit, where it came from there. vae, vae_revision: the same of a replaced autoencoder.
+    digest: sha256 in hex over sizes and weights, the same for every container of these weights.
+    """
+
+    source: str
+    format: str
+    digest: str
+    revision: str | None = None
+    vae: str | None = None
+    vae_revision: str | None = None
+
+
+class LatentDiffusion(nn.Module):
+    """A Stable Diffusion v1 model. Its methods track no gradients.
+
+    Every method takes tensors on any device, of any floating point type, and returns float32 on
+    the model's device. A wrong shape is a `ValueError` naming it and the expected one.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.text = TextEncoder(spec.text)
+        self.unet = UNet(spec.unet)
+        self.vae = AutoencoderKL(spec.vae)
+        self.provenance: Provenance | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and everything computed inside."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def digest(self) -> str:
+        """See `Provenance`; empty for a model that was not loaded."""
+        return "" if self.provenance is None else self.provenance.digest
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """(B, 77) int64 token ids on the CPU; longer prompts are cut, shorter padded."""
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts is the string {prompts!r}; expected a list of strings")
+        return torch.tensor(tokenize(list(prompts)), dtype=torch.int64).reshape(-1, MAX_TOKENS)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> (B, 77, context_dim) text states."""
+        return self.encode_tokens(self.tokenize(prompts))
+
+    def encode_tokens(self, ids: Tensor) -> Tensor:
+        """ids: (B, 77) int64 -> (B, 77, context_dim) text states, after the final layer norm."""
+        _check("ids", ids, (None, MAX_TOKENS))
+        with torch.inference_mode():
+            states = self.text(ids.to(self.device))
+        return _plain(states)
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """The noise that the UNet predicts in latents.
+
+        latents: (B, 4, h, w). timesteps: (B,) within 0 to 999, fractional allowed. context:
+        (B, 77, context_dim), of `encode_prompt`. Returns (B, 4, h, w).
+        """
+        spec = self.spec.unet
+        _check("latents", latents, (None, spec.in_channels, None, None))
+        rows = latents.shape[0]
+        _check("timesteps", timesteps, (rows,))
+        _check("context", context, (rows, None, spec.context_dim))
+        with torch.inference_mode():
+            # Timesteps stay float32: bfloat16 cannot tell 997 from 999.
+            eps = self.unet(
+                latents.to(self.device, self.dtype),
+                timesteps.to(self.device, torch.float32),
+                context.to(self.device, self.dtype),
+            )
+        return _plain(eps)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents: (B, 4, h, w), scaled as the UNet sees them -> (B, 3, 8h, 8w) in [-1, 1]."""
+        spec = self.spec.vae
+        _check("latents", latents, (None, spec.latent_channels, None, None))
+        with torch.inference_mode():
+            # Divided in float32, so that the latents are rounded to the model's type only once.
+            unscaled = latents.to(self.device, torch.float32) / spec.scale_factor
+            images = self.vae.decode(unscaled.to(self.dtype)).float().clamp(-1.0, 1.0)
+        return _plain(images)
+
+    def encode_image(
+        self, images: Tensor, generators: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """Images to latents, times the scale factor.
+
+        images: (B, 3, 8h, 8w) in [-1, 1]. generators: one CPU generator an image, from which a
+        sample of the posterior is drawn as diffusers draws it; without them, its mean.
+        Returns (B, 4, h, w).
+        """
+        _check("images", images, (None, 3, None, None))
+        height, width = images.shape[-2:]
+        if height % LATENT_FACTOR or width % LATENT_FACTOR:
+            raise ValueError(
+                f"images are {width}x{height} pixels; expected multiples of {LATENT_FACTOR}"
+            )
+        if generators is not None and len(generators) != len(images):
+            raise ValueError(
+                f"{len(generators)} generators for {len(images)} images; expected one an image"
+            )
+        with torch.inference_mode():
+            mean, deviation = self.vae.moments(images.to(self.device, self.dtype))
+            latents = mean.float()
+            if generators is not None:
+                shape = tuple(latents.shape[1:])
+                noise = torch.stack([draw_noise(generator, shape) for generator in generators])
+                latents = latents + deviation.float() * noise.to(self.device)
+            latents = latents * self.spec.vae.scale_factor
+        return _plain(latents)
+
+
+def _plain(result: Tensor) -> Tensor:
+    """A float32 copy made outside inference mode, so that callers may change it in place."""
+    return result.to(torch.float32, copy=True)
+
+
+def _check(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
+    shape = tuple(tensor.shape)
+    if len(shape) != len(expected) or any(
+        want is not None and have != want for have, want in zip(shape, expected, strict=True)
+    ):
+        wanted = ", ".join("any" if n is None else str(n) for n in expected)
+        raise ValueError(f"{name} have shape {shape}; expected ({wanted})")
+
+
+def load_model(
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    config: str | Path | None = None,
+    vae: str | Path | None = None,
+) -> LatentDiffusion:
+    """Loads a Stable Diffusion v1 model, ready for inference.
+
+    source: "demo"; a CompVis single file (`.ckpt` or `.safetensors`); a diffusers folder; or
+        `hf:owner/name[@revision]`, a model in the diffusers format on the hub.
+    device: "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one.
+    dtype: "float32", "bfloat16", "float16"; "auto" is float16 on a GPU, and on a CPU bfloat16 where
+        that is native, else float32.
+    config: an original `v1-inference.yaml` for a single file. Without it sizes are read off the
+        weights' shapes.
+    vae: another autoencoder to use instead: a file, a folder or `hf:owner/name[@revision]`.
+
+    Raises `CheckpointError`, a `ValueError`, saying what is wrong with a source, and `ValueError`
+    for a device or type that is unknown or not here.
+    """
+    target = resolve_device(device)
+    number_type = resolve_dtype(dtype, target)
+    checkpoint = open_checkpoint(source, None if config is None else Path(config))
+    vae_revision = None
+    if vae is not None:
+        replacement, vae_revision = open_vae(vae)
+        checkpoint = with_vae(checkpoint, replacement)
+    model = _empty_model(checkpoint.spec, str(source))
+    modules = {"text": model.text, "unet": model.unet, "vae": model.vae}
+    digest = assemble(modules, checkpoint, device=target, dtype=number_type)
+    _fill_position_ids(model.text, target)
+    model.provenance = Provenance(
+        source=str(source),
+        format=checkpoint.format,
+        digest=digest,
+        revision=checkpoint.revision,
+        vae=None if vae is None else str(vae),
+        vae_revision=vae_revision,
+    )
+    return model.requires_grad_(False).eval()
+
+
+def _empty_model(spec: ModelSpec, source: str) -> LatentDiffusion:
+    """The model without memory for its weights. Sizes that do not fit our tokenizer are refused."""
+    text = spec.text
+    depth = max(text.layers, spec.unet.num_res_blocks, spec.vae.num_res_blocks)
+    if not 0 < depth <= MAX_DEPTH:
+        raise CheckpointError(
+            f"{source}: {depth} layers in a row are not a v1 model's; expected 1 to {MAX_DEPTH}"
+        )
+    if text.length != MAX_TOKENS or text.vocab_size < CLIP_VOCABULARY:
+        raise CheckpointError(
+            f"{source}: its text encoder takes {text.length} tokens of a vocabulary of "
+            f"{text.vocab_size}; expected CLIP's {MAX_TOKENS} tokens of {CLIP_VOCABULARY}"
+        )
+    try:
+        with torch.device("meta"):
+            return LatentDiffusion(spec)
+    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{source}: no model can have these sizes: {error}") from None
+
+
+def _fill_position_ids(text: TextEncoder, device: torch.device) -> None:
+    """transformers keeps 0 … 76 in a buffer that is in no state dict, so it is still on `meta`."""
+    position_ids = torch.arange(text.spec.length, device=device)[None]
+    text.transformer.embeddings.register_buffer("position_ids", position_ids, persistent=False)

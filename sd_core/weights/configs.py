@@ -1,0 +1,242 @@
+"""A model's sizes from the configuration files that come with it.
+
+What a configuration asks for and v1 does not have is an error: such a model would load and draw
+wrong pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sd_core.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
+from sd_core.spec import LATENT_FACTOR, ModelSpec, TextSpec, UNetSpec, VAESpec
+from sd_core.weights.errors import CheckpointError
+from sd_core.weights.identify import foreign_unet
+
+MAX_CONFIG_BYTES = 1_000_000
+NATIVE_LATENT = 64  # latent pixels along a side of v1's 512x512 training images
+
+Config = Mapping[str, Any]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(
+                f"{path}: larger than {MAX_CONFIG_BYTES} bytes; expected a config"
+            )
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected a model configuration") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as text: {error}") from None
+
+
+def read_json(path: Path) -> Config:
+    """A JSON object. Raises `CheckpointError`."""
+    try:
+        values = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, it is a {type(values).__name__}")
+    return values
+
+
+def _require(path: Path, config: Config, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Every setting that is there has one of the values that v1 has."""
+    for key, values in allowed.items():
+        if key in config and config[key] not in values:
+            raise CheckpointError(
+                f"{path}: {key} is {config[key]!r}; expected {values[0]!r}, as in "
+                "Stable Diffusion v1"
+            )
+
+
+def compvis_spec(path: Path, text: TextSpec) -> ModelSpec:
+    """Sizes from an original `v1-inference.yaml`, which leaves the text encoder's to be given."""
+    try:
+        params = yaml.safe_load(_read_text(path))["model"]["params"]
+        unet = params["unet_config"]["params"]
+        first_stage = params["first_stage_config"]["params"]
+        dd = first_stage["ddconfig"]
+        heads = unet.get("num_heads", -1)
+        levels = [2**level for level in range(len(unet["channel_mult"]))]
+        _require(path, params, _SCHEDULE_COMPVIS)
+        _require(path, unet, {"transformer_depth": (1,), "use_linear_in_transformer": (False,)})
+        if heads == -1:
+            raise CheckpointError(
+                f"{path}: its UNet counts channels per head (num_head_channels), as "
+                "Stable Diffusion 2 does; expected num_heads"
+            )
+        return ModelSpec(
+            unet=UNetSpec(
+                in_channels=unet["in_channels"],
+                out_channels=unet["out_channels"],
+                channels=unet["model_channels"],
+                channel_mult=tuple(unet["channel_mult"]),
+                num_res_blocks=unet["num_res_blocks"],
+                attention_levels=tuple(ds in unet["attention_resolutions"] for ds in levels),
+                num_heads=heads,
+                context_dim=unet["context_dim"],
+            ),
+            vae=VAESpec(
+                channels=dd["ch"],
+                channel_mult=tuple(dd["ch_mult"]),
+                num_res_blocks=dd["num_res_blocks"],
+                latent_channels=first_stage["embed_dim"],
+                scale_factor=float(params.get("scale_factor", 1.0)),  # 1.0 is the code's default
+            ),
+            text=text,
+            native_size=params.get("image_size", NATIVE_LATENT) * LATENT_FACTOR,
+        )
+    except CheckpointError:
+        raise
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path}: not valid YAML: {error}") from None
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: it has no {error}; expected an original v1-inference.yaml"
+        ) from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a v1 model's configuration: {error}") from None
+
+
+_SCHEDULE_COMPVIS: Mapping[str, tuple[Any, ...]] = {
+    "parameterization": ("eps",),
+    "timesteps": (TRAIN_TIMESTEPS,),
+    "linear_start": (BETA_START,),
+    "linear_end": (BETA_END,),
+}
+
+_SCHEDULE_DIFFUSERS: Mapping[str, tuple[Any, ...]] = {
+    "prediction_type": ("epsilon",),
+    "beta_schedule": ("scaled_linear",),
+    "beta_start": (BETA_START,),
+    "beta_end": (BETA_END,),
+    "num_train_timesteps": (TRAIN_TIMESTEPS,),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False, None),
+}
+
+
+def check_scheduler(path: Path) -> None:
+    """A diffusers `scheduler_config.json` describes v1's noise schedule and noise prediction."""
+    _require(path, read_json(path), _SCHEDULE_DIFFUSERS)
+
+
+def diffusers_unet(path: Path) -> tuple[UNetSpec, int]:
+    """(sizes, native image side in pixels) from `unet/config.json`."""
+    config = read_json(path)
+    try:
+        seems = foreign_unet(config.get("in_channels"), config.get("cross_attention_dim"))
+        if seems is not None:
+            raise CheckpointError(
+                f"{path}: it seems to be {seems}; expected a Stable Diffusion v1 model"
+            )
+        _require(path, config, _UNET_AS_V1)
+        down = config["down_block_types"]
+        attends = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+        spec = UNetSpec(
+            in_channels=config.get("in_channels", 4),
+            out_channels=config.get("out_channels", 4),
+            channels=config["block_out_channels"][0],
+            channel_mult=_multipliers(config["block_out_channels"]),
+            num_res_blocks=config.get("layers_per_block", 2),
+            attention_levels=tuple(attends[kind] for kind in down),
+            num_heads=_heads(config),
+            context_dim=config["cross_attention_dim"],
+            norm_groups=config.get("norm_num_groups", 32),
+        )
+        side = config.get("sample_size")
+        return spec, (NATIVE_LATENT if side is None else int(side)) * LATENT_FACTOR
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: not the UNet of a v1 model: {error}") from None
+
+
+_UNET_AS_V1: Mapping[str, tuple[Any, ...]] = {
+    "use_linear_projection": (False, None),
+    "transformer_layers_per_block": (1, [1, 1, 1, 1]),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "addition_embed_type": (None,),
+    "encoder_hid_dim": (None,),
+    "time_cond_proj_dim": (None,),
+    "dual_cross_attention": (False, None),
+    "only_cross_attention": (False, None),
+    "resnet_time_scale_shift": ("default",),
+    "act_fn": ("silu", "swish"),
+    "freq_shift": (0,),
+    "flip_sin_to_cos": (True,),
+    "center_input_sample": (False,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+}
+
+
+def _heads(config: Config) -> int:
+    """diffusers' `attention_head_dim` is the number of heads in v1's configurations."""
+    heads = config.get("num_attention_heads")
+    heads = config.get("attention_head_dim", 8) if heads is None else heads
+    counts = set(heads) if isinstance(heads, list) else {heads}
+    if len(counts) != 1:
+        raise ValueError(f"its levels have {heads} attention heads; expected one number for all")
+    return counts.pop()
+
+
+def _multipliers(widths: list[int]) -> tuple[int, ...]:
+    if any(width % widths[0] for width in widths):
+        raise ValueError(f"block_out_channels {widths} are no multiples of the first")
+    return tuple(width // widths[0] for width in widths)
+
+
+def diffusers_vae(path: Path) -> VAESpec:
+    """Sizes from `vae/config.json`; old ones leave the scale factor out, v1's is meant."""
+    config = read_json(path)
+    _require(
+        path,
+        config,
+        {
+            "act_fn": ("silu", "swish"),
+            "shift_factor": (None,),
+            "latents_mean": (None,),
+            "use_quant_conv": (True,),
+            "use_post_quant_conv": (True,),
+            "mid_block_add_attention": (True,),
+        },
+    )
+    try:
+        return VAESpec(
+            channels=config["block_out_channels"][0],
+            channel_mult=_multipliers(config["block_out_channels"]),
+            num_res_blocks=config.get("layers_per_block", 2),
+            latent_channels=config.get("latent_channels", 4),
+            norm_groups=config.get("norm_num_groups", 32),
+            scale_factor=config.get("scaling_factor", VAESpec().scale_factor),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: not the autoencoder of a v1 model: {error}") from None
+
+
+def diffusers_text(path: Path) -> TextSpec:
+    """Sizes from `text_encoder/config.json`."""
+    config = read_json(path)
+    config = config.get("text_config", config)
+    try:
+        return TextSpec(
+            width=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            mlp_width=config["intermediate_size"],
+            vocab_size=config.get("vocab_size", TextSpec().vocab_size),
+            length=config.get("max_position_embeddings", TextSpec().length),
+            activation=config.get("hidden_act", TextSpec().activation),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a CLIP text encoder: no {error}") from None

@@ -1,0 +1,149 @@
+"""diffusers folders: `model_index.json`, and a folder of config and weights a component."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from sd_core.spec import ModelSpec
+from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
+from sd_core.weights.configs import (
+    check_scheduler,
+    diffusers_text,
+    diffusers_unet,
+    diffusers_vae,
+    read_json,
+)
+from sd_core.weights.errors import CheckpointError
+from sd_core.weights.identify import PIPELINES
+from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
+from sd_core.weights.single_file import read_weights
+from sd_core.weights.stored import StoredTensor
+
+INDEX = "model_index.json"
+FOLDERS = {"text": "text_encoder", "unet": "unet", "vae": "vae"}
+SCHEDULER = "scheduler/scheduler_config.json"
+
+_STEMS = {
+    "text": ("model", "pytorch_model"),
+    "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+}
+
+
+def weight_candidates(component: str) -> tuple[str, ...]:
+    """File names that a component's weights may have, the preferred one first.
+
+    Full precision comes before the fp16 variant, so that a folder has one digest whatever type
+    the model is run in; safetensors before pickles.
+    """
+    safe, pickled = _STEMS[component]
+    return (
+        f"{safe}.safetensors",
+        f"{safe}.safetensors.index.json",
+        f"{pickled}.bin",
+        f"{pickled}.bin.index.json",
+        f"{safe}.fp16.safetensors",
+        f"{safe}.safetensors.index.fp16.json",
+        f"{pickled}.fp16.bin",
+        f"{pickled}.bin.index.fp16.json",
+    )
+
+
+def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
+    """A whole model. revision: kept in the result. Raises `CheckpointError`."""
+    index_path = folder / INDEX
+    if not index_path.is_file():
+        raise CheckpointError(f"{folder}: {_what_folder_seems(folder)}; expected {INDEX} in it")
+    index = read_json(index_path)
+    pipeline = str(index.get("_class_name", ""))
+    seems = next((name for start, name in PIPELINES.items() if pipeline.startswith(start)), None)
+    absent = [name for name in FOLDERS.values() if not isinstance(index.get(name), list)]
+    if seems is not None or absent:
+        seems = seems or f"a {pipeline or 'pipeline'} without {', '.join(absent)}"
+        raise CheckpointError(
+            f"{folder}: it seems to be {seems}; expected a Stable Diffusion v1 pipeline"
+        )
+    unet, native_size = diffusers_unet(folder / "unet" / "config.json")
+    vae = diffusers_vae(folder / "vae" / "config.json")
+    text = diffusers_text(folder / "text_encoder" / "config.json")
+    if (folder / SCHEDULER).is_file():
+        check_scheduler(folder / SCHEDULER)
+    try:
+        spec = ModelSpec(unet=unet, vae=vae, text=text, native_size=native_size)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: its components do not go together: {error}") from None
+
+    def part(component: str, names: Callable[[str], tuple[str, ...]]) -> Part:
+        name = FOLDERS[component]
+        return Part(_component_weights(folder / name, component), names, where=f"{name}: ")
+
+    return Checkpoint(
+        path=str(folder),
+        format="diffusers",
+        spec=spec,
+        parts={
+            "text": part("text", clip_names),
+            "unet": part("unet", lambda n: (diffusers_unet_name(n, unet.num_res_blocks),)),
+            "vae": part("vae", lambda n: diffusers_vae_names(n, len(vae.channel_mult))),
+        },
+        revision=revision,
+    )
+
+
+def open_vae_folder(folder: Path) -> VAECheckpoint:
+    """An autoencoder's own folder, or the one inside a pipeline's. Raises `CheckpointError`."""
+    if (folder / INDEX).is_file():
+        folder = folder / "vae"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: {_what_folder_seems(folder)}; expected an autoencoder's config.json in it"
+        )
+    spec = diffusers_vae(folder / "config.json")
+    stored = _component_weights(folder, "vae")
+    levels = len(spec.channel_mult)
+    return VAECheckpoint(spec, Part(stored, lambda n: diffusers_vae_names(n, levels)), True)
+
+
+def _component_weights(folder: Path, component: str) -> dict[str, StoredTensor]:
+    names = _file_names(folder)
+    chosen = next((name for name in weight_candidates(component) if name in names), None)
+    if chosen is None:
+        expected = ", ".join(weight_candidates(component)[:3])
+        raise CheckpointError(f"{folder}: no weights in it; expected {expected} or an fp16 variant")
+    if not chosen.endswith(".json"):
+        return dict(read_weights(folder / chosen).tensors)
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards(folder / chosen):
+        tensors.update(read_weights(folder / shard).tensors)
+    return tensors
+
+
+def shards(index: Path) -> list[str]:
+    """Names of the files that a sharded component's index lists, which lie beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: it has no weight_map from weights to files")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if PurePosixPath(name).name != name:
+            raise CheckpointError(
+                f"{index}: it refers to {name!r}; expected files in its own folder"
+            )
+    return names
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+def _what_folder_seems(folder: Path) -> str:
+    names = _file_names(folder)
+    files = [name for name in names if name.endswith((".safetensors", ".ckpt"))]
+    if "config.json" in names:
+        return "it seems to be one component of a model, not the whole"
+    if files:
+        return (
+            f"no diffusers folder, but it holds {', '.join(files[:4])}, which can be loaded itself"
+        )
+    return "no diffusers folder"

@@ -1,0 +1,157 @@
+"""CompVis single files: `.ckpt` (a Lightning pickle) and `.safetensors`, told apart by content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd_core.spec import ModelSpec
+from sd_core.weights import sizes
+from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
+from sd_core.weights.configs import compvis_spec
+from sd_core.weights.errors import CheckpointError
+from sd_core.weights.identify import foreign_model, foreign_vae, what_bytes_seem
+from sd_core.weights.key_map import clip_names, diffusers_vae_names
+from sd_core.weights.safetensors_file import looks_like_safetensors, read_safetensors
+from sd_core.weights.sizes import UnknownSizeError
+from sd_core.weights.stored import MappedFile, StoredTensor
+from sd_core.weights.torch_zip import looks_like_torch_zip, read_torch_zip
+
+SPEC_KEY = "sdbatch.spec"
+"""Where our own files keep their sizes as JSON: what shapes do not tell need not be assumed."""
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+TEXT_PREFIX = "cond_stage_model."
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file's tensors by name, its format, and the sizes where it carries them."""
+
+    format: str
+    tensors: Mapping[str, StoredTensor]
+    spec_json: str | None = None
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Reads either format. Raises `CheckpointError`, saying what another file seems to be."""
+    file = MappedFile(path)
+    if looks_like_safetensors(file):
+        tensors, metadata = read_safetensors(file)
+        return WeightsFile("safetensors", tensors, metadata.get(SPEC_KEY))
+    if looks_like_torch_zip(file):
+        content = read_torch_zip(file)
+        return WeightsFile("ckpt", _state_dict(path, content), _text(content.get(SPEC_KEY)))
+    raise CheckpointError(
+        f"{path}: it seems to be {what_bytes_seem(file)}; expected a CompVis .ckpt or .safetensors"
+    )
+
+
+def _state_dict(path: Path, content: dict[Any, Any]) -> dict[str, StoredTensor]:
+    """The weights of an unpickled file, with or without Lightning's wrapper around them."""
+    inner = content.get("state_dict", content)
+    if isinstance(inner, dict):
+        tensors = {str(k): v for k, v in inner.items() if isinstance(v, StoredTensor)}
+        # A textual inversion keeps its tensor a level deeper; it is told from a model by the name.
+        for outer, nested in inner.items() if not tensors else ():
+            if isinstance(nested, dict):
+                found = {k: v for k, v in nested.items() if isinstance(v, StoredTensor)}
+                tensors |= {f"{outer}.{k}": v for k, v in found.items()}
+        if tensors:
+            return tensors
+    keys = ", ".join(str(k) for k in list(content)[:8])
+    raise CheckpointError(
+        f"{path}: it holds no weights, only: {keys}; expected a state_dict of tensors"
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def open_single_file(path: Path, config: Path | None = None) -> Checkpoint:
+    """A whole model in one file.
+
+    config: an original `v1-inference.yaml`; without it sizes come from the file's own spec, else
+    from the weights' shapes. Raises `CheckpointError`.
+    """
+    weights = read_weights(path)
+    seems = foreign_model({name: tensor.shape for name, tensor in weights.tensors.items()})
+    if seems is not None:
+        raise CheckpointError(
+            f"{path}: it seems to be {seems}; expected a whole Stable Diffusion v1 model"
+        )
+    parts = {
+        "text": _part(weights, TEXT_PREFIX, _text_names),
+        "unet": _part(weights, UNET_PREFIX, lambda name: (UNET_PREFIX + name,)),
+        "vae": _part(weights, VAE_PREFIX, lambda name: (VAE_PREFIX + name,)),
+    }
+    prefixes = (TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX)
+    spec, note = _spec(path, weights, parts, config)
+    return Checkpoint(
+        path=str(path),
+        format=weights.format,
+        spec=spec,
+        parts=parts,
+        leftovers=tuple(name for name in weights.tensors if not name.startswith(prefixes)),
+        note=note,
+    )
+
+
+def _part(weights: WeightsFile, prefix: str, names: Any) -> Part:
+    stored = {name: t for name, t in weights.tensors.items() if name.startswith(prefix)}
+    return Part(stored, names)
+
+
+def _text_names(name: str) -> tuple[str, ...]:
+    return tuple(f"{TEXT_PREFIX}transformer.{inner}" for inner in clip_names(name))
+
+
+def _spec(
+    path: Path, weights: WeightsFile, parts: Mapping[str, Part], config: Path | None
+) -> tuple[ModelSpec, str]:
+    """The sizes, and what to add to an error where they had to be assumed."""
+    try:
+        if config is None and weights.spec_json is not None:
+            return ModelSpec.from_dict(json.loads(weights.spec_json)), ""
+        text = sizes.text_sizes(parts["text"].shape_of)
+        if config is not None:
+            return compvis_spec(config, text), ""
+        unet = sizes.unet_sizes(parts["unet"].shape_of)
+        return ModelSpec(unet=unet, vae=sizes.vae_sizes(parts["vae"].shape_of), text=text), ""
+    except UnknownSizeError as error:
+        # Compared with v1's own sizes, the error that follows names all that is wrong at once.
+        return ModelSpec(), f" (v1's own sizes are assumed, as there is no sound {error})"
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: its sizes are not those of a v1 model: {error}") from None
+
+
+def open_vae_file(path: Path) -> VAECheckpoint:
+    """An autoencoder in a file: CompVis names with or without prefix, diffusers names, or the one
+    inside a whole model. Raises `CheckpointError`.
+    """
+    weights = read_weights(path)
+    names = weights.tensors.keys()
+    seems = foreign_vae({name: tensor.shape for name, tensor in weights.tensors.items()})
+    if seems is not None:
+        raise CheckpointError(f"{path}: it seems to be {seems}; expected an autoencoder (VAE)")
+    if any(name.startswith(VAE_PREFIX) for name in names):
+        part = _part(weights, VAE_PREFIX, lambda name: (VAE_PREFIX + name,))
+    elif any(name.startswith("encoder.down_blocks.") for name in names):
+        levels = len({name.split(".")[2] for name in names if name.startswith("encoder.down_b")})
+        part = Part(weights.tensors, lambda name: diffusers_vae_names(name, levels))
+    else:
+        part = Part(weights.tensors, lambda name: (name,))
+    try:
+        spec = sizes.vae_sizes(part.shape_of)
+    except UnknownSizeError as error:
+        raise CheckpointError(f"{path}: an autoencoder (VAE) without {error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not the autoencoder of a v1 model: {error}") from None
+    return VAECheckpoint(spec, part, scale_factor_known=False)

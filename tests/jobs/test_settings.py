@@ -1,0 +1,88 @@
+"""Settings from the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import ExitCode, InputError, ManifestError
+from jobs.settings import ModelSource, Settings, debugging, load_models
+from tests.jobs.manifests import write
+
+DIGEST = "ab" * 32
+
+
+def test_defaults():
+    assert Settings.from_env({}) == Settings(models={}, store="out", device="auto", dtype="auto")
+
+
+def test_values(tmp_path):
+    path = write(tmp_path, f"a: hf:owner/a\nb: {{source: b.ckpt, digest: {DIGEST}}}\n")
+    settings = Settings.from_env(
+        {
+            "SDBATCH_MODELS": str(path),
+            "SDBATCH_STORE": "jobs",
+            "SDBATCH_DEVICE": "cuda:1",
+            "SDBATCH_DTYPE": "bfloat16",
+            "OTHER": "x",
+        }
+    )
+    assert (settings.store, settings.device, settings.dtype) == ("jobs", "cuda:1", "bfloat16")
+    assert settings.model("a") == ModelSource("hf:owner/a")
+    assert settings.model("b") == ModelSource(str(tmp_path / "b.ckpt"), DIGEST)
+    assert settings.model("demo") == ModelSource("demo")
+
+
+def test_empty_is_not_set():
+    assert Settings.from_env({"SDBATCH_STORE": "", "SDBATCH_MODELS": ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("SDBATCH_DEVICE", "gpu", "found 'gpu', expected auto, cpu, cuda, cuda:<number> or mps"),
+        ("SDBATCH_DTYPE", "fp16", "found 'fp16', expected one of auto, float32, bfloat16, float16"),
+        ("SDBATCH_MODELS", "nope.yaml", "nope.yaml cannot be read: no such file or directory"),
+        ("SDBATCH_MODELS", "/dev/zero", "/dev/zero cannot be read: it is not a regular file"),
+        ("SDBATCH_MODELS", "/", "/ cannot be read: it is a folder"),
+    ],
+)
+def test_errors_name_the_variable(variable, value, expected):
+    with pytest.raises(InputError) as caught:
+        Settings.from_env({variable: value})
+    assert str(caught.value) == f"{variable}: {expected}"
+    assert caught.value.exit_code == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a: 5", ":1:4: a: found 5, expected a source"),
+        ("a:", ":1:3: a: found nothing, expected a source"),
+        ("a: x\nb: {digest: y}", ":2:4: b: found a mapping, expected a source"),
+        (f"a: {{source: x, digest: {'AB' * 32}}}", "digest: 64 hex digits"),
+        ("a: {source: x, url: y}", "a: found a mapping"),
+        ("- a", ":1:1: a list is at the top level"),
+        ("a: x\na: y", ":2:1: a: key 'a' is already there"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_mistakes_in_the_model_list(tmp_path, text, place):
+    path = write(tmp_path, text)
+    with pytest.raises(ManifestError) as caught:
+        load_models(path)
+    assert str(path) in str(caught.value)
+    assert place in str(caught.value)
+
+
+def test_unknown_model(tmp_path):
+    settings = Settings(models={"sd-v1-4": ModelSource("x")})
+    with pytest.raises(InputError, match="did you mean 'sd-v1-4'"):
+        settings.model("sd-v1-5")
+    with pytest.raises(InputError, match="known are demo, sd-v1-4"):
+        settings.model("other")
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", False), ("0", False), ("1", True)])
+def test_debugging(value, expected):
+    assert debugging({"SDBATCH_DEBUG": value}) is expected
+    assert debugging({}) is False

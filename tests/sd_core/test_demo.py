@@ -1,0 +1,139 @@
+"""The demo model draws what it is asked for, also combinations that training never showed."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sd_core import load_model
+from sd_core.demo.judge import judge
+from sd_core.demo.scenes import COLOURS, SHAPES, draw, held_out, held_out_triples, random_scene
+from sd_core.engine import Engine, Request
+from sd_core.spec import Sampling
+
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("demo", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    with Engine(model) as engine:
+        yield engine
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """(3, H, W) float in [-1, 1] to an RGB image."""
+    unit = (pixels.clamp(-1, 1) / 2 + 0.5).permute(1, 2, 0).numpy()
+    return Image.fromarray((unit * 255).round().astype(np.uint8))
+
+
+def to_tensor(images: list[Image.Image]) -> torch.Tensor:
+    """RGB images to (B, 3, H, W) float32 in [-1, 1]."""
+    pixels = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def render(engine: Engine, prompts: list[str], **settings) -> list[Image.Image]:
+    defaults = {"width": SIDE, "height": SIDE, "steps": 30, "guidance": 5.0}
+    init = settings.pop("init_image", None)
+    futures = [
+        engine.submit(Request(p, Sampling(**(defaults | {"seed": n} | settings)), init_image=init))
+        for n, p in enumerate(prompts)
+    ]
+    return [to_image(future.result().pixels) for future in futures]
+
+
+def test_the_judge_reads_drawn_scenes():
+    rng = random.Random(0)
+    scenes = [s for s in (random_scene(rng) for _ in range(400)) if s.relation is None]
+    for scene in scenes:
+        seen, item = judge(draw(scene)), scene.items[0]
+        assert (seen.background, seen.colour, seen.shape) == (
+            scene.background,
+            item.colour,
+            item.shape,
+        )
+
+
+def test_training_never_shows_what_is_held_out_but_every_pair_of_it():
+    triples = held_out_triples()
+    assert len(triples) >= 30
+    rng = random.Random(1)
+    shown = {
+        (i.shape, i.colour, s.background)
+        for s in (random_scene(rng) for _ in range(20_000))
+        for i in s.items
+    }
+    assert shown.isdisjoint(triples)
+    pairs = {(shape, colour) for shape, colour, _ in shown}
+    assert pairs == set(product(SHAPES, COLOURS))
+    assert not held_out("circle", "red", "blue")
+
+
+def test_held_out_combinations_are_drawn_as_asked(engine):
+    """At least 95 % of single-shape images: background, colour and shape all right."""
+    triples = held_out_triples() * 2
+    prompts = [
+        f"{article(f'{colour} {shape}')} on {article(f'{background} background')}"
+        for shape, colour, background in triples
+    ]
+    images = render(engine, prompts)
+    right = 0
+    for (shape, colour, background), image in zip(triples, images, strict=True):
+        seen = judge(image)
+        right += (seen.shape, seen.colour, seen.background) == (shape, colour, background)
+    assert right >= 0.95 * len(triples), f"{right} of {len(triples)}"
+
+
+def test_the_autoencoder_keeps_edges(model):
+    """At least 30 dB on scenes that training did not show."""
+    rng = random.Random(12345)
+    images = to_tensor([draw(random_scene(rng)) for _ in range(32)])
+    decoded = model.decode(model.encode_image(images))
+    mse = (decoded - images).square().mean(dim=(1, 2, 3))
+    psnr = 10 * torch.log10(4 / mse)  # a range of 2, squared
+    assert psnr.mean() >= 30.0
+
+
+def layout(image: Image.Image) -> np.ndarray:
+    """Where a picture differs from its background."""
+    pixels = np.asarray(image, dtype=np.float64)
+    background = np.median(pixels.reshape(-1, 3)[:SIDE], axis=0)
+    return np.linalg.norm(pixels - background, axis=-1) > 70
+
+
+@pytest.mark.parametrize("shape", ["circle", "star"])
+def test_img2img_keeps_layout_when_weak_and_recolours_when_strong(engine, shape):
+    rng = random.Random(7)
+    while True:
+        scene = random_scene(rng)
+        item = scene.items[0]
+        if scene.relation is None and (item.shape, item.colour, scene.background) == (
+            shape,
+            "red",
+            "white",
+        ):
+            break
+    picture = draw(scene)
+    start = np.asarray(picture)
+    words = f"{article(f'red {shape}')} on a white background"
+    (weak,) = render(engine, [words], init_image=start, strength=0.3)
+    before, after = layout(picture), layout(weak)
+    assert (before & after).sum() / (before | after).sum() > 0.8
+
+    recoloured = f"{article(f'green {shape}')} on a white background"
+    strong = render(engine, [recoloured] * 4, init_image=start, strength=0.75)
+    assert sum(judge(image).colour == "green" for image in strong) >= 3

@@ -1,0 +1,85 @@
+"""The choice of device and number format."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sd_core.device import resolve_device, resolve_dtype
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that makes torch see so many GPUs."""
+
+    def see(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return see
+
+
+def test_auto_takes_a_gpu_where_there_is_one(gpus):
+    gpus(0)
+    assert resolve_device("auto") == CPU
+    gpus(2)
+    assert resolve_device("auto").type == "cuda"
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    assert resolve_device(CPU) == CPU
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda", "'cuda' is not here: torch sees 0 CUDA devices"),
+        ("gpu", "'gpu' is unknown; expected auto, cpu, cuda or cuda:N"),
+        ("meta", "'meta' is not supported; expected auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_devices_that_are_not_here(gpus, device, message):
+    gpus(0)
+    with pytest.raises(ValueError, match=message):
+        resolve_device(device)
+
+
+def test_gpu_number_out_of_range(gpus):
+    gpus(2)
+    with pytest.raises(ValueError, match="'cuda:2' is not here: torch sees 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"bf16": True}, torch.bfloat16),
+        ({"avx512_f": True, "avx2": True}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_type_on_a_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_dtype("auto", CPU) == expected
+
+
+def test_auto_type_on_a_cpu_with_older_torch(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert resolve_dtype("auto", CPU) == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert resolve_dtype("auto", CPU) == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert resolve_dtype("auto", CPU) == torch.float32
+
+
+def test_named_types():
+    assert resolve_dtype("auto", CUDA) == torch.float16
+    assert resolve_dtype("bfloat16", CUDA) == torch.bfloat16
+    assert resolve_dtype(torch.float32, CPU) == torch.float32
+    for dtype in ("fp16", torch.int8, 16):
+        with pytest.raises(ValueError, match="expected auto, float32, bfloat16, float16"):
+            resolve_dtype(dtype, CPU)

@@ -1,0 +1,241 @@
+"""The order of writes, first writer wins, and records that survive crashes and continued runs."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import StoreError, StoreFullError
+from jobs.records import dump_lines, read_lines, read_records
+from jobs.storage import JobKeys, LocalStore
+from tests.worker.samples import MODEL, RENDER, a_task, pixels
+from worker.encode import read_record
+from worker.finish import Finisher, ShardRecords
+from worker.record import image_record
+
+KEYS = JobKeys("job-1")
+SHARD = KEYS.records(0)
+
+
+class LoggingStore(LocalStore):
+    """A local store that remembers the keys written, and fails on request."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.written: list[str] = []
+        self.full = False
+
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        overwrite: bool = False,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bool:
+        if self.full:
+            raise StoreFullError("full")
+        self.written.append(key)
+        return super().put(
+            key, data, overwrite=overwrite, content_type=content_type, metadata=metadata
+        )
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LoggingStore:
+    return LoggingStore(tmp_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def finisher(store: LoggingStore, clock: Clock) -> Callable[..., Finisher]:
+    def make(**options) -> Finisher:
+        records = ShardRecords(store, SHARD, clock=clock)
+        now = datetime.datetime(2025, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
+        return Finisher(store, KEYS, MODEL, records, now=lambda: now, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_image_then_record(store: LoggingStore, finisher, format: str):
+    one = finisher()
+    task = a_task(3, seed=0, format=format)
+    done = one.finish(pixels(), task, RENDER)
+    one.records.close()
+    assert not done.reused
+    image, records = store.written
+    assert records == SHARD
+    line = done.record
+    assert KEYS(line["path"]) == image
+    assert line["spec"].startswith(image.rpartition("-")[2].partition(".")[0])
+    assert line["sha256"] == hashlib.sha256(store.get(image)).hexdigest()
+    assert line["bytes"] == len(store.get(image))
+    assert line["finished"] == "2025-01-02T03:04:05+00:00"
+    assert set(line["timings_s"]) == {"render", "encode", "put"}
+    assert line["timings_s"]["render"] == 1.25
+    embedded = read_record(store.get(image))
+    assert embedded == image_record(task, MODEL, RENDER)
+    assert line | embedded == line
+    assert read_lines(store, SHARD) == [line]
+
+
+def test_no_path_or_time_in_the_image(store: LoggingStore, finisher):
+    key = KEYS(finisher().finish(pixels(), a_task(), RENDER).record["path"])
+    data = store.get(key)
+    assert b"/home" not in data
+    assert b"secret" not in data
+    assert b"2025" not in data
+
+
+def test_first_writer_wins_and_is_reported(store: LoggingStore, finisher):
+    first = finisher().finish(pixels(1), a_task(), RENDER)
+    second = finisher().finish(pixels(2), a_task(), RENDER)
+    assert (first.reused, second.reused) == (False, True)
+    assert second.record["sha256"] == first.record["sha256"]
+    assert second.record["path"] == first.record["path"]
+    assert "timings_s" not in second.record
+
+
+def test_overwrite(store: LoggingStore, finisher):
+    first = finisher().finish(pixels(1), a_task(), RENDER)
+    second = finisher(overwrite=True).finish(pixels(2), a_task(), RENDER)
+    assert not second.reused
+    assert second.record["sha256"] != first.record["sha256"]
+
+
+@pytest.mark.parametrize("what", ["another", "damaged"])
+def test_something_else_under_the_images_name(store: LoggingStore, finisher, what: str):
+    one = finisher()
+    key = KEYS(one.finish(pixels(), a_task(), RENDER).record["path"])
+    other = KEYS(one.finish(pixels(), a_task(prompt="other"), RENDER).record["path"])
+    store.put(key, store.get(other) if what == "another" else b"", overwrite=True)
+    with pytest.raises(StoreError, match=r"in the way of this job's image: .*--force"):
+        finisher().finish(pixels(), a_task(), RENDER)
+    assert not finisher(overwrite=True).finish(pixels(), a_task(), RENDER).reused
+
+
+def test_full_store_leaves_no_record(store: LoggingStore, finisher):
+    one = finisher()
+    one.finish(pixels(), a_task(0), RENDER)
+    store.full = True
+    with pytest.raises(StoreFullError):
+        one.finish(pixels(), a_task(1), RENDER)
+    store.full = False
+    one.records.close()
+    assert [line["index"] for line in read_lines(store, SHARD)] == [0]
+
+
+def test_a_record_lost_in_a_crash_comes_from_the_image(store: LoggingStore, finisher):
+    one = finisher()
+    line = one.finish(pixels(), a_task(5), RENDER).record
+    found = finisher().record_of(KEYS(line["path"]), line["spec"], index=5)
+    assert line == found | {name: line[name] for name in ("timings_s", "finished")}
+
+
+def a_line(index: int, **more) -> dict:
+    return {"index": index, **more}
+
+
+def test_records_are_written_every_few_seconds(store: LoggingStore, clock: Clock):
+    with ShardRecords(store, SHARD, interval_s=5.0, clock=clock) as records:
+        records.add(a_line(2))
+        clock.seconds += 4.9
+        records.add(a_line(0))
+        assert store.written == []
+        clock.seconds += 0.2
+        records.add(a_line(1))
+        assert [line["index"] for line in read_lines(store, SHARD)] == [0, 1, 2]
+        records.add(a_line(3))
+        assert len(store.written) == 1
+    assert [line["index"] for line in read_lines(store, SHARD)] == [0, 1, 2, 3]
+    records.close()
+    assert len(store.written) == 2
+
+
+def test_nothing_to_record_writes_nothing(store: LoggingStore):
+    ShardRecords(store, SHARD).close()
+    assert store.written == []
+
+
+def test_a_continued_shard_keeps_earlier_lines(store: LoggingStore):
+    with ShardRecords(store, SHARD) as records:
+        records.add(a_line(4, run=1))
+        records.add(a_line(1, run=1))
+    with ShardRecords(store, SHARD) as records:
+        records.add(a_line(1, run=2))
+        records.add(a_line(0, run=2))
+    assert read_lines(store, SHARD) == [a_line(0, run=2), a_line(1, run=2), a_line(4, run=1)]
+
+
+def test_two_writers_of_one_shard_keep_each_others_lines(store: LoggingStore):
+    slow, new = ShardRecords(store, SHARD), ShardRecords(store, SHARD)
+    slow.add(a_line(0))
+    new.add(a_line(1))
+    new.close()
+    slow.close()
+    assert [line["index"] for line in read_lines(store, SHARD)] == [0, 1]
+
+
+def test_a_failed_write_is_tried_again(store: LoggingStore):
+    records = ShardRecords(store, SHARD)
+    records.add(a_line(0))
+    store.full = True
+    with pytest.raises(StoreFullError):
+        records.flush()
+    store.full = False
+    records.close()
+    assert read_lines(store, SHARD) == [a_line(0)]
+
+
+def test_lines_may_come_from_many_threads(store: LoggingStore):
+    with ShardRecords(store, SHARD, interval_s=0.0) as records, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda index: records.add(a_line(index)), range(200)))
+    assert [line["index"] for line in read_lines(store, SHARD)] == list(range(200))
+
+
+def test_adding_does_not_wait_for_the_store(store: LoggingStore, clock: Clock):
+    entered, leave = threading.Event(), threading.Event()
+    get = store.get
+
+    def slow_get(key: str) -> bytes:
+        entered.set()
+        assert leave.wait(10)
+        return get(key)
+
+    records = ShardRecords(store, SHARD, interval_s=5.0, clock=clock)
+    records.add(a_line(0))
+    store.get = slow_get  # type: ignore[method-assign]
+    flushing = threading.Thread(target=records.flush)
+    flushing.start()
+    assert entered.wait(10)
+    records.add(a_line(1))
+    leave.set()
+    flushing.join()
+    records.close()
+    assert [line["index"] for line in read_lines(store, SHARD)] == [0, 1]
+
+
+def test_damaged_lines_are_named(store: LoggingStore):
+    store.put(SHARD, dump_lines([a_line(0)]) + b"{half\n")
+    with pytest.raises(StoreError, match=r"000000\.jsonl, line 2: no JSON object"):
+        list(read_records(store, KEYS))

@@ -1,0 +1,175 @@
+"""The last stage of an image: encode it, put it in the store, then its record.
+
+The image comes first. If the process dies in between, the record is rebuilt from the image; the
+other way round it would speak of an image that is not there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.errors import StoreError
+from jobs.records import Record, dump_lines, read_lines
+from jobs.storage import JobKeys, Store
+from jobs.storage.keys import content_type
+from jobs.task import Task
+from worker.encode import DEFAULT_QUALITY, encode_image
+from worker.record import ModelInfo, RenderInfo, image_record, record_from_image, record_line
+
+FLUSH_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """record: the image's line. reused: somebody else had written the image already."""
+
+    record: Record
+    reused: bool
+
+
+class Records(Protocol):
+    """Takes the lines of finished images, from several threads."""
+
+    def add(self, record: Record) -> None: ...
+
+
+class ShardRecords:
+    """The lines of one `records/<shard>.jsonl`, one per image, sorted by index.
+
+    The file is rewritten whole, at most every `interval_s` seconds as lines come in, and at
+    `close`. Lines in the store are kept, so a continued shard only adds to them. Threads may add
+    at the same time. A context manager.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        *,
+        interval_s: float = FLUSH_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._interval_s = interval_s
+        self._clock = clock
+        self._lines: dict[int, Record] = {}
+        self._unwritten = False
+        self._flushed_at = clock()
+        self._lock = threading.Lock()  # of the fields above
+        self._flush_lock = threading.Lock()  # one writer at a time; adding goes on meanwhile
+
+    def add(self, record: Record) -> None:
+        """Take the line of an image that is in the store; a later one for its index replaces it."""
+        with self._lock:
+            self._lines[record["index"]] = record
+            self._unwritten = True
+            due = self._clock() - self._flushed_at >= self._interval_s
+        if due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        with self._flush_lock:
+            with self._lock:
+                if not self._unwritten:
+                    return
+                own = dict(self._lines)
+                self._unwritten = False
+                self._flushed_at = self._clock()
+            try:
+                # Read every time: a worker taken for dead may have written here since.
+                lines = {line["index"]: line for line in read_lines(self._store, self._key)} | own
+                data = dump_lines(lines[index] for index in sorted(lines))
+                self._store.put(
+                    self._key, data, overwrite=True, content_type=content_type(self._key)
+                )
+            except BaseException:
+                with self._lock:
+                    self._unwritten = True
+                raise
+
+    def close(self) -> None:
+        self.flush()
+
+    def __enter__(self) -> ShardRecords:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Finisher:
+    """Finishes the images of a job, or of a shard of it; threads may share it.
+
+    overwrite: replace what is in the store (`--force`) instead of keeping it.
+    clock_s, now: seconds for timings, and the time of day in UTC for records.
+    """
+
+    store: Store
+    keys: JobKeys
+    model: ModelInfo
+    records: Records
+    quality: int = DEFAULT_QUALITY
+    overwrite: bool = False
+    clock_s: Callable[[], float] = time.perf_counter
+    now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
+
+    def finish(self, pixels: NDArray[np.uint8], task: Task, render: RenderInfo) -> Finished:
+        """pixels: (H, W, 3). Raises `StoreError` if the store fails, `ValueError` if the record
+        does not fit the format.
+        """
+        record = image_record(task, self.model, render)
+        started = self.clock_s()
+        data = encode_image(pixels, record, task.format, self.quality)
+        encoded = self.clock_s()
+        key = self.keys.image(task.name, record["spec"], task.format)
+        written = self.store.put(
+            key,
+            data,
+            overwrite=self.overwrite,
+            content_type=content_type(key),
+            metadata={"spec": record["spec"]},
+        )
+        timings_s = {
+            "render": render.render_s,
+            "encode": encoded - started,
+            "put": self.clock_s() - encoded,
+        }
+        if written:
+            finished = self.now().isoformat(timespec="seconds")
+            path = self.keys.path(key)
+            line = record_line(record, path, data, timings_s=timings_s, finished=finished)
+        else:
+            line = self.record_of(key, record["spec"], task.index)
+        self.records.add(line)
+        return Finished(line, reused=not written)
+
+    def record_of(self, key: str, spec: str, index: int) -> Record:
+        """The line of an image in the store, read off the image itself; it must be of this spec.
+
+        index: in this job, for the image may have been made for another one.
+        """
+        data = self.store.get(key)
+        try:
+            line = record_from_image(data, self.keys.path(key))
+        except ValueError as error:
+            raise self._foreign(key, str(error)) from error
+        if line.get("spec") != spec:
+            raise self._foreign(key, "it was made from other parameters")
+        return line | {"index": index}
+
+    def _foreign(self, key: str, flaw: str) -> StoreError:
+        return StoreError(
+            f"{self.store.url(key)} is in the way of this job's image: {flaw}; "
+            "move it away, or render anew with --force"
+        )

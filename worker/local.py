@@ -1,0 +1,206 @@
+"""A whole job in this process, with no service: what `sdbatch run` does.
+
+The order of writing is that of the service too: manifest, inputs and plan first, then each image
+before its record, `done.json` last. So a run that was stopped, however, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import InputError, Interrupted, JobConflictError, ModelError
+from jobs.manifest import Manifest
+from jobs.plan import read_plan, write_plan
+from jobs.records import Failure, Totals, done_document, read_records, write_done, write_failures
+from jobs.report import write_report
+from jobs.storage import JobKeys, Store
+from jobs.storage.keys import content_type
+from sd_core.engine import Engine
+from sd_core.model import LatentDiffusion, load_model
+from sd_core.weights.errors import CheckpointError
+from worker.finish import Finisher
+from worker.inputs import Inputs
+from worker.record import ModelInfo, software_versions
+from worker.runner import JobRecords, Observer, Runner
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to load, and how. name: what records call it."""
+
+    name: str
+    source: str
+    digest: str | None = None
+    config: Path | None = None
+    vae: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run came to. images: of the whole job; url: of its folder, for people."""
+
+    job: str
+    url: str
+    images: int
+    rendered: int
+    reused: int
+    failed: int
+    load_s: float
+    render_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "job": self.job,
+            "folder": self.url,
+            "images": self.images,
+            "rendered": self.rendered,
+            "reused": self.reused,
+            "failed": self.failed,
+            "load_s": round(self.load_s, 3),
+            "render_s": round(self.render_s, 3),
+        }
+
+
+def load(choice: ModelChoice) -> LatentDiffusion:
+    """The model, checked against its digest where one is named. Raises `ModelError`."""
+    try:
+        model = load_model(
+            choice.source,
+            device=choice.device,
+            dtype=choice.dtype,
+            config=choice.config,
+            vae=choice.vae,
+        )
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    except ValueError as error:  # a device or dtype that this machine has not
+        raise InputError(str(error)) from error
+    if choice.digest is not None and model.digest != choice.digest:
+        raise ModelError(
+            f"model {choice.name}: {choice.source} has digest {model.digest}, "
+            f"the model list says {choice.digest}"
+        )
+    return model
+
+
+def run_job(
+    manifest: Manifest,
+    choice: ModelChoice,
+    store: Store,
+    *,
+    job: str | None = None,
+    force: bool = False,
+    observe: Callable[[], AbstractContextManager[Observer]],
+    status: Callable[[str], AbstractContextManager[object]],
+    stop: threading.Event,
+) -> RunSummary:
+    """Renders what the job's folder does not hold yet, and writes its report.
+
+    job: names the folder; by default the name derived from the manifest's content.
+    observe: opens the progress of rendering. status: shows what else takes its time.
+    stop: set to end between two steps; raises `Interrupted` once all that is finished is kept.
+    Raises the errors of `jobs.errors`; failed images are counted in the summary.
+    """
+    keys = JobKeys(job if job is not None else manifest.job_id())
+    store.check_writable()
+    with status("writing the plan"):
+        _write_head(manifest, store, keys)
+    started = time.monotonic()
+    with status(f"loading {choice.name}"):
+        model = load(choice)
+    loaded = time.monotonic()
+    revision = None if model.provenance is None else model.provenance.revision
+    info = ModelInfo(choice.name, model.digest, choice.source, revision)
+    if not force:
+        _refuse_other_model(store, keys, info)
+
+    with closing(JobRecords(store, keys)) as records, observe() as observer:
+        finisher = Finisher(
+            store, keys, info, records, quality=manifest.output.quality, overwrite=force
+        )
+        with Engine(model) as engine:
+            runner = Runner(
+                engine,
+                finisher,
+                records,
+                Inputs(store, keys),
+                observer,
+                device=model.device.type,
+                force=force,
+            )
+            # From the plan in the store: the files that a manifest names may change meanwhile.
+            outcome = runner.render(read_plan(store, keys), stop)
+            if stop.is_set():
+                engine.close(cancel=True)
+    rendered = time.monotonic()
+    write_failures(store, keys, outcome.failures)
+    if outcome.settled < manifest.total:
+        raise Interrupted(
+            f"stopped after {outcome.rendered + outcome.reused} of {manifest.total} images, "
+            f"kept in {store.url(keys.prefix.rstrip('/'))}; the same command continues"
+        )
+    with status("writing the gallery"):
+        _write_tail(store, keys, info, outcome.failures)
+    return RunSummary(
+        job=keys.job_id,
+        url=store.url(keys.prefix.rstrip("/")),
+        images=manifest.total,
+        rendered=outcome.rendered,
+        reused=outcome.reused,
+        failed=len(outcome.failures),
+        load_s=loaded - started,
+        render_s=rendered - loaded,
+    )
+
+
+def _write_head(manifest: Manifest, store: Store, keys: JobKeys) -> None:
+    """The manifest, its inputs and the plan; refuses a folder that holds another plan."""
+    for name, path in manifest.inputs.items():
+        key = keys.input(name)
+        if store.head(key) is None:
+            store.put(key, path.read_bytes(), content_type=content_type(key))
+    write_plan(store, keys, manifest.tasks())
+    store.put(
+        keys.manifest,
+        manifest.source,
+        overwrite=True,
+        content_type=content_type(keys.manifest),
+    )
+
+
+def _refuse_other_model(store: Store, keys: JobKeys, model: ModelInfo) -> None:
+    for record in read_records(store, keys):
+        if record["model"]["digest"] != model.digest:
+            raise JobConflictError(
+                f"{store.url(keys.prefix.rstrip('/'))} holds images of another model "
+                f"({record['model']['name']}, digest {record['model']['digest'][:16]}); "
+                "name this run with --job, or render all anew with --force"
+            )
+        return
+
+
+def _write_tail(store: Store, keys: JobKeys, model: ModelInfo, failures: Sequence[Failure]) -> None:
+    totals = Totals()
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for record in read_records(store, keys):
+            totals.add(record)
+            yield record
+
+    write_report(store, keys, counted(), failures)
+    document = done_document(
+        keys.job_id,
+        totals,
+        failed=len(failures),
+        model=model.to_json(),
+        software=software_versions(),
+    )
+    write_done(store, keys, document)

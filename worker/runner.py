@@ -1,0 +1,247 @@
+"""The heart of a worker: tasks in, finished images and records out. No broker here.
+
+Rendering and finishing overlap: the engine's thread renders while a few others encode and store.
+A bounded number of images is between the two ends, whatever the job's size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jobs.errors import SdbatchError
+from jobs.records import Failure, Record, read_lines
+from jobs.storage import JobKeys, Store
+from jobs.task import Task, spec_digest
+from sd_core.engine import MOST_ROWS, Engine, Rendered, Request
+from sd_core.samplers import evaluations
+from worker.encode import to_uint8
+from worker.finish import Finisher, ShardRecords
+from worker.inputs import Inputs
+from worker.record import RenderInfo
+
+FINISHERS = 2  # threads that encode and store
+IN_FLIGHT = 2 * MOST_ROWS  # images submitted and not yet stored: a full batch and one waiting
+SHARD_SIZE = 64  # images whose records share a file
+SHARDS_OPEN = 4  # images finish nearly in order, so few shards gather records at a time
+_POLL_S = 0.2  # how often a wait looks whether it should stop
+
+
+class Observer(Protocol):
+    """What is told as a job moves; called from several threads."""
+
+    def step(self) -> None: ...
+    def rendered(self) -> None: ...
+    def reused(self, evaluations: int) -> None: ...
+    def failed(self, reason: str) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What became of the tasks. Those neither rendered, reused nor failed were not reached."""
+
+    rendered: int = 0
+    reused: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def settled(self) -> int:
+        return self.rendered + self.reused + len(self.failures)
+
+
+class JobRecords:
+    """The records of a whole job by shards of `SHARD_SIZE` indices, a few of them open."""
+
+    def __init__(self, store: Store, keys: JobKeys) -> None:
+        self._store = store
+        self._keys = keys
+        self._open: OrderedDict[int, ShardRecords] = OrderedDict()
+        self._lock = threading.Lock()
+        self._known: tuple[int, frozenset[int]] = (-1, frozenset())
+
+    def add(self, record: Record) -> None:
+        """Take a line; it reaches the store within seconds, and at `close`."""
+        shard = record["index"] // SHARD_SIZE
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = ShardRecords(self._store, self._keys.records(shard))
+            self._open.move_to_end(shard)
+            self._open[shard].add(record)
+            if len(self._open) > SHARDS_OPEN:
+                _, oldest = self._open.popitem(last=False)
+                oldest.close()
+
+    def has(self, index: int) -> bool:
+        """Whether an earlier run recorded this image. Quick for indices in order."""
+        shard = index // SHARD_SIZE
+        if self._known[0] != shard:
+            lines = read_lines(self._store, self._keys.records(shard))
+            self._known = (shard, frozenset(line["index"] for line in lines))
+        return index in self._known[1]
+
+    def close(self) -> None:
+        with self._lock:
+            for shard in self._open.values():
+                shard.close()
+
+
+class Runner:
+    """Renders tasks of one job on one engine.
+
+    force: render also what is in the store, and replace it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        finisher: Finisher,
+        records: JobRecords,
+        inputs: Inputs,
+        observer: Observer,
+        *,
+        device: str,
+        force: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._finisher = finisher
+        self._records = records
+        self._inputs = inputs
+        self._observer = observer
+        self._device = device
+        self._force = force
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(IN_FLIGHT)
+        self._rendering: set[Future[Rendered]] = set()
+        self._fatal: BaseException | None = None
+        self.outcome = Outcome()
+
+    def render(self, tasks: Iterable[Task], stop: threading.Event) -> Outcome:
+        """Renders what is missing, until all is done or `stop` is set; takes effect in one step.
+
+        An image that fails is a line in the outcome and leaves the others alone. What every image
+        would meet (a full disk, a store that went away) stops the run and is raised, once the
+        images already rendered are settled.
+        """
+        with ThreadPoolExecutor(FINISHERS, thread_name_prefix="sdbatch-finish") as pool:
+            try:
+                for task in tasks:
+                    if not self._take_slot(stop):
+                        break
+                    if self._reuse(task):
+                        self._slots.release()
+                    else:
+                        self._submit(task, pool)
+                self._wait_for_all(stop)
+            except BaseException:
+                self._cancel()
+                self._wait_for_all(stop)
+                raise
+        if self._fatal is not None:
+            raise self._fatal
+        return self.outcome
+
+    def _take_slot(self, stop: threading.Event) -> bool:
+        while not (stop.is_set() or self._fatal):
+            if self._slots.acquire(timeout=_POLL_S):
+                return True
+        return False
+
+    def _reuse(self, task: Task) -> bool:
+        """Whether the image is in the store already; its record is mended if it was lost."""
+        if self._force:
+            return False
+        spec = spec_digest(task, self._finisher.model.digest)
+        key = self._finisher.keys.image(task.name, spec, task.format)
+        if self._finisher.store.head(key) is None:
+            return False
+        if not self._records.has(task.index):
+            self._records.add(self._finisher.record_of(key, spec, task.index))
+        with self._lock:
+            self.outcome.reused += 1
+        self._observer.reused(evaluations_of(task))
+        return True
+
+    def _submit(self, task: Task, pool: ThreadPoolExecutor) -> None:
+        try:
+            request = self._request(task)
+        except ValueError as error:  # an input that does not decode any more
+            self._fail(task, error)
+            self._slots.release()
+            return
+        future = self._engine.submit(request, on_step=lambda _done, _all: self._observer.step())
+        with self._lock:
+            self._rendering.add(future)
+
+        def rendered(future: Future[Rendered]) -> None:
+            pool.submit(self._finish, task, future)
+
+        future.add_done_callback(rendered)
+
+    def _request(self, task: Task) -> Request:
+        size = task.sampling.width, task.sampling.height
+        picture = None if task.init_image is None else self._inputs.picture(task.init_image, *size)
+        mask = None if task.mask is None else self._inputs.mask(task.mask, *size)
+        return Request(task.prompt, task.sampling, task.negative, picture, mask)
+
+    def _finish(self, task: Task, future: Future[Rendered]) -> None:
+        try:
+            rendered = future.result()
+            finished = self._finisher.finish(
+                to_uint8(rendered.pixels.numpy()), task, self._render_info(task, rendered)
+            )
+            with self._lock:
+                self.outcome.rendered += not finished.reused
+                self.outcome.reused += finished.reused
+            self._observer.rendered()
+        except CancelledError:
+            pass  # a stop is no failure
+        except SdbatchError as error:
+            self._fatal = error
+            self._cancel()
+        except Exception as error:
+            self._fail(task, error)
+        finally:
+            with self._lock:
+                self._rendering.discard(future)
+            self._slots.release()
+
+    def _render_info(self, task: Task, rendered: Rendered) -> RenderInfo:
+        return RenderInfo(
+            device=self._device,
+            dtype=str(self._engine.model.dtype).removeprefix("torch."),
+            evaluations=rendered.evaluations,
+            batch_rows=self._engine.rows_of(task.sampling),
+            render_s=rendered.seconds,
+        )
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        reason = f"{error}" or type(error).__name__
+        failure = Failure(task.index, task.name, task.prompt, task.sampling.seed, reason)
+        with self._lock:
+            self.outcome.failures.append(failure)
+        self._observer.failed(f"image {task.index} ({task.name}): {reason}")
+
+    def _cancel(self) -> None:
+        with self._lock:
+            rendering = list(self._rendering)
+        for future in rendering:
+            future.cancel()
+
+    def _wait_for_all(self, stop: threading.Event) -> None:
+        """Until every slot is free again; a stop cancels what is still rendering."""
+        for _ in range(IN_FLIGHT):
+            while not self._slots.acquire(timeout=_POLL_S):
+                if stop.is_set() or self._fatal:
+                    self._cancel()
+        self._slots.release(IN_FLIGHT)
+
+
+def evaluations_of(task: Task) -> int:
+    """Model evaluations that the task's image takes."""
+    sampling = task.sampling
+    strength = None if task.init_image is None else sampling.strength
+    return evaluations(sampling.sampler, sampling.steps, strength)
