@@ -127,7 +127,7 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
     job = read_manifest(terminal, manifest, allow_outside=allow_outside)
     with terminal.counting("planning", job.total) as tick:
         summary = summarize(_ticking(job.tasks(), tick))
-    with terminal.counting("naming the job", job.total):
+    with terminal.status("naming the job"):
         job_id = job.job_id()
     if terminal.json:
         terminal.document({"job": job_id, "model": job.model, **summary.to_json()})
@@ -159,7 +159,7 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
 @allow_outside_option
 @json_option
 @click.pass_obj
-def run(terminal: Terminal, manifest: Path, allow_outside: bool, **options: Any) -> int:
+def run(terminal: Terminal, /, manifest: Path, allow_outside: bool, **options: Any) -> int:
     """Render a manifest here and now: pictures, records and a gallery in one folder.
 
     Run it again to continue after a stop: only what is missing is rendered.

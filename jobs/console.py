@@ -18,7 +18,6 @@ from rich.text import Text
 from jobs.errors import ExitCode, ManifestError, Stop, exit_code
 
 SHOW_PROGRESS_AFTER_S = 1.0
-_SLOW_TOTAL = 100_000  # this many take longer than that, so show it at once
 
 
 class Terminal:
@@ -61,6 +60,10 @@ class Terminal:
             self.err.print(line)
         self.err.print(Text(_count(len(problems), "problem"), style="bold red"))
 
+    def status(self, text: str) -> contextlib.AbstractContextManager[object]:
+        """Says what is being done while it is, on a terminal."""
+        return self.err.status(text) if self.err.is_terminal else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def counting(self, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
         """Progress of something that may take long; gives the function to call with the count.
@@ -86,8 +89,6 @@ class Terminal:
                 bar.start()
             bar.update(task, completed=done)
 
-        if total is not None and total >= _SLOW_TOTAL:
-            bar.start()
         try:
             yield tick
         finally:

@@ -150,7 +150,10 @@ def read_plan(store: Store, keys: JobKeys) -> Iterator[Task]:
                 ) from None
             return
         try:
-            for line in _decompress(data).splitlines():
+            lines = _decompress(data).splitlines()
+            if not lines:
+                raise ValueError("it is empty")
+            for line in lines:
                 yield Task.from_json(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{store.url(key)} is damaged: {error}") from error

@@ -2,7 +2,7 @@
 than one value.
 
 Precedence, strongest first: the matrix, the prompt or row, its `file:` entry, `defaults`, what is
-built in. The matrix and a prompt never set the same thing: that is an error.
+built in. The matrix is stronger than a prompt so that every prompt gets every combination.
 """
 
 from __future__ import annotations
@@ -114,10 +114,6 @@ class Resolver:
                     values[key] = None
         if not prefix:  # a prompt, a row or a file entry
             self._check_name(values, place, prefix)
-            for key in self._matrix.values:
-                if key in given:
-                    message = f"{key} is set here and in matrix; take it out of one of them"
-                    self.problems.at(place, (key,), message, of_key=True)
         return Layer(values, place, prefix, sound and len(self.problems) == before)
 
     def plain(self, prompt: str, place: Place) -> Entry | None:

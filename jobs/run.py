@@ -98,7 +98,7 @@ def run(
 
 @contextlib.contextmanager
 def stopping_on_signals(terminal: Terminal) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C ends the process at once."""
+    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process at once."""
     stop = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:

@@ -171,7 +171,7 @@ class FileEntry(PromptFields, total=False):
 class Matrix(TypedDict, total=False):
     """Lists of values; every prompt is rendered with every combination.
 
-    The matrix wins over defaults. A prompt may not set what the matrix sets.
+    The matrix wins over what a prompt and the defaults set, so all prompts have the same ones.
     """
 
     negative: Annotated[list[Prompt], Field(min_length=1, description=_NEGATIVE)]

@@ -26,6 +26,7 @@ _HINTS = {  # part of libyaml's or PyYAML's message -> what to do about it
     "anchor": "a text that starts with & needs quotes",
     "tag": "a text that starts with ! needs quotes",
     "directive": "a text that starts with % needs quotes",
+    "Unicode character escape": "write the character itself; JSON with ensure_ascii=False does",
     "quoted scalar": "a closing quote is missing",
     "block": "check the indentation, and quote a text that starts with a bracket or brace",
     "flow": "a bracket is not closed, or a text with brackets, braces or commas needs quotes",

@@ -23,12 +23,7 @@ from sd_core.vae import AutoencoderKL
 from sd_core.weights.assemble import assemble
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.open import open_checkpoint, open_vae, with_vae
-
-CLIP_VOCABULARY = 49_408
-"""Entries of the vocabulary that prompts are tokenized with."""
-
-MAX_DEPTH = 100
-"""Layers of one kind in a row; v1 has 12. A damaged configuration must not build for hours."""
+from sd_core.weights.plausible import check_sizes
 
 
 @dataclass(frozen=True)
@@ -213,22 +208,12 @@ def load_model(
 
 
 def _empty_model(spec: ModelSpec, source: str) -> LatentDiffusion:
-    """The model without memory for its weights. Sizes that do not fit our tokenizer are refused."""
-    text = spec.text
-    depth = max(text.layers, spec.unet.num_res_blocks, spec.vae.num_res_blocks)
-    if not 0 < depth <= MAX_DEPTH:
-        raise CheckpointError(
-            f"{source}: {depth} layers in a row are not a v1 model's; expected 1 to {MAX_DEPTH}"
-        )
-    if text.length != MAX_TOKENS or text.vocab_size < CLIP_VOCABULARY:
-        raise CheckpointError(
-            f"{source}: its text encoder takes {text.length} tokens of a vocabulary of "
-            f"{text.vocab_size}; expected CLIP's {MAX_TOKENS} tokens of {CLIP_VOCABULARY}"
-        )
+    """The model without memory for its weights."""
+    check_sizes(spec, source)
     try:
         with torch.device("meta"):
             return LatentDiffusion(spec)
-    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:  # groups that do not divide, tensors beyond 2^63
         raise CheckpointError(f"{source}: no model can have these sizes: {error}") from None
 
 

@@ -59,7 +59,8 @@ def sample_latents(
         timesteps = torch.full((len(rows),), float(t), device=rows.device)
         eps = model.denoise(rows, timesteps, context)
         if guided:
-            eps = guide(*eps.chunk(2), guidance)
+            without, given = eps.chunk(2)
+            eps = guide(without, given, guidance)
         advance(batch, eps)
         if on_step is not None:
             on_step(done, len(table))

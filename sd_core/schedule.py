@@ -23,7 +23,7 @@ KARRAS_RHO = 7.0
 def alphas_cumprod() -> Array:
     """(1000,) cumulative alphas of Stable Diffusion v1's "scaled linear" betas, read-only."""
     betas = np.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_TIMESTEPS) ** 2
-    alphas = np.cumprod(1.0 - betas)
+    alphas = np.cumprod(1.0 - betas, dtype=np.float64)
     alphas.flags.writeable = False
     return alphas
 

@@ -114,11 +114,13 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
         """The inverse of `dataclasses.asdict`, also after a round trip through JSON."""
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values["unet"].items()}
-        vae = {k: tuple(v) if isinstance(v, list) else v for k, v in values["vae"].items()}
+
+        def tuples(part: dict[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+
         return cls(
-            unet=UNetSpec(**tuples),
-            vae=VAESpec(**vae),
+            unet=UNetSpec(**tuples(values["unet"])),
+            vae=VAESpec(**tuples(values["vae"])),
             text=TextSpec(**values["text"]),
             native_size=values["native_size"],
         )

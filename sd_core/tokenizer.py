@@ -29,7 +29,11 @@ def clip_tokenizer() -> CLIPTokenizer:
     symbols += [first + second for first, second in merges]
     symbols += [_START, _END]
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type]  # pairs, as the tokenizers library takes them
+        model_max_length=MAX_TOKENS,
+    )
 
 
 def _byte_symbols() -> list[str]:

@@ -64,14 +64,45 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-def _mid(channels: int, groups: int) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {
-            "block_1": ResnetBlock(channels, channels, groups),
-            "attn_1": AttnBlock(channels, groups),
-            "block_2": ResnetBlock(channels, channels, groups),
-        }
-    )
+class Mid(nn.Module):
+    """The lowest resolution, the only one with attention."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class DownStage(nn.Module):
+    """One resolution of the encoder."""
+
+    def __init__(self, blocks: list[ResnetBlock], downsample: Downsample | None) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class UpStage(nn.Module):
+    """One resolution of the decoder."""
+
+    def __init__(self, blocks: list[ResnetBlock], upsample: Upsample | None) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return x if self.upsample is None else self.upsample(x)
 
 
 class Encoder(nn.Module):
@@ -82,28 +113,22 @@ class Encoder(nn.Module):
         groups, width = spec.norm_groups, spec.channels
         self.conv_in = nn.Conv2d(3, width, 3, padding=1)
         self.down = nn.ModuleList()
+        last = len(spec.channel_mult) - 1
         for level, mult in enumerate(spec.channel_mult):
-            blocks = nn.ModuleList()
+            blocks = []
             for _ in range(spec.num_res_blocks):
                 blocks.append(ResnetBlock(width, spec.channels * mult, groups))
                 width = spec.channels * mult
-            stage = nn.ModuleDict({"block": blocks})
-            if level != len(spec.channel_mult) - 1:
-                stage["downsample"] = Downsample(width)
-            self.down.append(stage)
-        self.mid = _mid(width, groups)
+            self.down.append(DownStage(blocks, None if level == last else Downsample(width)))
+        self.mid = Mid(width, groups)
         self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(width, 2 * spec.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for stage in self.down:
-            for block in stage["block"]:
-                x = block(x)
-            if "downsample" in stage:
-                x = stage["downsample"](x)
-        for layer in self.mid.values():
-            x = layer(x)
+            x = stage(x)
+        x = self.mid(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -114,31 +139,23 @@ class Decoder(nn.Module):
         super().__init__()
         groups, width = spec.norm_groups, spec.channels * spec.channel_mult[-1]
         self.conv_in = nn.Conv2d(spec.latent_channels, width, 3, padding=1)
-        self.mid = _mid(width, groups)
+        self.mid = Mid(width, groups)
         stages = []
         for level, mult in reversed(list(enumerate(spec.channel_mult))):
-            blocks = nn.ModuleList()
+            blocks = []
             for _ in range(spec.num_res_blocks + 1):
                 blocks.append(ResnetBlock(width, spec.channels * mult, groups))
                 width = spec.channels * mult
-            stage = nn.ModuleDict({"block": blocks})
-            if level:
-                stage["upsample"] = Upsample(width)
-            stages.append(stage)
+            stages.append(UpStage(blocks, Upsample(width) if level else None))
         # Numbered by level as in the checkpoints: the deepest, which runs first, is up.3.
         self.up = nn.ModuleList(reversed(stages))
         self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_in(z)
-        for layer in self.mid.values():
-            x = layer(x)
+        x = self.mid(self.conv_in(z))
         for stage in reversed(self.up):
-            for block in stage["block"]:
-                x = block(x)
-            if "upsample" in stage:
-                x = stage["upsample"](x)
+            x = stage(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

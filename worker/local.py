@@ -6,6 +6,7 @@ before its record, `done.json` last. So a run that was stopped, however, goes on
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -166,7 +167,7 @@ def _write_head(manifest: Manifest, store: Store, keys: JobKeys) -> None:
     for name, path in manifest.inputs.items():
         key = keys.input(name)
         if store.head(key) is None:
-            store.put(key, path.read_bytes(), content_type=content_type(key))
+            store.put(key, _unchanged(name, path), content_type=content_type(key))
     write_plan(store, keys, manifest.tasks())
     store.put(
         keys.manifest,
@@ -174,6 +175,17 @@ def _write_head(manifest: Manifest, store: Store, keys: JobKeys) -> None:
         overwrite=True,
         content_type=content_type(keys.manifest),
     )
+
+
+def _unchanged(name: str, path: Path) -> bytes:
+    """The input's bytes, which `name` gives the digest of since the manifest was read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if not name.startswith(hashlib.sha256(data).hexdigest()):
+        raise InputError(f"{path} changed while the job was being prepared; run it again")
+    return data
 
 
 def _refuse_other_model(store: Store, keys: JobKeys, model: ModelInfo) -> None:

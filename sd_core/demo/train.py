@@ -1,11 +1,11 @@
 """Trains the demo model from nothing on a CPU, in stages that each save what they made.
 
-    python -m sd_core.demo.train --work DIR [--stage vae|text|unet|export]
+    python -m sd_core.demo.train --work DIR [--stage vae|text|unet|decoder|export]
 
-vae: the autoencoder, first on 64x64 crops, then on whole scenes. text: the text tower learns to
-tell a caption's attributes apart, so that the UNet finds them ready. unet: the UNet and the text
-tower together, by noise prediction on latents; the exponential moving average is what is kept.
-export: float16 safetensors beside this file.
+vae: the autoencoder, on crops. text: the text tower learns to tell a caption's attributes apart, so
+that the UNet finds them ready. unet: the UNet and the text tower together, by noise prediction on
+latents; the exponential moving average is what is kept. decoder: the autoencoder's decoder once
+more, on whole scenes. export: float16 safetensors beside this file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import dataclasses
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from sd_core.demo.scenes import (
     draw,
     random_scene,
 )
+from sd_core.layers import ResBlock, SpatialTransformer
 from sd_core.model import LatentDiffusion
 from sd_core.schedule import alphas_cumprod
 from sd_core.spec import ModelSpec
@@ -47,7 +49,9 @@ from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 from sd_core.weights.export import save_single_file
 
+STAGES = ("vae", "text", "unet", "decoder", "export")
 CROP = 64
+ROUGHNESS = 3.0  # most noise that the decoder learns to see past, in posterior deviations
 KL_WEIGHT = 1e-4
 CAPTION_DROP = 0.1  # share of captions left empty, for classifier-free guidance
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023: bounds the weight of nearly clean latents
@@ -80,41 +84,78 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(done, 1.0)))
 
 
-def train_vae(work: Path, crop_steps: int, scene_steps: int) -> None:
+def train_vae(work: Path, steps: int) -> None:
+    """Encoder and decoder, on crops around the shapes: most of a whole scene is background."""
     torch.manual_seed(1)
-    rng = random.Random(1)
     vae = AutoencoderKL(DEMO_SPEC.vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def loss_of(images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = vae.moments(images)
+        mean, std = mean.float(), std.float()
+        kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
+        return vae.decode(mean + std * torch.randn_like(std)).float(), KL_WEIGHT * kl
+
+    ema = optimize("vae", vae, list(vae.parameters()), loss_of, steps, crop=CROP, count=16)
+    print(f"vae held-out psnr {vae_psnr(ema):.2f}", flush=True)
+    save_file(ema.state_dict(), work / "vae.safetensors")
+
+
+def train_decoder(work: Path, steps: int) -> None:
+    """The decoder alone on whole scenes, from latents as rough as samples are; latents stay."""
+    torch.manual_seed(6)
+    vae = AutoencoderKL(DEMO_SPEC.vae)
+    vae.load_state_dict(load_file(work / "vae.safetensors"))
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss_of(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            mean, std = vae.moments(images)
+            roughness = std * torch.rand(len(images), 1, 1, 1) * ROUGHNESS
+            latents = mean + roughness * torch.randn_like(std)
+        return vae.decode(latents).float(), torch.zeros(())
+
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    ema = optimize("decoder", vae, parameters, loss_of, steps, crop=None, count=8)
+    print(f"decoder held-out psnr {vae_psnr(ema):.2f}", flush=True)
+    save_file(ema.state_dict(), work / "decoder.safetensors")
+
+
+def optimize(
+    name: str,
+    vae: AutoencoderKL,
+    parameters: list[nn.Parameter],
+    loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+    steps: int,
+    *,
+    crop: int | None,
+    count: int,
+) -> AutoencoderKL:
+    """Trains parts of the autoencoder on `count` pictures a step; returns the moving average.
+
+    loss_of: images -> decoded images, and what is added to the reconstruction loss.
+    """
+    rng = random.Random(1)
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
     ema = copy.deepcopy(vae)
     started = time.monotonic()
-    for name, steps, peak, crop, count in (
-        ("crops", crop_steps, 2e-3, CROP, 16),
-        ("scenes", scene_steps, 1e-3, None, 8),
-    ):
-        for step in range(steps):
-            rate = peak * warmup_cosine(step, steps, 200)
-            optimizer.param_groups[0]["lr"] = rate
-            images = scene_batch(rng, count, crop)
-            with torch.autocast("cpu", torch.bfloat16):
-                mean, std = vae.moments(images)
-                mean, std = mean.float(), std.float()
-                decoded = vae.decode(mean + std * torch.randn_like(std)).float()
-            error = decoded - images
-            kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
-            mse = error.square().mean()
-            loss = mse + 0.1 * error.abs().mean() + KL_WEIGHT * kl
-            loss.backward()
-            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            update_ema(ema, vae, 0.998)
-            if step % 100 == 0:
-                psnr = 10 * np.log10(4 / mse.item())
-                spread = f"mean std {mean.std().item():.2f} posterior std {std.mean().item():.3f}"
-                seconds = time.monotonic() - started
-                print(f"vae {name} {step} psnr {psnr:.1f} {spread} {seconds:.0f}s", flush=True)
-        save_file(ema.state_dict(), work / "vae.safetensors")
-    print(f"vae held-out psnr {vae_psnr(ema):.2f}", flush=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 2e-3 * warmup_cosine(step, steps, 200)
+        images = scene_batch(rng, count, crop)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded, added = loss_of(images)
+        error = decoded - images
+        mse = error.square().mean()
+        loss = mse + 0.1 * error.abs().mean() + added
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        update_ema(ema, vae, 0.998)
+        if step % 100 == 0:
+            psnr, seconds = 10 * np.log10(4 / mse.item()), time.monotonic() - started
+            print(f"{name} {step} psnr {psnr:.1f} {seconds:.0f}s", flush=True)
+    return ema
 
 
 @torch.no_grad()
@@ -128,8 +169,14 @@ def vae_psnr(vae: AutoencoderKL, count: int = 64) -> float:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    averages, values = list(ema.parameters()), list(model.parameters())
-    torch._foreach_lerp_(averages, values, 1 - decay)
+    for average, value in zip(ema.parameters(), model.parameters(), strict=True):
+        average.lerp_(value, 1 - decay)
+
+
+def silence(layer: nn.Module) -> None:
+    """Sets a layer's weights to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 # Attributes a caption may name, each with its choices; index 0 means "not said".
@@ -223,20 +270,20 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
     vae.load_state_dict(load_file(work / "vae.safetensors"))
     text = TextEncoder(DEMO_SPEC.text)
     text.load_state_dict(load_file(work / "text.safetensors"))
+    embedding = text.transformer.embeddings.token_embedding.weight
     latents, scenes = encode_scenes(vae, scenes_count)
     scale = 1 / latents.std().item()
     latents *= scale
     print(f"unet {len(latents)} latents, scale factor {scale:.5f}", flush=True)
 
     unet = UNet(DEMO_SPEC.unet)
-    for module in unet.modules():  # every residual branch starts as nothing, as in the original
-        if hasattr(module, "out_layers"):
-            nn.init.zeros_(module.out_layers[3].weight)
-            nn.init.zeros_(module.out_layers[3].bias)
-        elif hasattr(module, "proj_out"):
-            nn.init.zeros_(module.proj_out.weight)
-            nn.init.zeros_(module.proj_out.bias)
-    nn.init.zeros_(unet.out[2].weight)
+    # Every residual branch starts as nothing, as in the original.
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            silence(module.out_layers[3])
+        elif isinstance(module, SpatialTransformer):
+            silence(module.proj_out)
+    silence(unet.out[2])
     model = nn.ModuleDict({"unet": unet, "text": text})
     ema = copy.deepcopy(model)
     used = torch.zeros(DEMO_SPEC.text.vocab_size, 1)
@@ -263,10 +310,13 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
             context = text(torch.tensor(tokenize(captions)))
             predicted = unet(noisy, timesteps, context).float()
         snr = alpha / (1 - alpha)
-        weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
+        # As for the velocity (Salimans & Ho 2022), 1 / alpha: otherwise the noisiest latents, in
+        # which only the prompt tells the colours, hardly count, and colours follow the seed.
+        weight = snr.clamp(max=MIN_SNR_GAMMA) / snr / alpha
         loss = (weight * (predicted - noise).square()).mean()
         loss.backward()
-        text.transformer.embeddings.token_embedding.weight.grad.mul_(used)
+        if embedding.grad is not None:
+            embedding.grad.mul_(used)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -285,7 +335,7 @@ def export(work: Path, path: Path) -> None:
     with safe_open(work / "ema.safetensors", "pt") as file:
         spec = ModelSpec.from_dict(json.loads(file.metadata()["spec"]))
     weights = load_file(work / "ema.safetensors")
-    weights |= {f"vae.{name}": t for name, t in load_file(work / "vae.safetensors").items()}
+    weights |= {f"vae.{name}": t for name, t in load_file(work / "decoder.safetensors").items()}
     model = LatentDiffusion(spec)
     model.load_state_dict(weights)
     save_single_file(model, path, dtype=torch.float16)
@@ -295,22 +345,25 @@ def export(work: Path, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where stages keep their results")
-    parser.add_argument("--stage", choices=("vae", "text", "unet", "export"))
-    parser.add_argument("--vae-steps", type=int, nargs=2, default=(5000, 3000))
-    parser.add_argument("--text-steps", type=int, default=1500)
-    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--vae-steps", type=int, default=5000)
+    parser.add_argument("--text-steps", type=int, default=600)
+    parser.add_argument("--unet-steps", type=int, default=4500)
+    parser.add_argument("--decoder-steps", type=int, default=3000)
     args = parser.parse_args()
     # Moments that fade out become denormal numbers, with which a CPU computes far more slowly.
     # Before the first product: threads inherit the setting when they are made.
     torch.set_flush_denormal(True)
     args.work.mkdir(parents=True, exist_ok=True)
-    stages = [args.stage] if args.stage else ["vae", "text", "unet", "export"]
+    stages = [args.stage] if args.stage else STAGES
     if "vae" in stages:
-        train_vae(args.work, *args.vae_steps)
+        train_vae(args.work, args.vae_steps)
     if "text" in stages:
         train_text(args.work, args.text_steps)
     if "unet" in stages:
         train_unet(args.work, args.unet_steps, batch=64, scenes_count=40_000)
+    if "decoder" in stages:
+        train_decoder(args.work, args.decoder_steps)
     if "export" in stages:
         export(args.work, Path(__file__).with_name("demo.safetensors"))
 

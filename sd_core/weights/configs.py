@@ -103,7 +103,7 @@ def compvis_spec(path: Path, text: TextSpec) -> ModelSpec:
         raise CheckpointError(
             f"{path}: it has no {error}; expected an original v1-inference.yaml"
         ) from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a v1 model's configuration: {error}") from None
 
 
@@ -157,7 +157,7 @@ def diffusers_unet(path: Path) -> tuple[UNetSpec, int]:
         return spec, (NATIVE_LATENT if side is None else int(side)) * LATENT_FACTOR
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: not the UNet of a v1 model: {error}") from None
 
 
@@ -220,7 +220,7 @@ def diffusers_vae(path: Path) -> VAESpec:
             norm_groups=config.get("norm_num_groups", 32),
             scale_factor=config.get("scaling_factor", VAESpec().scale_factor),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: not the autoencoder of a v1 model: {error}") from None
 
 

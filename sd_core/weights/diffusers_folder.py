@@ -71,7 +71,7 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
         check_scheduler(folder / SCHEDULER)
     try:
         spec = ModelSpec(unet=unet, vae=vae, text=text, native_size=native_size)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: its components do not go together: {error}") from None
 
     def part(component: str, names: Callable[[str], tuple[str, ...]]) -> Part:

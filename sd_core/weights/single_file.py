@@ -128,7 +128,7 @@ def _spec(
         return ModelSpec(), f" (v1's own sizes are assumed, as there is no sound {error})"
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: its sizes are not those of a v1 model: {error}") from None
 
 
@@ -152,6 +152,6 @@ def open_vae_file(path: Path) -> VAECheckpoint:
         spec = sizes.vae_sizes(part.shape_of)
     except UnknownSizeError as error:
         raise CheckpointError(f"{path}: an autoencoder (VAE) without {error}") from None
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: not the autoencoder of a v1 model: {error}") from None
     return VAECheckpoint(spec, part, scale_factor_known=False)

@@ -159,8 +159,6 @@ def test_an_items_problem(tmp_path, item, expected):
         ("matrix: {steps: [5, 6, 5]}\nprompts: [a]", "matrix.steps[2]: 5 is in the list twice"),
         ("matrix: {eta: [0, 0.5]}\nprompts: [a, b]", "2:15: matrix.eta: eta 0.5 goes with"),
         ("matrix: {strength: [1, 0.5]}\nprompts: [a]", "strength is in matrix and needs an init"),
-        ("matrix: {steps: [1, 2]}\nprompts: [{prompt: a, steps: 3}]", "3:23: prompts[0].steps: "
-         "steps is set here and in matrix; take it out of one of them"),
         ("output: {format: gif}\nprompts: [a]", "found 'gif', expected one of png, jpeg, webp"),
         ("output: {quality: 90}\nprompts: [a]", "quality goes with format jpeg or webp"),
         ("output: {format: webp, quality: 101}\nprompts: [a]", "expected a whole number within 1"),
@@ -197,6 +195,7 @@ def test_settings_that_do_not_go_together_are_told_at_the_prompts_own(tmp_path):
         ("version: 1\nprompts: [a\n", ":3:1: is not YAML: while parsing a flow sequence"),
         ("version: 1\nprompts:\n- a: b: c", "(a text with ': ' in it needs quotes)"),
         ("version: 1\nprompts:\n- {color} ball", "quote a text that starts with a bracket"),
+        ('version: 1\nprompts: ["\\ud83d\\ude00"]', "JSON with ensure_ascii=False does"),
         ("version: 1\nprompts:\n- @home", "quote a text that starts with @"),
         (b"version: 1\nprompts:\n- caf\xe9\n", ":3:6: byte 0xe9 is not UTF-8; save the file as"),
         ("version: 1\nprompts: [ä]".encode("utf-16"), ":1:1: byte 0xff is not UTF-8"),

@@ -283,6 +283,7 @@ def test_original_config_tells_sizes(weights, reference, tmp_path):
         ("model: {params: {}}", "it has no 'unet_config'"),
         ("just a text", "not a v1 model's configuration"),
         ("a: [1", "not valid YAML"),
+        ("[" * 10_000, "not a v1 model's configuration"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read as text"),
         (None, "no such file"),

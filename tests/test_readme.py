@@ -1,0 +1,98 @@
+"""The README's commands, outputs and code are what really happens."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from jobs.cli import cli, main
+from jobs.errors import ExitCode
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+BAD = """\
+version: 1
+defaults: {sampelr: plms, steps: 0}
+prompts:
+  - a cat
+  - prompt: a dog
+    guidance: high
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def sessions() -> dict[str, str]:
+    """Command -> output, of the blocks that show a prompt."""
+    found = {}
+    for block in blocks(""):
+        if block.startswith("$ "):
+            command, _, output = block[2:].partition("\n")
+            found[command] = output
+    return found
+
+
+def mentioned() -> set[str]:
+    """Every command line of ours in the README."""
+    lines = re.findall(r"^(?:\$ )?(sdbatch [^\n#]*)", README, re.MULTILINE)
+    return {line.strip() for line in lines + re.findall(r"`(sdbatch [^`]+)`", README)}
+
+
+@pytest.mark.parametrize("line", sorted(mentioned()))
+def test_commands_and_options_exist(line):
+    _, name, *words = shlex.split(line)
+    command = cli.commands[name]
+    options = {option for p in command.params if isinstance(p, click.Option) for option in p.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+    for word in words:
+        if word.startswith("jobs/"):
+            assert (ROOT / word).exists()
+
+
+def test_every_command_is_mentioned():
+    assert {line.split()[1] for line in mentioned()} == set(cli.commands)
+
+
+@pytest.mark.parametrize("command", sessions())
+def test_shown_output_is_real(command, capsys, monkeypatch, tmp_path):
+    """Up to trailing white space."""
+    _, *words = shlex.split(command)
+    if words[1] == "bad.yaml":
+        (tmp_path / "bad.yaml").write_text(BAD)
+        monkeypatch.chdir(tmp_path)
+    else:
+        monkeypatch.chdir(ROOT)
+    main(words)
+    said = capsys.readouterr()
+    assert (said.out + said.err).split() == sessions()[command].split()
+
+
+def test_manifest_shown_is_valid(tmp_path, capsys):
+    (manifest,) = blocks("yaml")
+    (tmp_path / "shapes.yaml").write_text(manifest)
+    (tmp_path / "photos").mkdir()
+    example = ROOT / "jobs/examples/photos/red-circle-on-blue.png"
+    (tmp_path / "photos/ring.png").write_bytes(example.read_bytes())
+    (tmp_path / "prompts.csv").write_text("prompt,seed\na white cross,4\n")
+    assert main(["validate", str(tmp_path / "shapes.yaml")]) == ExitCode.DONE
+    assert yaml.safe_load(manifest)["version"] == 1
+    assert "24 images" in capsys.readouterr().out
+
+
+def test_exit_codes_are_all_listed():
+    listed = re.search(r"Exit codes: (.*?)\n\n", README, re.DOTALL)[1]
+    assert {int(code) for code in re.findall(r"\b\d+\b", listed)} == {int(c) for c in ExitCode}
+
+
+def test_python_example_runs(capsys):
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("31/31\ntorch.Size([3, 128, 128])\n")

@@ -1,0 +1,339 @@
+"""A whole job in one process: complete, continued after any end, and honest about failures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.errors import (
+    InputError,
+    Interrupted,
+    JobConflictError,
+    ModelError,
+    StoreFullError,
+)
+from jobs.manifest import load_manifest
+from jobs.records import read_failures, read_records
+from jobs.storage import JobKeys, LocalStore
+from sd_core.weights.export import save_single_file
+from tests.sd_core.small import ODD, small_model
+from worker.encode import read_record
+from worker.local import ModelChoice, run_job
+
+MANIFEST = """\
+version: 1
+name: mixed
+defaults: {width: 64, height: 64, steps: 3}
+prompts:
+  - prompt: a red circle
+    seeds: {start: 0, count: 4}
+  - prompt: a green star
+    guidance: 1.0
+    sampler: euler_a
+  - prompt: a blue ring
+    init_image: start.png
+    strength: 0.7
+  - prompt: a black cross
+    width: 96
+"""
+IMAGES = 7
+
+# Long enough to be caught in the middle.
+LONG_MANIFEST = MANIFEST.replace("count: 4", "count: 40").replace("steps: 3", "steps: 20")
+LONG_IMAGES = 43
+
+
+class Recorder:
+    """An observer that counts, and may do something when an image is finished."""
+
+    def __init__(self, on_rendered=lambda count: None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.reasons: list[str] = []
+        self._on_rendered = on_rendered
+        self._lock = threading.Lock()
+
+    def step(self) -> None:
+        with self._lock:
+            self.counts["steps"] += 1
+
+    def rendered(self) -> None:
+        with self._lock:
+            self.counts["rendered"] += 1
+        self._on_rendered(self.counts["rendered"])
+
+    def reused(self, evaluations: int) -> None:
+        self.counts["reused"] += 1
+
+    def failed(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "odd.safetensors"
+    save_single_file(small_model(ODD), path)
+    return path
+
+
+@pytest.fixture
+def manifest_path(tmp_path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "start.png")
+    path = tmp_path / "mixed.yaml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def run(path: Path, checkpoint: Path, store: LocalStore, *, recorder=None, stop=None, **options):
+    return run_job(
+        load_manifest(path),
+        ModelChoice("odd", str(checkpoint), dtype="float32", device="cpu"),
+        store,
+        observe=lambda: contextlib.nullcontext(recorder or Recorder()),
+        status=lambda text: contextlib.nullcontext(),
+        stop=stop or threading.Event(),
+        **options,
+    )
+
+
+def digests(store: LocalStore, job: str) -> dict[str, str]:
+    """Image path -> sha256 of what is really in the store."""
+    keys = JobKeys(job)
+    return {
+        keys.path(info.key): hashlib.sha256(store.get(info.key)).hexdigest()
+        for info in store.list(keys.images_prefix)
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, checkpoint):
+    """Job id and digests of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "start.png")
+    (folder / "mixed.yaml").write_text(MANIFEST)
+    store = LocalStore(folder / "out")
+    summary = run(folder / "mixed.yaml", checkpoint, store)
+    return summary.job, digests(store, summary.job)
+
+
+def test_job_folder_is_complete(manifest_path, checkpoint, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    recorder = Recorder()
+    summary = run(manifest_path, checkpoint, store, recorder=recorder)
+    assert (summary.images, summary.rendered, summary.reused, summary.failed) == (IMAGES, 7, 0, 0)
+    keys = JobKeys(summary.job)
+    records = list(read_records(store, keys))
+    assert [record["index"] for record in records] == list(range(IMAGES))
+    assert {r["path"]: r["sha256"] for r in records} == digests(store, summary.job)
+    assert recorder.counts["steps"] == sum(record["evaluations"] for record in records)
+    done = json.loads(store.get(keys.done))
+    assert (done["images"], done["failed"]) == (IMAGES, 0)
+    for key in (keys.manifest, keys.plan_part(0), keys.index, keys.sheet(0)):
+        assert store.head(key) is not None, key
+    assert store.get(keys.manifest) == manifest_path.read_bytes()
+    first = read_record(store.get(keys(records[0]["path"])))
+    assert (first["prompt"], first["seed"], first["sampler"]) == ("a red circle", 0, "plms")
+    assert first["model"]["digest"] == records[-1]["model"]["digest"]
+    assert str(tmp_path) not in json.dumps(records)
+
+
+def test_second_run_renders_only_what_is_missing(manifest_path, checkpoint, tmp_path, undisturbed):
+    store = LocalStore(tmp_path / "out")
+    job, expected = undisturbed
+    assert run(manifest_path, checkpoint, store).job == job
+    again = run(manifest_path, checkpoint, store)
+    assert (again.rendered, again.reused) == (0, IMAGES)
+    lost = sorted(expected)[2]
+    store.delete(f"{job}/{lost}")
+    store.delete(JobKeys(job).records(0))
+    again = run(manifest_path, checkpoint, store)
+    assert (again.rendered, again.reused) == (1, IMAGES - 1)
+    assert digests(store, job) == expected
+    records = list(read_records(store, JobKeys(job)))
+    assert {r["path"]: r["sha256"] for r in records} == expected
+
+
+def test_force_renders_anew_and_gives_the_same_bytes(
+    manifest_path, checkpoint, tmp_path, undisturbed
+):
+    store = LocalStore(tmp_path / "out")
+    job, expected = undisturbed
+    run(manifest_path, checkpoint, store)
+    damaged = f"{job}/{sorted(expected)[0]}"
+    store.put(damaged, b"damaged", overwrite=True)
+    again = run(manifest_path, checkpoint, store, force=True)
+    assert (again.rendered, again.reused) == (IMAGES, 0)
+    assert digests(store, job) == expected
+
+
+def test_a_stopped_run_keeps_what_is_finished(manifest_path, checkpoint, tmp_path):
+    manifest_path.write_text(LONG_MANIFEST)
+    store = LocalStore(tmp_path / "out")
+    job = load_manifest(manifest_path).job_id()
+    stop = threading.Event()
+    recorder = Recorder(on_rendered=lambda count: stop.set())
+    with pytest.raises(Interrupted, match="the same command continues"):
+        run(manifest_path, checkpoint, store, recorder=recorder, stop=stop)
+    kept = digests(store, job)
+    assert 1 <= len(kept) < LONG_IMAGES
+    assert {r["path"]: r["sha256"] for r in read_records(store, JobKeys(job))} == kept
+    assert store.head(JobKeys(job).done) is None
+
+
+def command(path: Path, checkpoint: Path, store: Path) -> list[str]:
+    options = ["--model", str(checkpoint), "--store", str(store), "--dtype", "float32"]
+    return [sys.executable, "-m", "jobs.cli", "run", str(path), *options]
+
+
+def wait_for_image(store: Path, process: subprocess.Popen) -> None:
+    """Until the first image is in the store, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while not list(store.glob("*/images/*.png")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def start(path: Path, checkpoint: Path, store: Path) -> subprocess.Popen:
+    """A run of the real command that has stored its first image."""
+    path.write_text(LONG_MANIFEST)
+    process = subprocess.Popen(
+        command(path, checkpoint, store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_image(store, process)
+    return process
+
+
+def test_killed_in_the_middle_loses_and_repeats_nothing(manifest_path, checkpoint, tmp_path):
+    store = tmp_path / "out"
+    process = start(manifest_path, checkpoint, store)
+    process.kill()
+    process.communicate()
+    kept = len(list(store.glob("*/images/*.png")))
+    assert 1 <= kept < LONG_IMAGES
+    done = subprocess.run(
+        [*command(manifest_path, checkpoint, store), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["reused"] == kept
+    assert summary["rendered"] + kept == summary["images"] == LONG_IMAGES
+    disturbed = digests(LocalStore(store), summary["job"])
+    calm = LocalStore(tmp_path / "calm")
+    assert digests(calm, run(manifest_path, checkpoint, calm).job) == disturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_between_steps_with_its_own_code(manifest_path, checkpoint, tmp_path, number):
+    process = start(manifest_path, checkpoint, tmp_path / "out")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in said
+    assert "Traceback" not in said
+    store = LocalStore(tmp_path / "out")
+    (folder,) = (tmp_path / "out").iterdir()
+    records = {r["path"]: r["sha256"] for r in read_records(store, JobKeys(folder.name))}
+    assert records == digests(store, folder.name)
+
+
+def test_an_image_that_fails_fails_alone(manifest_path, checkpoint, tmp_path, undisturbed):
+    store = LocalStore(tmp_path / "out")
+    job, expected = undisturbed
+    keys = JobKeys(job)
+    manifest = load_manifest(manifest_path)
+    (name,) = manifest.inputs
+    store.put(keys.input(name), b"no picture")
+    recorder = Recorder()
+    summary = run(manifest_path, checkpoint, store, recorder=recorder)
+    assert (summary.rendered, summary.failed) == (IMAGES - 1, 1)
+    (failure,) = read_failures(store, keys)
+    assert failure.index == 5
+    assert name in failure.reason
+    assert len(recorder.reasons) == 1
+    store.delete(keys.input(name))
+    summary = run(manifest_path, checkpoint, store)
+    assert (summary.rendered, summary.reused, summary.failed) == (1, IMAGES - 1, 0)
+    assert store.head(keys.failures) is None
+    assert digests(store, job) == expected
+
+
+def test_full_disk_keeps_finished_images_valid(manifest_path, checkpoint, small_disk, undisturbed):
+    job, expected = undisturbed
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(940_000))
+    store = LocalStore(small_disk / "out")
+    with pytest.raises(StoreFullError, match="out"):
+        run(manifest_path, checkpoint, store)
+    kept = digests(store, job)
+    assert kept.items() <= expected.items()
+    ballast.unlink()
+    again = run(manifest_path, checkpoint, store)
+    assert again.reused == len(kept)
+    assert digests(store, job) == expected
+
+
+def test_folder_of_another_job_is_refused(manifest_path, checkpoint, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    run(manifest_path, checkpoint, store, job="mine")
+    before = digests(store, "mine")
+    manifest_path.write_text(MANIFEST.replace("a red circle", "a red square"))
+    with pytest.raises(JobConflictError, match="another job"):
+        run(manifest_path, checkpoint, store, job="mine")
+    assert digests(store, "mine") == before
+
+
+def test_images_of_another_model_are_not_mixed_in(manifest_path, checkpoint, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    run(manifest_path, checkpoint, store)
+    other = tmp_path / "other.safetensors"
+    save_single_file(small_model(ODD, seed=1), other)
+    with pytest.raises(JobConflictError, match="another model"):
+        run(manifest_path, other, store)
+
+
+def test_input_that_changed_since_it_was_read_is_refused(manifest_path, checkpoint, tmp_path):
+    manifest = load_manifest(manifest_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "start.png")
+    with pytest.raises(InputError, match=r"start\.png changed"):
+        run_job(
+            manifest,
+            ModelChoice("odd", str(checkpoint)),
+            LocalStore(tmp_path / "out"),
+            observe=lambda: contextlib.nullcontext(Recorder()),
+            status=lambda text: contextlib.nullcontext(),
+            stop=threading.Event(),
+        )
+
+
+def test_wrong_digest_and_missing_model_are_model_errors(manifest_path, checkpoint, tmp_path):
+    def run_with(choice: ModelChoice) -> None:
+        run_job(
+            load_manifest(manifest_path),
+            choice,
+            LocalStore(tmp_path / "out"),
+            observe=lambda: contextlib.nullcontext(Recorder()),
+            status=lambda text: contextlib.nullcontext(),
+            stop=threading.Event(),
+        )
+
+    with pytest.raises(ModelError, match="the model list says"):
+        run_with(ModelChoice("odd", str(checkpoint), digest="0" * 64))
+    with pytest.raises(ModelError, match="nowhere"):
+        run_with(ModelChoice("odd", str(tmp_path / "nowhere.ckpt")))
