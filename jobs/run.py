@@ -21,6 +21,7 @@ from jobs.plan import summarize
 from jobs.progress import RunProgress, duration
 from jobs.settings import ModelSource, Settings
 from jobs.storage import open_store
+from jobs.storage.base import is_segment
 
 if TYPE_CHECKING:
     from worker.local import RunSummary
@@ -74,6 +75,8 @@ def run(
         device=options.device or settings.device,
         dtype=options.dtype or settings.dtype,
     )
+    if options.job is not None and ("/" in options.job or not is_segment(options.job)):
+        raise InputError(f"--job {options.job!r} is not a folder name")
     store = open_store(options.store or manifest.output.store or settings.store)
     plan = summarize(manifest.tasks())
     console = terminal.err

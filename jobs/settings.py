@@ -2,7 +2,7 @@
 
 SDBATCH_MODELS   a YAML or JSON file: {name: source} or {name: {source: …, digest: …}}
 SDBATCH_STORE    where jobs are written unless a manifest or --store says so; default out
-SDBATCH_DEVICE   auto (default), cpu, cuda, cuda:<number> or mps
+SDBATCH_DEVICE   auto (default), cpu, cuda or cuda:<number>
 SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
 SDBATCH_DEBUG    1 shows the traceback of an unexpected error
 """
@@ -26,7 +26,7 @@ from jobs.yaml_reader import YamlFile
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _MAX_LIST_BYTES = 2**20
 
 
@@ -56,7 +56,7 @@ class Settings:
         values = {name: value for name, value in environ.items() if value}
         device = values.get("SDBATCH_DEVICE", cls.device)
         if not _DEVICE.fullmatch(device):
-            expected = "auto, cpu, cuda, cuda:<number> or mps"
+            expected = "auto, cpu, cuda or cuda:<number>"
             raise InputError(f"SDBATCH_DEVICE: found {quote(device)}, expected {expected}")
         dtype = values.get("SDBATCH_DTYPE", cls.dtype)
         if dtype not in DTYPES:

@@ -54,7 +54,9 @@ CROP = 64
 ROUGHNESS = 3.0  # most noise that the decoder learns to see past, in posterior deviations
 KL_WEIGHT = 1e-4
 CAPTION_DROP = 0.1  # share of captions left empty, for classifier-free guidance
-MIN_SNR_GAMMA = 5.0  # Hang et al. 2023: bounds the weight of nearly clean latents
+OFFSET_NOISE = 0.3
+MIN_SNR_GAMMA = 5.0
+LEAST_ALPHA = 0.05
 
 
 def scene_batch(rng: random.Random, count: int, crop: int | None = None) -> Tensor:
@@ -304,15 +306,17 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
         clean = latents[chosen]
         timesteps = torch.randint(0, len(levels), (batch,))
         alpha = levels[timesteps][:, None, None, None]
-        noise = torch.randn_like(clean)
+        # Noise with a mean of its own (Guttenberg 2023): otherwise the mean colour shines through
+        # the noisiest latents, and pictures take their colours from the seed, not the prompt.
+        noise = torch.randn_like(clean) + OFFSET_NOISE * torch.randn(batch, 4, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
             context = text(torch.tensor(tokenize(captions)))
             predicted = unet(noisy, timesteps, context).float()
         snr = alpha / (1 - alpha)
-        # As for the velocity (Salimans & Ho 2022), 1 / alpha: otherwise the noisiest latents, in
-        # which only the prompt tells the colours, hardly count, and colours follow the seed.
-        weight = snr.clamp(max=MIN_SNR_GAMMA) / snr / alpha
+        # Noisy latents count more, as for the velocity (Salimans & Ho 2022): only there it is the
+        # prompt that tells the colours. Nearly clean ones count less (Hang et al. 2023).
+        weight = snr.clamp(max=MIN_SNR_GAMMA) / snr / alpha.clamp(min=LEAST_ALPHA)
         loss = (weight * (predicted - noise).square()).mean()
         loss.backward()
         if embedding.grad is not None:

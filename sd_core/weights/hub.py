@@ -119,7 +119,8 @@ class _Repository:
             ) from None
         except LocalEntryNotFoundError:
             raise CheckpointError(
-                f"{self.source}: the hub cannot be reached, and no earlier download is kept here"
+                f"{self.source}: the hub cannot be reached, and no complete earlier download is "
+                "kept here"
             ) from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.source}: the download failed: {error}") from None

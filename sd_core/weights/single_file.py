@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def read_weights(path: Path) -> WeightsFile:
         content = read_torch_zip(file)
         return WeightsFile("ckpt", _state_dict(path, content), _text(content.get(SPEC_KEY)))
     raise CheckpointError(
-        f"{path}: it seems to be {what_bytes_seem(file)}; expected a CompVis .ckpt or .safetensors"
+        f"{path}: it seems to be {what_bytes_seem(file)}; expected weights as .safetensors or .ckpt"
     )
 
 
@@ -102,7 +102,7 @@ def open_single_file(path: Path, config: Path | None = None) -> Checkpoint:
     )
 
 
-def _part(weights: WeightsFile, prefix: str, names: Any) -> Part:
+def _part(weights: WeightsFile, prefix: str, names: Callable[[str], tuple[str, ...]]) -> Part:
     stored = {name: t for name, t in weights.tensors.items() if name.startswith(prefix)}
     return Part(stored, names)
 

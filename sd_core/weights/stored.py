@@ -2,7 +2,7 @@
 
 Files are mapped, not read, so a checkpoint's size in memory is that of the one tensor in hand.
 Tensors are always copied out of the map: a model that pointed into it would change, or crash, when
-the file is replaced or cut under a running worker.
+the file is replaced or cut under a running worker. Only while it loads must a file stay as it is.
 """
 
 from __future__ import annotations

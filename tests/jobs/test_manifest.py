@@ -111,7 +111,7 @@ prompts:
 def test_matrix_order_and_precedence(tmp_path):
     body = """
 defaults: {steps: 99, negative: none, seeds: [1, 2]}
-prompts: [a, b]
+prompts: [a, {prompt: b, steps: 7, negative: y}]
 matrix: {guidance: [5, 7.5], steps: [10, 20], negative: [x]}
 """
     manifest = load(tmp_path, body)
@@ -126,6 +126,7 @@ matrix: {guidance: [5, 7.5], steps: [10, 20], negative: [x]}
         ("a", 7.5, 10, 1),
         ("a", 7.5, 10, 2),
     ]
+    assert [values[1:] for values in found[8:]] == [values[1:] for values in found[:8]]
     assert len(found) == manifest.total == 16
     assert {task.negative for task in manifest.tasks()} == {"x"}
     assert [task.index for task in manifest.tasks()] == list(range(16))

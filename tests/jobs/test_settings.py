@@ -39,7 +39,7 @@ def test_empty_is_not_set():
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
-        ("SDBATCH_DEVICE", "gpu", "found 'gpu', expected auto, cpu, cuda, cuda:<number> or mps"),
+        ("SDBATCH_DEVICE", "gpu", "found 'gpu', expected auto, cpu, cuda or cuda:<number>"),
         ("SDBATCH_DTYPE", "fp16", "found 'fp16', expected one of auto, float32, bfloat16, float16"),
         ("SDBATCH_MODELS", "nope.yaml", "nope.yaml cannot be read: no such file or directory"),
         ("SDBATCH_MODELS", "/dev/zero", "/dev/zero cannot be read: it is not a regular file"),

@@ -34,7 +34,7 @@ ODD = ModelSpec(
 
 
 def small_model(spec: ModelSpec = SMALL, seed: int = 0) -> LatentDiffusion:
-    """Random float32 weights from the seed, on the CPU, in the state `load_model` leaves a model."""
+    """Random float32 weights from the seed, on the CPU, as `load_model` leaves a model."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LatentDiffusion(spec)

@@ -158,7 +158,7 @@ def closed_port():
 def test_hub_out_of_reach(monkeypatch, tmp_path, offline):
     point_to(monkeypatch, closed_port(), tmp_path / "cache")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    with pytest.raises(CheckpointError, match="the hub cannot be reached, and no earlier download"):
+    with pytest.raises(CheckpointError, match="the hub cannot be reached, and no complete"):
         load_model("hf:some/full")
 
 

@@ -1,0 +1,72 @@
+"""What a run says while it runs."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from jobs.progress import PLAIN_EVERY_S, Meter, RunProgress, duration, plain_line
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_rate_and_time_left_follow_the_evaluations():
+    clock = Clock()
+    meter = Meter(images=10, evaluations=100, clock=clock)
+    assert meter.remaining_s is None
+    clock.now = 20.0
+    meter.add(rendered=3, evaluated=40)
+    assert meter.images_per_s == pytest.approx(0.15)
+    assert meter.remaining_s == pytest.approx(30.0)
+    assert plain_line(meter) == "3/10 images, 0.15 images/s, 40/100 steps, 0:30 left"
+
+
+def test_images_that_were_there_take_no_time():
+    clock = Clock()
+    meter = Meter(images=10, evaluations=100, clock=clock)
+    clock.now = 10.0
+    meter.add(reused=5, skip=50)
+    meter.add(evaluated=25)
+    assert meter.settled == 5
+    assert meter.remaining_s == pytest.approx(10.0)
+
+
+def test_a_pipe_gets_a_plain_line_now_and_then():
+    clock, pipe = Clock(), io.StringIO()
+    with RunProgress(2, 100, Console(file=pipe), clock=clock) as progress:
+        for _ in range(20):
+            clock.now += PLAIN_EVERY_S / 10
+            progress.step()
+        progress.failed("image 1 (b): broke")
+    lines = pipe.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("0/2 images, 0.00 images/s, 10/100 steps, 2:15 left")
+    assert lines[2] == "failed: image 1 (b): broke"
+    assert "\x1b" not in pipe.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_goes_away():
+    clock, screen = Clock(), io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with RunProgress(4, 8, console, clock=clock) as progress:
+        clock.now = 2.0
+        progress.step()
+        progress.rendered()
+        progress.reused(evaluations=2)
+    assert "2/4 images" in screen.getvalue()
+    assert "step 1/6" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,65 @@
+"""What the command line of `sdbatch run` means. Whole runs: tests/worker/test_local.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.cli import main
+from jobs.errors import ExitCode, InputError
+from jobs.run import model_source
+from jobs.settings import ModelSource, Settings
+
+SETTINGS = Settings(models={"sd-v1-4": ModelSource("/models/sd-v1-4.ckpt", "ab" * 32)})
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "source"),
+    [
+        ("demo", "demo", ModelSource("demo")),
+        ("sd-v1-4", "sd-v1-4", SETTINGS.models["sd-v1-4"]),
+        ("files/mine.safetensors", "mine", ModelSource("files/mine.safetensors")),
+        ("mine.ckpt", "mine", ModelSource("mine.ckpt")),
+        ("hf:owner/name@abc", "name", ModelSource("hf:owner/name@abc")),
+    ],
+)
+def test_model_is_a_name_or_a_checkpoint(given, name, source):
+    assert model_source(given, SETTINGS) == (name, source)
+
+
+def test_unknown_model_name_says_which_are_known():
+    with pytest.raises(InputError, match="did you mean 'sd-v1-4'"):
+        model_source("sd-v14", SETTINGS)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("version: 1\nprompts: [a red circle]\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--model", "nowhere.ckpt"], ExitCode.MODEL, "nowhere.ckpt"),
+        (["--model", "nowhere"], ExitCode.BAD_INPUT, "not in the model list"),
+        (["--device", "abacus"], ExitCode.BAD_INPUT, "abacus"),
+        (["--device", "cuda:99"], ExitCode.BAD_INPUT, "cuda:99"),
+        (["--job", "a/b"], ExitCode.BAD_INPUT, "'a/b' is not a folder name"),
+        (["--store", "s3://bucket"], ExitCode.STORE, "s3"),
+    ],
+)
+def test_what_cannot_be_run_ends_with_its_own_code(
+    manifest, tmp_path, monkeypatch, capsys, options, code, said
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(manifest), *options]) == code
+    output = capsys.readouterr()
+    assert said in output.err
+    assert "Traceback" not in output.err
+
+
+def test_a_store_that_is_a_file_is_a_store_error(manifest, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert main(["run", str(manifest), "--store", str(tmp_path / "taken")]) == ExitCode.STORE
+    assert "taken" in capsys.readouterr().err
