@@ -79,13 +79,6 @@ def run(
         raise InputError(f"--job {options.job!r} is not a folder name")
     store = open_store(options.store or manifest.output.store or settings.store)
     plan = summarize(manifest.tasks())
-    console = terminal.err
-
-    @contextlib.contextmanager
-    def status(text: str) -> Iterator[None]:
-        with console.status(text) if console.is_terminal else contextlib.nullcontext():
-            yield
-
     with stopping_on_signals(terminal) as stop:
         return run_job(
             manifest,
@@ -93,8 +86,8 @@ def run(
             store,
             job=options.job,
             force=options.force,
-            observe=lambda: RunProgress(plan.images, plan.evaluations, console),
-            status=status,
+            observe=lambda: RunProgress(plan.images, plan.evaluations, terminal.err),
+            status=terminal.status,
             stop=stop,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sd_core.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
+from sd_core.spec import DEMO_NATIVE_SIZE, ModelSpec, TextSpec, UNetSpec, VAESpec
 
 DEMO_SPEC = ModelSpec(
     unet=UNetSpec(
@@ -16,6 +16,6 @@ DEMO_SPEC = ModelSpec(
     ),
     vae=VAESpec(channels=16, channel_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8),
     text=TextSpec(width=96, layers=4, heads=4, mlp_width=384),
-    native_size=128,
+    native_size=DEMO_NATIVE_SIZE,
 )
 """Sizes of the demo model; `vae.scale_factor` is measured in training and kept with the weights."""
