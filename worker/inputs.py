@@ -26,17 +26,20 @@ class Inputs:
         self._decoded = lru_cache(maxsize=KEPT)(self._load)
 
     def picture(self, name: str, width: int, height: int) -> Pixels:
-        """(height, width, 3) uint8 of an init image."""
+        """(height, width, 3) uint8 of an init image. Raises `ValueError` for a damaged file."""
         return self._decoded(name, "RGB", width, height)
 
     def mask(self, name: str, width: int, height: int) -> Pixels:
-        """(height, width) uint8 of a mask; white is painted anew."""
+        """(height, width) uint8 of a mask; white is painted anew. Raises like `picture`."""
         return self._decoded(name, "L", width, height)
 
     def _load(self, name: str, mode: str, width: int, height: int) -> Pixels:
         data = self._store.get(self._keys.input(name))
-        with Image.open(io.BytesIO(data)) as image:
-            return fit(image, mode, width, height)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return fit(image, mode, width, height)
+        except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+            raise ValueError(f"inputs/{name} is no readable image: {error}") from error
 
 
 def fit(image: Image.Image, mode: str, width: int, height: int) -> Pixels:

@@ -131,10 +131,8 @@ class Runner:
                 for task in tasks:
                     if not self._take_slot(stop):
                         break
-                    if self._reuse(task):
+                    if not self._start(task, pool):
                         self._slots.release()
-                    else:
-                        self._submit(task, pool)
                 self._wait_for_all(stop)
             except BaseException:
                 self._cancel()
@@ -149,6 +147,14 @@ class Runner:
             if self._slots.acquire(timeout=_POLL_S):
                 return True
         return False
+
+    def _start(self, task: Task, pool: ThreadPoolExecutor) -> bool:
+        """Submits the task to the engine, whose end frees its slot; False if there is no need."""
+        try:
+            return not self._reuse(task) and self._submit(task, pool)
+        except BaseException:
+            self._slots.release()
+            raise
 
     def _reuse(self, task: Task) -> bool:
         """Whether the image is in the store already; its record is mended if it was lost."""
@@ -165,13 +171,12 @@ class Runner:
         self._observer.reused(evaluations_of(task))
         return True
 
-    def _submit(self, task: Task, pool: ThreadPoolExecutor) -> None:
+    def _submit(self, task: Task, pool: ThreadPoolExecutor) -> bool:
         try:
             request = self._request(task)
         except ValueError as error:  # an input that does not decode any more
             self._fail(task, error)
-            self._slots.release()
-            return
+            return False
         future = self._engine.submit(request, on_step=lambda _done, _all: self._observer.step())
         with self._lock:
             self._rendering.add(future)
@@ -180,6 +185,7 @@ class Runner:
             pool.submit(self._finish, task, future)
 
         future.add_done_callback(rendered)
+        return True
 
     def _request(self, task: Task) -> Request:
         size = task.sampling.width, task.sampling.height

@@ -22,6 +22,7 @@ from jobs.errors import (
     Interrupted,
     JobConflictError,
     ModelError,
+    StoreError,
     StoreFullError,
 )
 from jobs.manifest import load_manifest
@@ -272,6 +273,19 @@ def test_an_image_that_fails_fails_alone(manifest_path, checkpoint, tmp_path, un
     assert (summary.rendered, summary.reused, summary.failed) == (1, IMAGES - 1, 0)
     assert store.head(keys.failures) is None
     assert digests(store, job) == expected
+
+
+def test_a_damaged_image_without_its_record_ends_the_run(
+    manifest_path, checkpoint, tmp_path, undisturbed
+):
+    store = LocalStore(tmp_path / "out")
+    job, expected = undisturbed
+    run(manifest_path, checkpoint, store)
+    damaged = sorted(expected)[3]
+    store.put(f"{job}/{damaged}", b"damaged", overwrite=True)
+    store.delete(JobKeys(job).records(0))
+    with pytest.raises(StoreError, match=damaged):
+        run(manifest_path, checkpoint, store)
 
 
 def test_full_disk_keeps_finished_images_valid(manifest_path, checkpoint, small_disk, undisturbed):
