@@ -27,7 +27,8 @@ prompts:
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [body for tag, body in fences if tag == language]
 
 
 def sessions() -> dict[str, str]:
