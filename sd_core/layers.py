@@ -133,7 +133,8 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x: (B, channels, h, w); context: (B, S, context_dim)."""
         height, width = x.shape[-2:]
-        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, h·w, channels)
+        # (B, h·w, channels); contiguous, or every layer of the block would copy it anew.
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         out = tokens.transpose(1, 2).unflatten(2, (height, width))
