@@ -164,11 +164,11 @@ def run_job(
 
 def _write_head(manifest: Manifest, store: Store, keys: JobKeys) -> None:
     """The manifest, its inputs and the plan; refuses a folder that holds another plan."""
+    write_plan(store, keys, manifest.tasks())  # first, so that another job's folder stays as it is
     for name, path in manifest.inputs.items():
         key = keys.input(name)
         if store.head(key) is None:
             store.put(key, _unchanged(name, path), content_type=content_type(key))
-    write_plan(store, keys, manifest.tasks())
     store.put(
         keys.manifest,
         manifest.source,
