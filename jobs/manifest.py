@@ -100,7 +100,7 @@ def load_manifest(
     """Read and check a manifest and every file it names.
 
     allow_outside: let it name files outside its own folder. model: to be used instead of the one
-    it names; sizes that it leaves open are then this model's.
+    it names; sizes and guidance that it leaves open are then this model's.
     Raises `ManifestError` with all problems at once.
     """
     try:

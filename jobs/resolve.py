@@ -21,7 +21,7 @@ from jobs.naming import DEFAULT_TEMPLATE, check_template
 from jobs.problems import Path as ValuePath
 from jobs.problems import Place, ProblemList, found
 from jobs.text import unreadable
-from sd_core.spec import DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
+from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
 
 _TEXTS = ("prompt", "negative", "init_image", "mask", "name")
 _IMAGES = ("init_image", "mask")
@@ -68,9 +68,12 @@ class Resolver:
             prefix=("defaults",),
             sound=self.sound,
         )
-        side = DEMO_NATIVE_SIZE if self.head.get("model", "demo") == "demo" else NATIVE_SIZE
+        demo = self.head.get("model", "demo") == "demo"
+        side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
         self._base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
         self._base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
+        if demo:
+            self._base["guidance"] = DEMO_GUIDANCE
         self._base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
         self._base |= self._defaults.values
         self._reported: set[tuple[object, ...]] = set()

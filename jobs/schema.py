@@ -24,6 +24,7 @@ from typing_extensions import TypedDict  # pydantic takes that of typing from 3.
 
 from jobs.limits import MAX_IMAGES, MAX_PATH_CHARS, MAX_PROMPT_CHARS, MAX_TEMPLATE_CHARS
 from sd_core.spec import (
+    DEMO_GUIDANCE,
     DEMO_NATIVE_SIZE,
     KARRAS_SAMPLERS,
     LATENT_FACTOR,
@@ -58,7 +59,7 @@ _SAMPLER = f"Sampler, one of {', '.join(SAMPLERS)}. Default {Sampling.sampler}."
 _STEPS = f"Denoising steps, 1 to {MAX_STEPS}. Default {Sampling.steps}."
 _GUIDANCE = (
     "Classifier-free guidance scale: how closely to follow the prompt. 1 is no guidance and takes "
-    f"half the time. Default {Sampling.guidance}."
+    f"half the time. Default {DEMO_GUIDANCE} for demo, else {Sampling.guidance}."
 )
 _SIDE = (
     f"in pixels, a multiple of {LATENT_FACTOR} (multiples of 64 advised). Default the model's "

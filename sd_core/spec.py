@@ -22,6 +22,10 @@ NATIVE_SIZE = 512
 DEMO_NATIVE_SIZE = 128
 """The same of the demo model."""
 
+DEMO_GUIDANCE = 2.0
+"""Guidance that suits the demo model. Its prompts decide the whole picture, so that the 7.5 of real
+models drives colours out of their range."""
+
 MAX_STEPS = 1000
 """As many as the schedule has training timesteps."""
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jobs.manifest import load_manifest
-from sd_core.spec import DEMO_NATIVE_SIZE, Sampling
+from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, Sampling
 from tests.jobs.manifests import load, messages, picture, tasks, write
 
 
@@ -23,12 +23,13 @@ def test_smallest_manifest_has_the_defaults(tmp_path):
     assert task.name == "000000-s42"
     assert task.negative == ""
     assert task.format == "png"
-    assert task.sampling == Sampling(width=DEMO_NATIVE_SIZE, height=DEMO_NATIVE_SIZE)
+    side = DEMO_NATIVE_SIZE
+    assert task.sampling == Sampling(width=side, height=side, guidance=DEMO_GUIDANCE)
 
 
-def test_other_models_default_to_512(tmp_path):
+def test_other_models_default_to_512_and_guidance_7_5(tmp_path):
     (task,) = tasks(tmp_path, "model: sd-v1-4\nprompts: [a horse]")
-    assert (task.sampling.width, task.sampling.height) == (512, 512)
+    assert task.sampling == Sampling(width=512, height=512, guidance=7.5)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ prompts:
   - {prompt: b, name: "mine-s{seed}"}
 """
     assert [task.name for task in tasks(tmp_path, body)] == [
-        "a-red-circle-35mm/sweep.1-000-plms-g7.5-50-128x128",
+        "a-red-circle-35mm/sweep.1-000-plms-g2-50-128x128",
         "mine-s42",
     ]
 
@@ -188,13 +189,13 @@ class TestRows:
             "\ufeffprompt, seed,guidance,karras,sampler,negative,seeds\r\n"
             "a,0,5,TRUE,euler,,\r\n"
             '"b, with ""quotes""\nand lines",,,,,42,1 2\r\n\r\n'
-            "no,,7.5,,,,\r\n",
+            "no,,4.5,,,,\r\n",
             "rows.csv",
         )
         found = tasks(tmp_path, "prompts: [{file: rows.csv, steps: 9}]")
         assert [t.prompt for t in found] == ["a", *['b, with "quotes"\nand lines'] * 2, "no"]
         assert [t.sampling.seed for t in found] == [0, 1, 2, 42]
-        assert [t.sampling.guidance for t in found] == [5.0, 7.5, 7.5, 7.5]
+        assert [t.sampling.guidance for t in found] == [5.0, 2.0, 2.0, 4.5]
         assert [t.sampling.karras for t in found] == [True, False, False, False]
         assert [t.negative for t in found] == ["", "42", "42", ""]
         assert {t.sampling.steps for t in found} == {9}
@@ -281,7 +282,7 @@ class TestJobId:
 
     def test_form(self, tmp_path):
         """Pinned: another id would render existing jobs again, in a new folder."""
-        assert self.id(tmp_path, self.BODY) == "shapes-2313829531aa"
+        assert self.id(tmp_path, self.BODY) == "shapes-cb257c5e4393"
 
     @pytest.mark.parametrize(
         "same",
@@ -292,7 +293,7 @@ class TestJobId:
             "seeds: {start: 0, count: 2}}]",
             "name: shapes\ndefaults: {steps: 5}\noutput: {store: elsewhere}\nprompts: [a, "
             "{prompt: b, seeds: [0, 1]}]",
-            "name: shapes\ndefaults: {steps: 5, guidance: 7.50, strength: 0.1}\nprompts: [a, "
+            "name: shapes\ndefaults: {steps: 5, guidance: 2.00, strength: 0.1}\nprompts: [a, "
             "{prompt: b, seeds: [0, 1]}]",
         ],
     )

@@ -36,7 +36,7 @@ from worker.local import ModelChoice, run_job
 MANIFEST = """\
 version: 1
 name: mixed
-defaults: {width: 64, height: 64, steps: 3}
+defaults: {width: 64, height: 64, steps: 3, guidance: 7.5}
 prompts:
   - prompt: a red circle
     seeds: {start: 0, count: 4}
@@ -77,8 +77,9 @@ class Recorder:
     def reused(self, evaluations: int) -> None:
         self.counts["reused"] += 1
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, evaluations: int) -> None:
         self.reasons.append(reason)
+        self.counts["not needed"] += evaluations
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +269,7 @@ def test_an_image_that_fails_fails_alone(manifest_path, checkpoint, tmp_path, un
     assert failure.index == 5
     assert name in failure.reason
     assert len(recorder.reasons) == 1
+    assert recorder.counts["not needed"] == 3  # two of three steps, the first of PLMS twice
     store.delete(keys.input(name))
     summary = run(manifest_path, checkpoint, store)
     assert (summary.rendered, summary.reused, summary.failed) == (1, IMAGES - 1, 0)
@@ -322,6 +324,19 @@ def test_images_of_another_model_are_not_mixed_in(manifest_path, checkpoint, tmp
         run(manifest_path, other, store)
 
 
+def test_force_replaces_the_images_of_another_model(manifest_path, checkpoint, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    other = tmp_path / "other.safetensors"
+    save_single_file(small_model(ODD, seed=1), other)
+    job = run(manifest_path, other, store).job
+    before = digests(store, job)
+    assert run(manifest_path, checkpoint, store, force=True).rendered == IMAGES
+    after = digests(store, job)
+    assert len(after) == IMAGES
+    assert after.keys().isdisjoint(before)
+    assert {r["path"]: r["sha256"] for r in read_records(store, JobKeys(job))} == after
+
+
 def test_input_that_changed_since_it_was_read_is_refused(manifest_path, checkpoint, tmp_path):
     manifest = load_manifest(manifest_path)
     Image.new("RGB", (64, 64)).save(tmp_path / "start.png")
@@ -351,3 +366,4 @@ def test_wrong_digest_and_missing_model_are_model_errors(manifest_path, checkpoi
         run_with(ModelChoice("odd", str(checkpoint), digest="0" * 64))
     with pytest.raises(ModelError, match="nowhere"):
         run_with(ModelChoice("odd", str(tmp_path / "nowhere.ckpt")))
+    assert list((tmp_path / "out").iterdir()) == []  # no job was begun
