@@ -39,6 +39,7 @@ from sd_core.demo.scenes import (
     draw,
     random_scene,
 )
+from sd_core.device import resolve_dtype
 from sd_core.layers import ResBlock, SpatialTransformer
 from sd_core.model import LatentDiffusion
 from sd_core.schedule import alphas_cumprod
@@ -57,6 +58,12 @@ CAPTION_DROP = 0.1  # share of captions left empty, for classifier-free guidance
 OFFSET_NOISE = 0.3
 MIN_SNR_GAMMA = 5.0
 LEAST_ALPHA = 0.05
+
+
+def fast_products() -> torch.autocast:
+    """bfloat16 matrix products where the CPU has them: emulated, they are slower than float32."""
+    native = resolve_dtype("auto", torch.device("cpu")) is torch.bfloat16
+    return torch.autocast("cpu", torch.bfloat16, enabled=native)
 
 
 def scene_batch(rng: random.Random, count: int, crop: int | None = None) -> Tensor:
@@ -144,7 +151,7 @@ def optimize(
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * warmup_cosine(step, steps, 200)
         images = scene_batch(rng, count, crop)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             decoded, added = loss_of(images)
         error = decoded - images
         mse = error.square().mean()
@@ -237,7 +244,7 @@ def train_text(work: Path, steps: int) -> None:
         captions = [caption(scene, rng) for scene in scenes]
         wanted = torch.tensor([attributes(s, c) for s, c in zip(scenes, captions, strict=True)])
         ids = torch.tensor(tokenize(captions))[:, :32]  # captions are short; the rest is padding
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             states = text(ids)
             last = states[torch.arange(len(ids)), ids.argmax(dim=1)]  # the end token's state
             logits = [head(last).float() for head in heads]
@@ -260,7 +267,7 @@ def encode_scenes(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Scene]]:
     for start in range(0, count, 32):
         pixels = np.stack([np.asarray(draw(s)) for s in scenes[start : start + 32]])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             latents.append(vae.moments(images)[0].float())
     return torch.cat(latents), scenes
 
@@ -310,7 +317,7 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
         # the noisiest latents, and pictures take their colours from the seed, not the prompt.
         noise = torch.randn_like(clean) + OFFSET_NOISE * torch.randn(batch, 4, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             context = text(torch.tensor(tokenize(captions)))
             predicted = unet(noisy, timesteps, context).float()
         snr = alpha / (1 - alpha)
@@ -354,6 +361,8 @@ def main() -> None:
     parser.add_argument("--text-steps", type=int, default=600)
     parser.add_argument("--unet-steps", type=int, default=4500)
     parser.add_argument("--decoder-steps", type=int, default=3000)
+    parser.add_argument("--scenes", type=int, default=40_000, help="that the UNet learns from")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("demo.safetensors"))
     args = parser.parse_args()
     # Moments that fade out become denormal numbers, with which a CPU computes far more slowly.
     # Before the first product: threads inherit the setting when they are made.
@@ -365,11 +374,11 @@ def main() -> None:
     if "text" in stages:
         train_text(args.work, args.text_steps)
     if "unet" in stages:
-        train_unet(args.work, args.unet_steps, batch=64, scenes_count=40_000)
+        train_unet(args.work, args.unet_steps, batch=64, scenes_count=args.scenes)
     if "decoder" in stages:
         train_decoder(args.work, args.decoder_steps)
     if "export" in stages:
-        export(args.work, Path(__file__).with_name("demo.safetensors"))
+        export(args.work, args.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from itertools import product
 
 import numpy as np
@@ -90,6 +92,18 @@ def test_training_never_shows_what_is_held_out_but_every_pair_of_it():
     pairs = {(shape, colour) for shape, colour, _ in shown}
     assert pairs == set(product(SHAPES, COLOURS))
     assert not held_out("circle", "red", "blue")
+
+
+@pytest.mark.slow
+def test_training_makes_a_model_from_nothing(tmp_path):
+    """All stages of the command in CONTRIBUTING, a few steps each; the result loads."""
+    path = tmp_path / "trained.safetensors"
+    steps = [f"--{stage}-steps=2" for stage in ("vae", "text", "unet", "decoder")]
+    command = [sys.executable, "-m", "sd_core.demo.train", f"--work={tmp_path}", f"--out={path}"]
+    subprocess.run([*command, *steps, "--scenes=64"], check=True)
+    with Engine(load_model(str(path), device="cpu")) as engine:
+        (image,) = render(engine, ["a red circle on a blue background"], steps=2)
+    assert image.size == (SIDE, SIDE)
 
 
 def test_held_out_combinations_are_drawn_as_asked(engine):
