@@ -132,8 +132,9 @@ class RunProgress:
         self.meter.add(reused=1, skip=evaluations)
         self._show()
 
-    def failed(self, reason: str) -> None:
-        self.meter.add(failed=1)
+    def failed(self, reason: str, evaluations: int) -> None:
+        """An image that cannot be made; its remaining evaluations will not be needed."""
+        self.meter.add(failed=1, skip=evaluations)
         self._console.print(Text(f"failed: {reason}", style="red"))
         self._show()
 

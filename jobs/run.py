@@ -6,6 +6,7 @@ What the command line and the settings mean is decided here; `worker.local` does
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs.console import Terminal
-from jobs.errors import InputError
+from jobs.errors import ExitCode, InputError
 from jobs.manifest import Manifest
 from jobs.plan import summarize
 from jobs.progress import RunProgress, duration
@@ -99,7 +100,10 @@ def stopping_on_signals(terminal: Terminal) -> Iterator[threading.Event]:
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            # An exception would wait for the engine's step, which may take seconds. Nothing can
+            # be half-written: the store replaces files whole.
+            terminal.err.show_cursor()
+            os._exit(ExitCode.INTERRUPTED)
         stop.set()
         terminal.err.print("stopping after this step; Ctrl-C again ends at once")
 

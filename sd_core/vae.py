@@ -77,31 +77,26 @@ class Mid(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class DownStage(nn.Module):
-    """One resolution of the encoder."""
+class Stage(nn.Module):
+    """One resolution: residual blocks, then the way to the next, unless this is the last."""
 
-    def __init__(self, blocks: list[ResnetBlock], downsample: Downsample | None) -> None:
+    def __init__(
+        self,
+        blocks: list[ResnetBlock],
+        *,
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(blocks)
         self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return x if self.downsample is None else self.downsample(x)
-
-
-class UpStage(nn.Module):
-    """One resolution of the decoder."""
-
-    def __init__(self, blocks: list[ResnetBlock], upsample: Upsample | None) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(blocks)
         self.upsample = upsample
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
         return x if self.upsample is None else self.upsample(x)
 
 
@@ -119,7 +114,8 @@ class Encoder(nn.Module):
             for _ in range(spec.num_res_blocks):
                 blocks.append(ResnetBlock(width, spec.channels * mult, groups))
                 width = spec.channels * mult
-            self.down.append(DownStage(blocks, None if level == last else Downsample(width)))
+            downsample = None if level == last else Downsample(width)
+            self.down.append(Stage(blocks, downsample=downsample))
         self.mid = Mid(width, groups)
         self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(width, 2 * spec.latent_channels, 3, padding=1)
@@ -146,7 +142,7 @@ class Decoder(nn.Module):
             for _ in range(spec.num_res_blocks + 1):
                 blocks.append(ResnetBlock(width, spec.channels * mult, groups))
                 width = spec.channels * mult
-            stages.append(UpStage(blocks, Upsample(width) if level else None))
+            stages.append(Stage(blocks, upsample=Upsample(width) if level else None))
         # Numbered by level as in the checkpoints: the deepest, which runs first, is up.3.
         self.up = nn.ModuleList(reversed(stages))
         self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)

@@ -45,20 +45,23 @@ class ShardRecords:
     """The lines of one `records/<shard>.jsonl`, one per image, sorted by index.
 
     The file is rewritten whole, at most every `interval_s` seconds as lines come in, and at
-    `close`. Lines in the store are kept, so a continued shard only adds to them. Threads may add
-    at the same time. A context manager.
+    `close`. Lines in the store are kept, so a continued shard only adds to them. An image whose
+    line is replaced by one that names another (of another model) is removed after that. Threads
+    may add at the same time. A context manager.
     """
 
     def __init__(
         self,
         store: Store,
-        key: str,
+        keys: JobKeys,
+        shard: int,
         *,
         interval_s: float = FLUSH_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._key = key
+        self._keys = keys
+        self._key = keys.records(shard)
         self._interval_s = interval_s
         self._clock = clock
         self._lines: dict[int, Record] = {}
@@ -87,7 +90,8 @@ class ShardRecords:
                 self._flushed_at = self._clock()
             try:
                 # Read every time: a worker taken for dead may have written here since.
-                lines = {line["index"]: line for line in read_lines(self._store, self._key)} | own
+                stored = {line["index"]: line for line in read_lines(self._store, self._key)}
+                lines = stored | own
                 data = dump_lines(lines[index] for index in sorted(lines))
                 self._store.put(
                     self._key, data, overwrite=True, content_type=content_type(self._key)
@@ -96,6 +100,9 @@ class ShardRecords:
                 with self._lock:
                     self._unwritten = True
                 raise
+            for index, line in stored.items():
+                if line["path"] != lines[index]["path"]:
+                    self._store.delete(self._keys(line["path"]))
 
     def close(self) -> None:
         self.flush()

@@ -112,17 +112,18 @@ def run_job(
     """
     keys = JobKeys(job if job is not None else manifest.job_id())
     store.check_writable()
-    with status("writing the plan"):
-        _write_head(manifest, store, keys)
     started = time.monotonic()
     with status(f"loading {choice.name}"):
         model = load(choice)
-    loaded = time.monotonic()
+    load_s = time.monotonic() - started
+    with status("writing the plan"):
+        _write_head(manifest, store, keys)
     revision = None if model.provenance is None else model.provenance.revision
     info = ModelInfo(choice.name, model.digest, choice.source, revision)
     if not force:
         _refuse_other_model(store, keys, info)
 
+    started = time.monotonic()
     with closing(JobRecords(store, keys)) as records, observe() as observer:
         finisher = Finisher(
             store, keys, info, records, quality=manifest.output.quality, overwrite=force
@@ -141,7 +142,7 @@ def run_job(
             outcome = runner.render(read_plan(store, keys), stop)
             if stop.is_set():
                 engine.close(cancel=True)
-    rendered = time.monotonic()
+    render_s = time.monotonic() - started
     write_failures(store, keys, outcome.failures)
     if outcome.settled < manifest.total:
         raise Interrupted(
@@ -157,8 +158,8 @@ def run_job(
         rendered=outcome.rendered,
         reused=outcome.reused,
         failed=len(outcome.failures),
-        load_s=loaded - started,
-        render_s=rendered - loaded,
+        load_s=load_s,
+        render_s=render_s,
     )
 
 

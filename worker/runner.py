@@ -32,12 +32,15 @@ _POLL_S = 0.2  # how often a wait looks whether it should stop
 
 
 class Observer(Protocol):
-    """What is told as a job moves; called from several threads."""
+    """What is told as a job moves; called from several threads.
+
+    evaluations: those of the image that will not be needed after all.
+    """
 
     def step(self) -> None: ...
     def rendered(self) -> None: ...
     def reused(self, evaluations: int) -> None: ...
-    def failed(self, reason: str) -> None: ...
+    def failed(self, reason: str, evaluations: int) -> None: ...
 
 
 @dataclass
@@ -68,7 +71,7 @@ class JobRecords:
         shard = record["index"] // SHARD_SIZE
         with self._lock:
             if shard not in self._open:
-                self._open[shard] = ShardRecords(self._store, self._keys.records(shard))
+                self._open[shard] = ShardRecords(self._store, self._keys, shard)
             self._open.move_to_end(shard)
             self._open[shard].add(record)
             if len(self._open) > SHARDS_OPEN:
@@ -175,14 +178,21 @@ class Runner:
         try:
             request = self._request(task)
         except ValueError as error:  # an input that does not decode any more
-            self._fail(task, error)
+            self._fail(task, error, evaluations_of(task))
             return False
-        future = self._engine.submit(request, on_step=lambda _done, _all: self._observer.step())
+        left = evaluations_of(task)
+
+        def step(done: int, total: int) -> None:
+            nonlocal left
+            left = total - done
+            self._observer.step()
+
+        future = self._engine.submit(request, on_step=step)
         with self._lock:
             self._rendering.add(future)
 
         def rendered(future: Future[Rendered]) -> None:
-            pool.submit(self._finish, task, future)
+            pool.submit(self._finish, task, future, left)
 
         future.add_done_callback(rendered)
         return True
@@ -193,7 +203,7 @@ class Runner:
         mask = None if task.mask is None else self._inputs.mask(task.mask, *size)
         return Request(task.prompt, task.sampling, task.negative, picture, mask)
 
-    def _finish(self, task: Task, future: Future[Rendered]) -> None:
+    def _finish(self, task: Task, future: Future[Rendered], evaluations_left: int) -> None:
         try:
             rendered = future.result()
             finished = self._finisher.finish(
@@ -202,14 +212,17 @@ class Runner:
             with self._lock:
                 self.outcome.rendered += not finished.reused
                 self.outcome.reused += finished.reused
-            self._observer.rendered()
+            if finished.reused:
+                self._observer.reused(0)
+            else:
+                self._observer.rendered()
         except CancelledError:
             pass  # a stop is no failure
         except SdbatchError as error:
             self._fatal = error
             self._cancel()
         except Exception as error:
-            self._fail(task, error)
+            self._fail(task, error, evaluations_left)
         finally:
             with self._lock:
                 self._rendering.discard(future)
@@ -224,12 +237,12 @@ class Runner:
             render_s=rendered.seconds,
         )
 
-    def _fail(self, task: Task, error: Exception) -> None:
+    def _fail(self, task: Task, error: Exception, evaluations_left: int) -> None:
         reason = f"{error}" or type(error).__name__
         failure = Failure(task.index, task.name, task.prompt, task.sampling.seed, reason)
         with self._lock:
             self.outcome.failures.append(failure)
-        self._observer.failed(f"image {task.index} ({task.name}): {reason}")
+        self._observer.failed(f"image {task.index} ({task.name}): {reason}", evaluations_left)
 
     def _cancel(self) -> None:
         with self._lock:

@@ -45,12 +45,13 @@ def test_a_pipe_gets_a_plain_line_now_and_then():
         for _ in range(20):
             clock.now += PLAIN_EVERY_S / 10
             progress.step()
-        progress.failed("image 1 (b): broke")
+        progress.failed("image 1 (b): broke", evaluations=30)
     lines = pipe.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("0/2 images, 0.00 images/s, 10/100 steps, 2:15 left")
     assert lines[2] == "failed: image 1 (b): broke"
     assert "\x1b" not in pipe.getvalue()
+    assert progress.meter.evaluations == 70
 
 
 def test_a_terminal_gets_a_bar_that_goes_away():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from jobs.cli import main
@@ -63,3 +67,33 @@ def test_a_store_that_is_a_file_is_a_store_error(manifest, tmp_path, capsys):
     (tmp_path / "taken").write_text("")
     assert main(["run", str(manifest), "--store", str(tmp_path / "taken")]) == ExitCode.STORE
     assert "taken" in capsys.readouterr().err
+
+
+LONG_STEP = """
+import threading
+from jobs.console import Terminal
+from jobs.run import stopping_on_signals
+
+with stopping_on_signals(Terminal(json=False)) as stop:
+    print("running", flush=True)
+    stop.wait()
+    print("stopping", flush=True)
+    threading.Event().wait(600)
+"""
+
+
+def test_the_second_signal_does_not_wait_for_the_step():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG_STEP],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in ("running\n", "stopping\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "Ctrl-C again ends at once" in said
+    assert "Traceback" not in said

@@ -69,7 +69,7 @@ def clock() -> Clock:
 @pytest.fixture
 def finisher(store: LoggingStore, clock: Clock) -> Callable[..., Finisher]:
     def make(**options) -> Finisher:
-        records = ShardRecords(store, SHARD, clock=clock)
+        records = ShardRecords(store, KEYS, 0, clock=clock)
         now = datetime.datetime(2025, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
         return Finisher(store, KEYS, MODEL, records, now=lambda: now, **options)
 
@@ -153,11 +153,11 @@ def test_a_record_lost_in_a_crash_comes_from_the_image(store: LoggingStore, fini
 
 
 def a_line(index: int, **more) -> dict:
-    return {"index": index, **more}
+    return {"index": index, "path": f"images/{index}.png", **more}
 
 
 def test_records_are_written_every_few_seconds(store: LoggingStore, clock: Clock):
-    with ShardRecords(store, SHARD, interval_s=5.0, clock=clock) as records:
+    with ShardRecords(store, KEYS, 0, interval_s=5.0, clock=clock) as records:
         records.add(a_line(2))
         clock.seconds += 4.9
         records.add(a_line(0))
@@ -173,22 +173,22 @@ def test_records_are_written_every_few_seconds(store: LoggingStore, clock: Clock
 
 
 def test_nothing_to_record_writes_nothing(store: LoggingStore):
-    ShardRecords(store, SHARD).close()
+    ShardRecords(store, KEYS, 0).close()
     assert store.written == []
 
 
 def test_a_continued_shard_keeps_earlier_lines(store: LoggingStore):
-    with ShardRecords(store, SHARD) as records:
+    with ShardRecords(store, KEYS, 0) as records:
         records.add(a_line(4, run=1))
         records.add(a_line(1, run=1))
-    with ShardRecords(store, SHARD) as records:
+    with ShardRecords(store, KEYS, 0) as records:
         records.add(a_line(1, run=2))
         records.add(a_line(0, run=2))
     assert read_lines(store, SHARD) == [a_line(0, run=2), a_line(1, run=2), a_line(4, run=1)]
 
 
 def test_two_writers_of_one_shard_keep_each_others_lines(store: LoggingStore):
-    slow, new = ShardRecords(store, SHARD), ShardRecords(store, SHARD)
+    slow, new = ShardRecords(store, KEYS, 0), ShardRecords(store, KEYS, 0)
     slow.add(a_line(0))
     new.add(a_line(1))
     new.close()
@@ -197,7 +197,7 @@ def test_two_writers_of_one_shard_keep_each_others_lines(store: LoggingStore):
 
 
 def test_a_failed_write_is_tried_again(store: LoggingStore):
-    records = ShardRecords(store, SHARD)
+    records = ShardRecords(store, KEYS, 0)
     records.add(a_line(0))
     store.full = True
     with pytest.raises(StoreFullError):
@@ -208,7 +208,7 @@ def test_a_failed_write_is_tried_again(store: LoggingStore):
 
 
 def test_lines_may_come_from_many_threads(store: LoggingStore):
-    with ShardRecords(store, SHARD, interval_s=0.0) as records, ThreadPoolExecutor(8) as pool:
+    with ShardRecords(store, KEYS, 0, interval_s=0.0) as records, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda index: records.add(a_line(index)), range(200)))
     assert [line["index"] for line in read_lines(store, SHARD)] == list(range(200))
 
@@ -222,7 +222,7 @@ def test_adding_does_not_wait_for_the_store(store: LoggingStore, clock: Clock):
         assert leave.wait(10)
         return get(key)
 
-    records = ShardRecords(store, SHARD, interval_s=5.0, clock=clock)
+    records = ShardRecords(store, KEYS, 0, interval_s=5.0, clock=clock)
     records.add(a_line(0))
     store.get = slow_get  # type: ignore[method-assign]
     flushing = threading.Thread(target=records.flush)
