@@ -103,6 +103,13 @@ _MAX_KINDS = 10_000  # a .csv can set its own guidance in a million rows
 _evaluations = lru_cache(maxsize=10_000)(evaluations)
 
 
+def evaluations_of(task: Task) -> int:
+    """Model evaluations that the task's image takes."""
+    sampling = task.sampling
+    strength = None if task.init_image is None else sampling.strength
+    return _evaluations(sampling.sampler, sampling.steps, strength)
+
+
 def _add(summary: PlanSummary, kinds: Counter[tuple[Any, ...]]) -> None:
     for (sampler, steps, strength, guidance, width, height, format), images in kinds.items():
         cost = images * _evaluations(sampler, steps, strength)

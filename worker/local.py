@@ -6,7 +6,6 @@ before its record, `done.json` last. So a run that was stopped, however, goes on
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,11 @@ from typing import Any
 
 from jobs.errors import InputError, Interrupted, JobConflictError, ModelError
 from jobs.manifest import Manifest
-from jobs.plan import read_plan, write_plan
+from jobs.plan import read_plan
+from jobs.prepare import prepare
 from jobs.records import Failure, Totals, done_document, read_records, write_done, write_failures
 from jobs.report import write_report
 from jobs.storage import JobKeys, Store
-from jobs.storage.keys import content_type
 from sd_core.engine import Engine
 from sd_core.model import LatentDiffusion, load_model
 from sd_core.weights.errors import CheckpointError
@@ -117,14 +116,14 @@ def run_job(
         model = load(choice)
     load_s = time.monotonic() - started
     with status("writing the plan"):
-        _write_head(manifest, store, keys)
+        shards = prepare(manifest, store, keys)
     revision = None if model.provenance is None else model.provenance.revision
     info = ModelInfo(choice.name, model.digest, choice.source, revision)
     if not force:
         _refuse_other_model(store, keys, info)
 
     started = time.monotonic()
-    with closing(JobRecords(store, keys)) as records, observe() as observer:
+    with closing(JobRecords(store, keys, shards)) as records, observe() as observer:
         finisher = Finisher(
             store, keys, info, records, quality=manifest.output.quality, overwrite=force
         )
@@ -161,32 +160,6 @@ def run_job(
         load_s=load_s,
         render_s=render_s,
     )
-
-
-def _write_head(manifest: Manifest, store: Store, keys: JobKeys) -> None:
-    """The manifest, its inputs and the plan; refuses a folder that holds another plan."""
-    write_plan(store, keys, manifest.tasks())  # first, so that another job's folder stays as it is
-    for name, path in manifest.inputs.items():
-        key = keys.input(name)
-        if store.head(key) is None:
-            store.put(key, _unchanged(name, path), content_type=content_type(key))
-    store.put(
-        keys.manifest,
-        manifest.source,
-        overwrite=True,
-        content_type=content_type(keys.manifest),
-    )
-
-
-def _unchanged(name: str, path: Path) -> bytes:
-    """The input's bytes, which `name` gives the digest of since the manifest was read."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if not name.startswith(hashlib.sha256(data).hexdigest()):
-        raise InputError(f"{path} changed while the job was being prepared; run it again")
-    return data
 
 
 def _refuse_other_model(store: Store, keys: JobKeys, model: ModelInfo) -> None:

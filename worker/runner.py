@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from jobs.errors import SdbatchError
+from jobs.plan import evaluations_of
 from jobs.records import Failure, Record, read_lines
+from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.task import Task, spec_digest
 from sd_core.engine import MOST_ROWS, Engine, Rendered, Request
-from sd_core.samplers import evaluations
 from worker.encode import to_uint8
 from worker.finish import Finisher, ShardRecords
 from worker.inputs import Inputs
@@ -26,7 +27,6 @@ from worker.record import RenderInfo
 
 FINISHERS = 2  # threads that encode and store
 IN_FLIGHT = 2 * MOST_ROWS  # images submitted and not yet stored: a full batch and one waiting
-SHARD_SIZE = 64  # images whose records share a file
 SHARDS_OPEN = 4  # images finish nearly in order, so few shards gather records at a time
 _POLL_S = 0.2  # how often a wait looks whether it should stop
 
@@ -57,18 +57,19 @@ class Outcome:
 
 
 class JobRecords:
-    """The records of a whole job by shards of `SHARD_SIZE` indices, a few of them open."""
+    """The records of a whole job, shard by shard, a few shards open."""
 
-    def __init__(self, store: Store, keys: JobKeys) -> None:
+    def __init__(self, store: Store, keys: JobKeys, shards: ShardTable) -> None:
         self._store = store
         self._keys = keys
+        self._shards = shards
         self._open: OrderedDict[int, ShardRecords] = OrderedDict()
         self._lock = threading.Lock()
         self._known: tuple[int, frozenset[int]] = (-1, frozenset())
 
     def add(self, record: Record) -> None:
         """Take a line; it reaches the store within seconds, and at `close`."""
-        shard = record["index"] // SHARD_SIZE
+        shard = self._shards.shard_of(record["index"])
         with self._lock:
             if shard not in self._open:
                 self._open[shard] = ShardRecords(self._store, self._keys, shard)
@@ -80,7 +81,7 @@ class JobRecords:
 
     def has(self, index: int) -> bool:
         """Whether an earlier run recorded this image. Quick for indices in order."""
-        shard = index // SHARD_SIZE
+        shard = self._shards.shard_of(index)
         if self._known[0] != shard:
             lines = read_lines(self._store, self._keys.records(shard))
             self._known = (shard, frozenset(line["index"] for line in lines))
@@ -257,10 +258,3 @@ class Runner:
                 if stop.is_set() or self._fatal:
                     self._cancel()
         self._slots.release(IN_FLIGHT)
-
-
-def evaluations_of(task: Task) -> int:
-    """Model evaluations that the task's image takes."""
-    sampling = task.sampling
-    strength = None if task.init_image is None else sampling.strength
-    return evaluations(sampling.sampler, sampling.steps, strength)

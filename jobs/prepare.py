@@ -1,0 +1,45 @@
+"""What a job's folder holds before anything is rendered: plan, inputs, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from jobs.errors import InputError
+from jobs.manifest import Manifest
+from jobs.plan import write_plan
+from jobs.shards import ShardTable
+from jobs.storage import JobKeys, Store
+from jobs.storage.keys import content_type
+
+
+def prepare(manifest: Manifest, store: Store, keys: JobKeys) -> ShardTable:
+    """Writes what is not there yet; the job's shards.
+
+    Raises `JobConflictError` for a folder that holds another plan, which then stays as it is, and
+    `InputError` for a picture that changed since the manifest was read.
+    """
+    shards = ShardTable(manifest.total)
+    write_plan(store, keys, shards.watch(manifest.tasks()))  # first: it finds another job's folder
+    for name, path in manifest.inputs.items():
+        key = keys.input(name)
+        if store.head(key) is None:
+            store.put(key, _unchanged(name, path), content_type=content_type(key))
+    store.put(
+        keys.manifest,
+        manifest.source,
+        overwrite=True,
+        content_type=content_type(keys.manifest),
+    )
+    return shards
+
+
+def _unchanged(name: str, path: Path) -> bytes:
+    """The input's bytes, which `name` gives the digest of since the manifest was read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if not name.startswith(hashlib.sha256(data).hexdigest()):
+        raise InputError(f"{path} changed while the job was being prepared; run it again")
+    return data
