@@ -128,4 +128,4 @@ Exit codes: {ExitCode.DONE} done, {ExitCode.UNEXPECTED} unexpected error, {ExitC
 input, {ExitCode.SOME_FAILED} some images failed, {ExitCode.MODEL} model not loadable, \
 {ExitCode.STORE} store not usable, {ExitCode.CONFLICT} folder of another job, \
 {ExitCode.NOT_FOUND} not found, {ExitCode.CANCELLED} cancelled, \
-{ExitCode.INTERRUPTED} interrupted."""
+{ExitCode.LEDGER} ledger not usable, {ExitCode.INTERRUPTED} interrupted."""

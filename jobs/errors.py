@@ -8,7 +8,8 @@
     │   ├── StoreError            5  the store cannot be read or written
     │   │   └── StoreFullError    5  no space is left in it
     │   ├── JobConflictError      6  the folder holds another job
-    │   └── NotFoundError         7  no such job, plan or object
+    │   ├── NotFoundError         7  no such job, plan or object
+    │   └── LedgerError           9  the ledger cannot be reached, or refuses
     └── Stop                         not an error: somebody wanted it
         ├── Cancelled             8  the job was cancelled
         └── Interrupted         130  Ctrl-C or a signal; what is finished is kept
@@ -36,6 +37,7 @@ class ExitCode(IntEnum):
     CONFLICT = 6
     NOT_FOUND = 7
     CANCELLED = 8
+    LEDGER = 9
     INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -108,6 +110,12 @@ class NotFoundError(SdbatchError):
     """There is no such job, plan or object."""
 
     exit_code = ExitCode.NOT_FOUND
+
+
+class LedgerError(SdbatchError):
+    """The ledger cannot be reached, is full, or refuses. Its message never holds a password."""
+
+    exit_code = ExitCode.LEDGER
 
 
 class Stop(Exception):  # noqa: N818 - not an error

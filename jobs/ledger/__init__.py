@@ -1,0 +1,32 @@
+"""Ledgers: which images of which jobs are done, and who may render the others."""
+
+from __future__ import annotations
+
+from jobs.errors import LedgerError
+from jobs.ledger.base import LEASE_S, Ledger
+
+__all__ = ["Ledger", "open_ledger"]
+
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+
+
+def open_ledger(url: str, *, lease_s: float = LEASE_S) -> Ledger:
+    """The ledger at `url`; nothing is contacted yet. Raises `LedgerError`.
+
+    url: a Redis or Valkey server as `jobs.ledger.connect` describes, or `memory://`, a new ledger
+    for this process alone. lease_s: how long a claim lasts without a heartbeat.
+    """
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme in REDIS_SCHEMES:
+        # redis-py takes a quarter of a second to import; commands without a ledger do without.
+        from jobs.ledger.connect import connect
+        from jobs.ledger.redis import RedisLedger
+
+        return RedisLedger(connect(url), lease_s=lease_s)
+    if url == "memory://":
+        from jobs.ledger.memory import MemoryLedger
+
+        return MemoryLedger(lease_s=lease_s)
+    # The address may hold a password, so that no more of it is repeated than its scheme.
+    named = f"no ledger is known for {scheme}://" if separator else "the ledger's address is no URL"
+    raise LedgerError(f"{named}; give redis://host:port")

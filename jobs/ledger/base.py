@@ -1,0 +1,375 @@
+"""The ledger: which images of which jobs are done, and who may render the others.
+
+Celery only delivers messages; whether a message's work may run is decided by a claim here. A claim
+gives a lease with a fence: a number that grows with every claim of the shard. Whoever lost the
+lease (it expired, because its worker died or hung) holds an old fence, and every change that it
+asks for is refused. So a lost message is published again, a message delivered twice is refused at
+the claim, and an image's completion is one bit.
+
+A shard's way:
+
+    waiting ─publish→ published ─claim→ leased ─release→ finished, or waiting again
+                                           └─ lease expires → waiting again, or one by one
+
+All times are the ledger's own clock; clocks of workers are never compared.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jobs.records import Failure
+
+LEASE_S = 60.0
+"""How long a claim lasts without a heartbeat."""
+
+MOST_DEATHS = 3
+"""Workers that may die on a shard before its images run one by one, and then on one image before
+it is given up."""
+
+
+MOST_IMAGES = 10_000
+"""Images of a shard at most: a claim looks at each of them in one atomic step."""
+
+
+class JobState(enum.StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job as it is entered. Raises `ValueError` if shards or priority are not as said here.
+
+    job_id: also its folder in the store. plan: sha256 of the plan, 64 hex digits: two jobs of one
+    id must agree in it. store: where its folder is (`jobs.storage.open_store`). model: a name of
+    the workers' model list. shard_ends: for each shard the index after its last image, growing;
+    the last is the number of images; no shard has more than `MOST_IMAGES`. evaluations: of the
+    model, over all images. priority: weight against other jobs, 1 to 100. webhook: URL told when
+    the job ends, or None. quality: of jpeg and webp images.
+    """
+
+    job_id: str
+    name: str
+    plan: str
+    store: str
+    model: str
+    shard_ends: Sequence[int]
+    evaluations: int
+    priority: int = 10
+    webhook: str | None = None
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.priority <= 100:
+            raise ValueError(f"a job's priority is 1 to 100, not {self.priority}")
+        start = 0
+        for number, stop in enumerate(self.shard_ends):
+            if not start < stop <= start + MOST_IMAGES:
+                raise ValueError(
+                    f"shard {number} of {self.job_id} has images {start} to {stop}: "
+                    f"a shard has 1 to {MOST_IMAGES} images"
+                )
+            start = stop
+
+    @property
+    def total(self) -> int:
+        """Images."""
+        return self.shard_ends[-1] if self.shard_ends else 0
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where a job stands; read in constant time, whatever the job's size.
+
+    done, failed: images. published, leased, waiting: shards whose message is out, that a worker
+    holds, and that wait (not yet published, or to be published again). evaluations: all of the
+    job's; evaluated: those that were made, also by workers that died. created_s, ended_s: Unix
+    time by the ledger's clock; ended_s is None until the job is done or cancelled.
+    """
+
+    job_id: str
+    name: str
+    state: JobState
+    plan: str
+    store: str
+    model: str
+    priority: int
+    webhook: str | None
+    quality: int
+    total: int
+    done: int
+    failed: int
+    shards: int
+    waiting: int
+    published: int
+    leased: int
+    evaluations: int
+    evaluated: int
+    created_s: float
+    ended_s: float | None
+
+    @property
+    def settled(self) -> bool:
+        """Whether every image is done or failed."""
+        return self.done + self.failed >= self.total
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images [start, stop) of a job: what a message names."""
+
+    job_id: str
+    number: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to render a shard's images until it is released or `Ledger.expire` ends it: a
+    lease that ran out may still be renewed as long as nobody ended it. fence: grows with each claim
+    of the shard, also when the job was forgotten in between; owner: the worker.
+    """
+
+    job_id: str
+    shard: int
+    fence: int
+    owner: str
+
+
+class ClaimAnswer(enum.StrEnum):
+    RUN = "run"
+    BUSY = "busy"  # somebody else holds it
+    DONE = "done"  # nothing is left to do
+    PAUSED = "paused"  # it is published again when the job goes on
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"  # no such job or shard
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The answer to a claim. With RUN: the lease, the images still to do, and how many claims the
+    shard has had, this one included.
+    """
+
+    answer: ClaimAnswer
+    lease: Lease | None = None
+    indices: tuple[int, ...] = ()
+    attempt: int = 0
+
+
+class Beat(enum.StrEnum):
+    """What a heartbeat learns of a lease."""
+
+    HELD = "held"
+    LOST = "lost"  # stop: somebody else may be at it
+    CANCELLED = "cancelled"  # stop, and release
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A lease that ran out. images_failed: given up, because too many workers died on them."""
+
+    shard: Shard
+    owner: str
+    deaths: int
+    images_failed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker as it reports itself. device: such as cuda:0; doing: for people."""
+
+    name: str
+    host: str
+    pid: int
+    device: str
+    model: str
+    leases: int
+    images: int
+    state: str
+    """starting, idle, busy, draining or stopped taking work (with why)."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; `values` are strings. kind: created, claimed, released,
+    expired, failed, paused, active, cancelled, retried, done.
+    """
+
+    id: str
+    time_s: float
+    kind: str
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+def event_order(id: str) -> tuple[int, int]:
+    """What events are ordered by. Raises `ValueError` if this is no id of an event."""
+    if not re.fullmatch(r"\d+(-\d+)?", id, re.ASCII):
+        raise ValueError(f"{id!r} is no id of an event")
+    time, _, number = id.partition("-")
+    return int(time), int(number or 0)
+
+
+def given_up(index: int) -> Failure:
+    """The failure of an image that too many workers died on.
+
+    The ledger does not know the plan: name and prompt are empty and the seed is 0, for whoever
+    reads it to fill in.
+    """
+    reason = f"{MOST_DEATHS} workers died while rendering it"
+    return Failure(index=index, name="", prompt="", seed=0, reason=reason, attempts=MOST_DEATHS)
+
+
+class Ledger(Protocol):
+    """All methods are atomic and may be called from any thread or machine. They raise
+    `LedgerError` if the ledger cannot be reached or is full; nothing has then changed, or all of
+    the call has. `NotFoundError` if a named job does not exist, where not said otherwise.
+    """
+
+    # Jobs
+
+    def create(self, job: NewJob, *, done: Iterable[int] = ()) -> bool:
+        """Enter a job, active, with these images done already; True if it is new.
+
+        False if it is there with the same plan: submitting again continues it (a cancelled job is
+        made active again, `done` is added). Raises `JobConflictError` if its plan is another, and
+        `ValueError` if one of `done` is no image of the job.
+        """
+        ...
+
+    def status(self, job_id: str) -> JobStatus: ...
+
+    def jobs(self) -> list[JobStatus]:
+        """All jobs, the latest first."""
+        ...
+
+    def set_state(self, job_id: str, state: JobState) -> JobState:
+        """Pause (PAUSED), go on (ACTIVE), cancel (CANCELLED) or end (DONE); the state after it.
+
+        A job that is done stays done; a cancelled one stays cancelled except by `create` and
+        `retry`. Cancelling drops what is published and waiting; what is leased learns it by
+        heartbeat and is released by its worker. DONE only if every image is settled.
+        """
+        ...
+
+    def retry(self, job_id: str) -> int:
+        """Failed images are to do again, and the job active; how many there are.
+
+        A job that is done and has none stays done.
+        """
+        ...
+
+    def forget(self, job_id: str) -> None:
+        """Remove all of the job from the ledger; nothing happens if there is none."""
+        ...
+
+    # Publishing
+
+    def publish(self, job_id: str, window: int) -> list[Shard]:
+        """Shards to send messages for now, so that at most `window` are published or leased.
+
+        Those to be published again come first, then the next of the plan. Shards that are settled
+        are passed over. Nothing while the job is not active.
+        """
+        ...
+
+    def unclaimed(self, job_id: str, older_than_s: float) -> list[Shard]:
+        """Shards published longer ago than that and not claimed: their message may be lost. They
+        count as published anew, so that the next caller does not get them too. Nothing while the
+        job is not active.
+        """
+        ...
+
+    # Rendering
+
+    def claim(self, job_id: str, shard: int, owner: str) -> Claim:
+        """Ask for a shard, on receipt of its message. Never raises `NotFoundError`."""
+        ...
+
+    def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
+        """Renew leases, in one round trip; what became of each.
+
+        evaluated: model evaluations made under each lease since the last heartbeat.
+        """
+        ...
+
+    def settle(self, lease: Lease, done: Sequence[int], failed: Sequence[Failure] = ()) -> bool:
+        """Record images of the shard, in batches as they finish; renews the lease.
+
+        False, and nothing recorded, if the lease is lost. An image that is done is never failed
+        again; a failed one may become done. Raises `ValueError`, and nothing is recorded, if an
+        image is not of the shard.
+        """
+        ...
+
+    def release(self, lease: Lease) -> int:
+        """Give the shard back; how many of its images are still to do (0 if the lease is lost).
+
+        If there are any and the job is not cancelled, the shard waits to be published again, at
+        once and without counting a death.
+        """
+        ...
+
+    # Reconciling
+
+    def expire(self, limit: int = 100) -> list[Expired]:
+        """End leases that ran out, of all jobs, and count a death for each, except in cancelled
+        jobs.
+
+        After `MOST_DEATHS` deaths a shard's claims give one image at a time, those that nobody
+        died on first; an image whose workers died that often then is failed for good, with that
+        reason (`given_up`).
+        """
+        ...
+
+    def settled_jobs(self) -> list[str]:
+        """Active or paused jobs whose every image is settled: their `done.json` is to be written,
+        then `set_state(DONE)`.
+        """
+        ...
+
+    def lock(self, name: str, owner: str, ttl_s: float) -> bool:
+        """Take or renew a lock for so long; False if another owner has it."""
+        ...
+
+    def unlock(self, name: str, owner: str) -> None:
+        """Give a lock back; nothing happens if it is not held by this owner."""
+        ...
+
+    # Looking
+
+    def pending(self, job_id: str, start: int, stop: int) -> list[int]:
+        """Images of [start, stop) that are neither done nor failed."""
+        ...
+
+    def failures(self, job_id: str) -> list[Failure]:
+        """By index."""
+        ...
+
+    def events(self, job_id: str, after: str = "0", limit: int = 1000) -> list[Event]:
+        """Events later than the one of that id, oldest first. Only the last few thousand of a job
+        are kept.
+        """
+        ...
+
+    def worker_seen(self, worker: WorkerInfo, ttl_s: float) -> None:
+        """Report a worker; it is listed for so long."""
+        ...
+
+    def worker_gone(self, name: str) -> None: ...
+
+    def workers(self) -> list[WorkerInfo]:
+        """By name."""
+        ...
+
+    def ping(self) -> None:
+        """Raise `LedgerError` if the ledger does not answer."""
+        ...

@@ -1,0 +1,55 @@
+"""What to do about an error of redis-py. Nothing here repeats a password."""
+
+from __future__ import annotations
+
+import re
+
+from redis import exceptions as errors
+from redis.sentinel import MasterNotFoundError
+
+_PASSWORD = "wrong user name or password"
+_CLUSTER = "it is a Redis Cluster, which is not supported; give a single server"
+
+# What servers write. Before Redis 7 an error inside a script had its code somewhere in the text.
+_SAID = {
+    "Authentication required|NOAUTH": "it wants a password; give one in its URL, "
+    "redis://:PASSWORD@host:port",
+    "without any password configured": "it knows no password; leave the one in its URL out",
+    "OOM": "it is full; raise its maxmemory or remove old jobs, then go on",
+    "READONLY": "it is a read-only replica; give the address of its primary",
+    "NOPERM": "this user may not do that; give it all commands on keys that begin with sdbatch:",
+    "MISCONF": "it cannot save to its disk, so it refuses changes; free some space there",
+    "NOREPLICAS": "it has too few replicas to accept changes; bring them back",
+    "non local key": _CLUSTER,
+    "DB index is out of range": "it has no database of that number",
+    "max number of clients": "it has too many connections; raise its maxclients",
+}
+
+# What redis-py makes of them; special errors before the general ones that they belong to.
+_KINDS: dict[type[errors.RedisError], str] = {
+    errors.AuthenticationError: _PASSWORD,
+    errors.OutOfMemoryError: _SAID["OOM"],
+    errors.ReadOnlyError: _SAID["READONLY"],
+    errors.NoPermissionError: _SAID["NOPERM"],
+    errors.BusyLoadingError: "it is still loading its data; try again in a moment",
+    errors.MasterDownError: "it is a replica that has lost its primary; give the primary's address",
+    errors.MovedError: _CLUSTER,
+    MasterNotFoundError: "no Sentinel that answers knows a primary of that name",
+    errors.InvalidResponse: "what answers there is no Redis or Valkey server",
+}
+
+
+def cause(error: errors.RedisError) -> str:
+    """One line: what is wrong, and what to do about it."""
+    text = str(error)
+    for said, meaning in _SAID.items():
+        if re.search(rf"\b({said})\b", text):
+            return meaning
+    for kind, meaning in _KINDS.items():
+        if isinstance(error, kind):
+            return meaning
+    if isinstance(error, errors.TimeoutError):
+        return f"no answer in time ({text}); is it overloaded or out of reach?"
+    if isinstance(error, errors.ConnectionError):
+        return f"cannot connect: {text}"
+    return text

@@ -1,0 +1,56 @@
+-- Enter a job, or go on with it. The bitmap of images that are done was uploaded before, so that the
+-- job comes into being whole.
+-- ARGV: token, job, plan, bounds, open, 1 if there is an upload, then fields and values of the job.
+-- Answers: new | there | conflict and the other plan | stale, if the upload has gone meanwhile.
+local token, job, plan, has_upload = ARGV[1], ARGV[2], ARGV[3], ARGV[6] == '1'
+local record, done, failed = key('job', job), key('done', job), key('failed', job)
+local upload = key('upload', token)
+
+local answer = recall(token)
+if answer then return answer end
+
+local known = redis.call('HGET', record, 'plan')
+if known and known ~= plan then
+  redis.call('DEL', upload)
+  return {'conflict', known}
+end
+if has_upload and redis.call('EXISTS', upload) == 0 then return {'stale'} end
+
+if not known then
+  local time = digits(now())
+  -- Fences begin at the time, so that those of a job that was forgotten, or wiped, are smaller.
+  redis.call('HSET', record, 'plan', plan, 'state', 'active', 'created', time, 'fence', time,
+    'failed', 0, 'evaluated', 0, unpack(ARGV, 7))
+  redis.call('SET', key('bounds', job), ARGV[4])
+  redis.call('SET', key('open', job), ARGV[5])
+  if has_upload then
+    redis.call('RENAME', upload, done)
+    redis.call('PERSIST', done)
+  end
+  local count = redis.call('BITCOUNT', done)
+  redis.call('HSET', record, 'done', count)
+  redis.call('ZADD', JOBS, time, job)
+  let_open_wait(job)
+  review_job(job)
+  event(job, 'created', 'images', redis.call('HGET', record, 'total'), 'done', count)
+  return remember(token, {'new'})
+end
+
+if has_upload then
+  redis.call('BITOP', 'OR', done, done, upload)
+  redis.call('HSET', record, 'done', redis.call('BITCOUNT', done))
+  if redis.call('EXISTS', failed) == 1 then -- done wins: failed, but not both failed and done
+    redis.call('BITOP', 'AND', upload, failed, done)
+    redis.call('BITOP', 'XOR', failed, failed, upload)
+    redis.call('HSET', record, 'failed', redis.call('BITCOUNT', failed))
+  end
+  redis.call('DEL', upload)
+end
+if redis.call('HGET', record, 'state') == 'cancelled' then
+  redis.call('HSET', record, 'state', 'active')
+  redis.call('HDEL', record, 'ended')
+  let_open_wait(job)
+  event(job, 'active')
+end
+review_job(job)
+return remember(token, {'there'})

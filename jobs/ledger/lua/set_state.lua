@@ -1,0 +1,23 @@
+-- ARGV: job, the state wanted. Answers the state after it; nothing if there is no such job.
+-- Safe to repeat: the second time the job is in that state.
+local job, wanted = ARGV[1], ARGV[2]
+local record = key('job', job)
+local state, total, done, failed =
+  unpack(redis.call('HMGET', record, 'state', 'total', 'done', 'failed'))
+if not state then return false end
+if state == wanted or state == 'done' or state == 'cancelled' then return state end
+if wanted == 'done' and done + failed < tonumber(total) then return state end
+
+even_when_full()
+redis.call('HSET', record, 'state', wanted)
+if wanted == 'done' or wanted == 'cancelled' then
+  redis.call('HSET', record, 'ended', digits(now()), 'waiting', 0)
+  redis.call('DEL', key('waiting', job), key('published', job))
+end
+review_job(job)
+if wanted == 'done' then
+  event(job, wanted, 'done', done, 'failed', failed)
+else
+  event(job, wanted)
+end
+return wanted

@@ -1,0 +1,55 @@
+"""Images and shards as the Redis ledger keeps them: one bit an image, four bytes a shard.
+
+The first image is the highest bit of the first byte, as Redis counts bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def pack_images(indices: Iterable[int], total: int) -> bytearray:
+    """A bitmap of `total` bits with these set; `indices` is read once, one at a time.
+
+    Raises `ValueError` if one of them is not in [0, total).
+    """
+    bitmap = bytearray((total + 7) // 8)
+    for index in indices:
+        if not 0 <= index < total:
+            raise ValueError(f"image {index} is not of this job, which has {total}")
+        bitmap[index >> 3] |= 0x80 >> (index & 7)
+    return bitmap
+
+
+def holds(bitmap: bytes, index: int) -> bool:
+    """Whether this image is in a bitmap, which may end before it."""
+    return index >> 3 < len(bitmap) and bool(bitmap[index >> 3] & 0x80 >> (index & 7))
+
+
+def pack_bounds(shard_ends: Sequence[int]) -> bytes:
+    """0 and the ends, 4 bytes each, big-endian."""
+    return np.array([0, *shard_ends], dtype=">u4").tobytes()
+
+
+def open_shards(done: bytes | bytearray, shard_ends: Sequence[int]) -> bytes:
+    """A bitmap of the shards whose images are not all in the bitmap `done`."""
+    if not shard_ends:
+        return b""
+    missing = 1 - np.unpackbits(np.frombuffer(done, np.uint8), count=shard_ends[-1])
+    starts = [0, *shard_ends[:-1]]
+    return np.packbits(np.add.reduceat(missing, starts, dtype=np.int64) > 0).tobytes()
+
+
+def missing_images(bitmaps: Iterable[bytes], start: int, stop: int) -> list[int]:
+    """Images of [start, stop) that are in none of the bitmaps.
+
+    bitmaps: bytes from start // 8 on; what is missing at their end counts as zeros.
+    """
+    first = start - start % 8
+    present = np.zeros(stop - first, np.uint8)
+    for bitmap in bitmaps:
+        bits = np.unpackbits(np.frombuffer(bitmap, np.uint8))[: stop - first]
+        present[: len(bits)] |= bits
+    return [int(index) for index in first + np.flatnonzero(present == 0) if index >= start]

@@ -1,0 +1,989 @@
+"""What every ledger promises (`jobs.ledger.base.Ledger`), checked over each of them.
+
+The Redis ledger is checked twice: the second time over a connection that loses the first answer to
+everything that is asked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jobs.errors import ExitCode, JobConflictError, LedgerError, NotFoundError
+from jobs.ledger import open_ledger
+from jobs.ledger.base import (
+    MOST_DEATHS,
+    MOST_IMAGES,
+    Beat,
+    ClaimAnswer,
+    JobState,
+    Lease,
+    Ledger,
+    NewJob,
+    Shard,
+    WorkerInfo,
+    given_up,
+)
+from jobs.ledger.memory import MemoryLedger
+from jobs.ledger.redis import RedisLedger
+from tests.ledgers import PLAN, Clock, World, failure, new_job, run_out, take
+from tests.servers import LossyWire, client_at
+
+SHARDS = [Shard("job", 0, 0, 4), Shard("job", 1, 4, 8), Shard("job", 2, 8, 10)]
+
+
+@pytest.fixture(params=["memory", "redis", "redis, answers lost"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    if request.param == "memory":
+        clock = Clock()
+        ledger = MemoryLedger(clock)
+        yield World(ledger, lambda: ledger, clock)
+        return
+    server = request.getfixturevalue("valkey")
+    with server.client() as direct:
+        direct.flushall()
+        if request.param == "redis":
+            yield World(RedisLedger(direct), lambda: RedisLedger(direct))
+            return
+        wire = LossyWire(server.port)
+        with client_at(wire.port) as client:
+            yield World(RedisLedger(client), lambda: RedisLedger(client))
+        wire.close()
+
+
+@pytest.fixture
+def ledger(world: World) -> MemoryLedger | RedisLedger:
+    return world.ledger
+
+
+def shards(ledger: Ledger, job_id: str = "job") -> tuple[int, int, int]:
+    """waiting, published, leased"""
+    status = ledger.status(job_id)
+    return status.waiting, status.published, status.leased
+
+
+def finish(ledger: Ledger, shard: int, job_id: str = "job") -> None:
+    """Render whatever is left of a shard."""
+    claim = ledger.claim(job_id, shard, "finisher")
+    assert claim.lease is not None
+    assert ledger.settle(claim.lease, claim.indices)
+    assert ledger.release(claim.lease) == 0
+
+
+def die(ledger: MemoryLedger | RedisLedger, shard: int, owner: str = "w1"):
+    """A worker takes the shard and dies on it; what `expire` says."""
+    run_out(ledger, take(ledger, shard, owner))
+    (expired,) = ledger.expire()
+    return expired
+
+
+class TestCreate:
+    def test_a_new_job(self, ledger):
+        assert ledger.create(new_job(priority=25, webhook="https://example.com/hook")) is True
+        status = ledger.status("job")
+        assert (status.job_id, status.name, status.state) == ("job", "the job", JobState.ACTIVE)
+        assert (status.plan, status.store, status.model) == (PLAN, "s3://bucket/out", "demo")
+        assert (status.priority, status.webhook) == (25, "https://example.com/hook")
+        assert (status.total, status.done, status.failed) == (10, 0, 0)
+        assert (status.shards, *shards(ledger)) == (3, 3, 0, 0)
+        assert (status.evaluations, status.evaluated) == (510, 0)
+        assert status.created_s > 1e9
+        assert status.ended_s is None
+        assert not status.settled
+
+    def test_without_a_webhook(self, ledger):
+        ledger.create(new_job())
+        assert ledger.status("job").webhook is None
+
+    def test_images_that_are_done_already(self, ledger):
+        ledger.create(new_job(), done=iter([0, 1, 2, 3, 9]))
+        assert ledger.status("job").done == 5
+        assert ledger.pending("job", 0, 10) == [4, 5, 6, 7, 8]
+        assert shards(ledger) == (2, 0, 0)
+        assert ledger.publish("job", 10) == SHARDS[1:]
+        assert ledger.claim("job", 0, "w1").answer == ClaimAnswer.DONE
+        assert ledger.claim("job", 2, "w1").indices == (8,)
+
+    @pytest.mark.parametrize("index", [-1, 10, 1000])
+    def test_an_image_that_is_not_of_the_job(self, ledger, index):
+        with pytest.raises(ValueError, match=f"image {index} .* has 10"):
+            ledger.create(new_job(), done=[1, index])
+        assert ledger.jobs() == []
+
+    def test_all_done_already(self, ledger):
+        ledger.create(new_job(), done=range(10))
+        assert ledger.status("job").settled
+        assert ledger.settled_jobs() == ["job"]
+        assert ledger.publish("job", 10) == []
+
+    def test_no_images_at_all(self, ledger):
+        ledger.create(new_job(ends=[]))
+        assert ledger.publish("job", 10) == []
+        assert ledger.claim("job", 0, "w1").answer == ClaimAnswer.UNKNOWN
+        assert ledger.settled_jobs() == ["job"]
+        assert ledger.set_state("job", JobState.DONE) == JobState.DONE
+
+    def test_again_continues_it(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 1)
+        assert ledger.create(new_job(), done=[8, 9]) is False
+        assert ledger.status("job").done == 2
+        assert shards(ledger) == (1, 1, 0)
+        assert ledger.publish("job", 10) == [SHARDS[1]]
+
+    def test_again_settles_what_is_published_or_leased(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        assert ledger.create(new_job(), done=range(8)) is False
+        assert shards(ledger) == (1, 0, 1)
+        assert ledger.claim("job", 0, "w2").answer == ClaimAnswer.DONE
+        assert ledger.claim("job", 1, "w2").answer == ClaimAnswer.DONE
+        assert ledger.settle(lease, [0])
+        assert ledger.release(lease) == 0
+        assert ledger.status("job").done == 8
+        assert ledger.publish("job", 10) == [SHARDS[2]]
+
+    def test_again_with_images_that_had_failed(self, ledger):
+        ledger.create(new_job())
+        ledger.settle(take(ledger, 1), [6, 7], [failure(4), failure(5)])
+        ledger.create(new_job(), done=[4])
+        status = ledger.status("job")
+        assert (status.done, status.failed) == (3, 1)
+        assert ledger.failures("job") == [failure(5)]
+        assert ledger.retry("job") == 1
+        assert ledger.pending("job", 4, 8) == [5]
+
+    def test_again_does_not_go_on_with_a_paused_job(self, ledger):
+        ledger.create(new_job())
+        ledger.set_state("job", JobState.PAUSED)
+        assert ledger.create(new_job()) is False
+        assert ledger.status("job").state == JobState.PAUSED
+
+    def test_again_after_the_end(self, ledger):
+        ledger.create(new_job(), done=range(10))
+        ledger.set_state("job", JobState.DONE)
+        assert ledger.create(new_job()) is False
+        assert ledger.status("job").state == JobState.DONE
+        assert ledger.settled_jobs() == []
+
+    def test_again_after_cancelling(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        finish(ledger, 1)
+        ledger.set_state("job", JobState.CANCELLED)
+        assert ledger.create(new_job()) is False
+        status = ledger.status("job")
+        assert (status.state, status.ended_s) == (JobState.ACTIVE, None)
+        assert shards(ledger) == (1, 0, 1)
+        assert ledger.publish("job", 10) == [SHARDS[2]]
+        assert ledger.heartbeat([lease], [0]) == [Beat.HELD]
+        ledger.settle(lease, [0])
+        assert ledger.release(lease) == 3
+        assert ledger.publish("job", 10) == [SHARDS[0]]
+
+    def test_again_after_cancelling_with_nothing_left(self, ledger):
+        ledger.create(new_job())
+        ledger.set_state("job", JobState.CANCELLED)
+        ledger.create(new_job(), done=range(10))
+        assert ledger.settled_jobs() == ["job"]
+
+    def test_another_plan(self, ledger):
+        ledger.create(new_job(), done=[1])
+        with pytest.raises(JobConflictError, match="job is in the ledger with another plan"):
+            ledger.create(new_job(plan="cd" * 32), done=[2])
+        assert ledger.status("job").done == 1
+
+    @pytest.mark.parametrize("job_id", ["a:b", "job:job", "0/a", "50% é", "a b", "-", "x" * 200])
+    def test_odd_names_do_not_mix(self, ledger, job_id):
+        for name in ("job", job_id):
+            ledger.create(new_job(name))
+            lease = take(ledger, 1, job_id=name)
+            ledger.settle(lease, [4], [failure(5)])
+        run_out(ledger, lease)
+        (expired,) = ledger.expire()
+        assert expired.shard == Shard(job_id, 1, 4, 8)
+        ledger.forget("job")
+        assert ledger.status(job_id).done == 1
+        assert ledger.failures(job_id) == [failure(5)]
+        assert [job.job_id for job in ledger.jobs()] == [job_id]
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"ends": [4, 4]}, "shard 1 of job has images 4 to 4"),
+            ({"ends": [0]}, "shard 0 of job has images 0 to 0"),
+            ({"ends": [4, 2]}, "shard 1 of job has images 4 to 2"),
+            ({"ends": [MOST_IMAGES + 1]}, "1 to 10000 images"),
+            ({"priority": 0}, "1 to 100, not 0"),
+            ({"priority": 101}, "1 to 100, not 101"),
+        ],
+    )
+    def test_jobs_that_cannot_be(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            new_job(**values)
+
+    def test_a_shard_of_the_largest_size(self, ledger):
+        ledger.create(new_job(ends=[1, 1 + MOST_IMAGES]))
+        claim = ledger.claim("job", 1, "w1")
+        assert claim.indices == tuple(range(1, MOST_IMAGES + 1))
+        assert ledger.settle(claim.lease, claim.indices)
+        assert ledger.release(claim.lease) == 0
+        assert ledger.status("job").done == MOST_IMAGES
+
+    def test_one_of_many_is_new(self, world):
+        start = threading.Barrier(8)
+
+        def create(number: int) -> bool:
+            start.wait()
+            return world.another().create(new_job(), done=[number])
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sorted(pool.map(create, range(8))) == [False] * 7 + [True]
+        assert world.ledger.pending("job", 0, 10) == [8, 9]
+        assert [e.kind for e in world.ledger.events("job")] == ["created"]
+
+
+class TestJobs:
+    def test_the_latest_first(self, world):
+        for name in ("b", "c", "a"):
+            world.ledger.create(new_job(name))
+            world.moment()
+        assert [job.job_id for job in world.ledger.jobs()] == ["a", "c", "b"]
+        assert world.ledger.jobs()[1] == world.ledger.status("c")
+
+    def test_forget(self, ledger):
+        ledger.create(new_job(), done=[9])
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0], [failure(1)])
+        run_out(ledger, lease)
+        ledger.forget("job")
+        ledger.forget("job")
+        assert ledger.jobs() == ledger.expire() == ledger.settled_jobs() == []
+        assert ledger.heartbeat([lease], [5]) == [Beat.LOST]
+        assert ledger.settle(lease, [1]) is False
+        assert ledger.release(lease) == 0
+        assert ledger.claim("job", 1, "w1").answer == ClaimAnswer.UNKNOWN
+        assert ledger.create(new_job()) is True
+        assert ledger.pending("job", 0, 10) == list(range(10))
+        assert ledger.failures("job") == []
+
+    def test_old_leases_do_not_come_back_with_the_job(self, ledger):
+        ledger.create(new_job())
+        old = take(ledger, 0)
+        ledger.forget("job")
+        ledger.create(new_job())
+        new = take(ledger, 0)
+        assert new.fence > old.fence
+        assert ledger.heartbeat([old, new], [0, 0]) == [Beat.LOST, Beat.HELD]
+
+    def test_nothing_is_known_of_an_unknown_job(self, ledger):
+        calls = [
+            lambda: ledger.status("none"),
+            lambda: ledger.set_state("none", JobState.PAUSED),
+            lambda: ledger.retry("none"),
+            lambda: ledger.publish("none", 5),
+            lambda: ledger.unclaimed("none", 5),
+            lambda: ledger.pending("none", 0, 5),
+            lambda: ledger.failures("none"),
+            lambda: ledger.events("none"),
+        ]
+        for call in calls:
+            with pytest.raises(NotFoundError, match="none: no such job in the ledger"):
+                call()
+        ledger.forget("none")
+        assert ledger.jobs() == []
+
+
+class TestStates:
+    def test_pause(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        assert ledger.set_state("job", JobState.PAUSED) == JobState.PAUSED
+        assert ledger.publish("job", 10) == []
+        assert ledger.claim("job", 1, "w2").answer == ClaimAnswer.PAUSED
+        assert ledger.claim("job", 0, "w2").answer == ClaimAnswer.BUSY
+        assert shards(ledger) == (2, 0, 1)
+        assert ledger.heartbeat([lease], [0]) == [Beat.HELD]
+        assert ledger.settle(lease, [0])
+        assert ledger.release(lease) == 3
+        assert ledger.set_state("job", JobState.ACTIVE) == JobState.ACTIVE
+        assert ledger.publish("job", 10) == SHARDS
+
+    def test_a_waiting_shard_of_a_paused_job_waits_on(self, ledger):
+        ledger.create(new_job())
+        ledger.set_state("job", JobState.PAUSED)
+        assert ledger.claim("job", 0, "w1").answer == ClaimAnswer.PAUSED
+        assert shards(ledger) == (3, 0, 0)
+
+    def test_a_paused_job_can_be_settled(self, ledger):
+        ledger.create(new_job(ends=[2]))
+        lease = take(ledger, 0)
+        ledger.set_state("job", JobState.PAUSED)
+        ledger.settle(lease, [0, 1])
+        assert ledger.settled_jobs() == ["job"]
+        assert ledger.claim("job", 0, "w2").answer == ClaimAnswer.DONE
+
+    def test_cancel(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        assert ledger.set_state("job", JobState.CANCELLED) == JobState.CANCELLED
+        status = ledger.status("job")
+        assert status.ended_s >= status.created_s
+        assert shards(ledger) == (0, 0, 1)
+        assert ledger.publish("job", 10) == []
+        assert ledger.claim("job", 1, "w2").answer == ClaimAnswer.CANCELLED
+        assert ledger.claim("job", 0, "w2").answer == ClaimAnswer.CANCELLED
+        assert ledger.heartbeat([lease], [3]) == [Beat.CANCELLED]
+        assert ledger.settle(lease, [0])
+        assert ledger.release(lease) == 3
+        assert shards(ledger) == (0, 0, 0)
+        assert ledger.status("job").done == 1
+
+    def test_done_only_when_settled(self, ledger):
+        ledger.create(new_job(), done=range(9))
+        assert ledger.set_state("job", JobState.DONE) == JobState.ACTIVE
+        assert ledger.status("job").ended_s is None
+        ledger.settle(take(ledger, 2), [], [failure(9)])
+        assert ledger.settled_jobs() == ["job"]
+        assert ledger.set_state("job", JobState.DONE) == JobState.DONE
+        assert ledger.status("job").ended_s is not None
+        assert ledger.settled_jobs() == []
+        assert ledger.claim("job", 2, "w2").answer == ClaimAnswer.DONE
+
+    @pytest.mark.parametrize("end", [JobState.DONE, JobState.CANCELLED])
+    @pytest.mark.parametrize("wanted", list(JobState))
+    def test_an_end_is_an_end(self, ledger, end, wanted):
+        ledger.create(new_job(), done=range(10))
+        ledger.set_state("job", end)
+        ended_s = ledger.status("job").ended_s
+        assert ledger.set_state("job", wanted) == end
+        assert ledger.status("job").ended_s == ended_s
+        assert ledger.settled_jobs() == []
+
+    def test_a_cancelled_job_that_is_settled_is_not_ended_again(self, ledger):
+        ledger.create(new_job(ends=[1]))
+        lease = take(ledger, 0)
+        ledger.set_state("job", JobState.CANCELLED)
+        ledger.settle(lease, [0])
+        assert ledger.settled_jobs() == []
+
+
+class TestRetry:
+    def test_only_shards_with_failures_come_back(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 10)
+        for number in range(3):
+            lease = take(ledger, number)
+            ledger.settle(lease, range(number * 4, min(number * 4 + 4, 10)))
+            ledger.release(lease)
+        assert ledger.retry("job") == 0
+        ledger.forget("job")
+
+        ledger.create(new_job())
+        ledger.publish("job", 10)
+        finish(ledger, 0)
+        lease = take(ledger, 1)
+        ledger.settle(lease, [4, 6], [failure(5), failure(7)])
+        ledger.release(lease)
+        finish(ledger, 2)
+        ledger.set_state("job", JobState.DONE)
+        assert ledger.retry("job") == 2
+        status = ledger.status("job")
+        assert (status.state, status.ended_s, status.failed) == (JobState.ACTIVE, None, 0)
+        assert ledger.failures("job") == []
+        assert shards(ledger) == (1, 0, 0)
+        assert ledger.publish("job", 10) == [SHARDS[1]]
+        assert ledger.claim("job", 1, "w1").indices == (5, 7)
+
+    def test_shards_that_are_out_are_not_published_twice(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        ledger.settle(lease, [], [failure(0)])
+        other = take(ledger, 2)
+        ledger.settle(other, [], [failure(8)])
+        ledger.release(other)
+        assert ledger.retry("job") == 2
+        assert shards(ledger) == (1, 1, 1)
+        assert ledger.publish("job", 10) == [SHARDS[2]]
+        assert ledger.release(lease) == 4
+        assert ledger.publish("job", 10) == [SHARDS[0]]
+
+    @pytest.mark.parametrize("failed", [0, 1])
+    def test_a_cancelled_job_is_active_again(self, ledger, failed):
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0], [failure(1)][:failed])
+        ledger.release(lease)
+        ledger.set_state("job", JobState.CANCELLED)
+        assert ledger.retry("job") == failed
+        assert ledger.status("job").state == JobState.ACTIVE
+        assert ledger.publish("job", 10) == SHARDS
+
+    def test_a_done_job_without_failures_stays_done(self, ledger):
+        ledger.create(new_job(), done=range(10))
+        ledger.set_state("job", JobState.DONE)
+        assert ledger.retry("job") == 0
+        assert ledger.status("job").state == JobState.DONE
+
+    def test_a_retried_job_is_not_settled(self, ledger):
+        ledger.create(new_job(ends=[1]))
+        ledger.settle(take(ledger, 0), [], [failure(0)])
+        assert ledger.settled_jobs() == ["job"]
+        ledger.retry("job")
+        assert ledger.settled_jobs() == []
+
+
+class TestPublish:
+    def test_the_window_is_of_published_and_leased(self, ledger):
+        ledger.create(new_job())
+        assert ledger.publish("job", 2) == SHARDS[:2]
+        assert shards(ledger) == (1, 2, 0)
+        assert ledger.publish("job", 2) == []
+        lease = take(ledger, 0)
+        assert ledger.publish("job", 2) == []
+        ledger.settle(lease, range(4))
+        ledger.release(lease)
+        assert ledger.publish("job", 2) == [SHARDS[2]]
+        assert ledger.publish("job", 0) == ledger.publish("job", -1) == []
+
+    def test_what_came_back_goes_first(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        ledger.release(take(ledger, 1))
+        assert ledger.publish("job", 3) == SHARDS[1:]
+
+    def test_more_shards_than_one_call_looks_at(self, ledger):
+        ledger.create(new_job(ends=range(1, 1202)))
+        shards = ledger.publish("job", 1201)
+        assert [shard.number for shard in shards] == list(range(1201))
+        assert (shards[-1].start, shards[-1].stop) == (1200, 1201)
+
+    def test_two_publishers_share(self, world):
+        world.ledger.create(new_job(ends=range(1, 401)))
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda _: world.another().publish("job", 300), range(8))
+            numbers = [shard.number for part in found for shard in part]
+        assert sorted(numbers) == list(range(300))
+
+    def test_unclaimed(self, world):
+        ledger = world.ledger
+        ledger.create(new_job())
+        ledger.publish("job", 2)
+        take(ledger, 0)
+        world.moment()
+        assert ledger.unclaimed("job", 3600) == []
+        assert ledger.unclaimed("job", 0) == [SHARDS[1]]
+        assert ledger.unclaimed("job", 3600) == []
+        assert shards(ledger) == (1, 1, 1)
+
+    def test_unclaimed_counts_as_published_anew(self, world):
+        ledger = world.ledger
+        ledger.create(new_job(ends=[1]))
+        ledger.publish("job", 1)
+        age_s = 0.05
+        assert world.eventually(lambda: ledger.unclaimed("job", age_s), "a shard of that age")
+        if world.clock is not None:
+            assert ledger.unclaimed("job", age_s) == []
+        assert world.eventually(lambda: ledger.unclaimed("job", age_s), "the same once more")
+
+    def test_more_unclaimed_than_one_call_looks_at(self, world):
+        world.ledger.create(new_job(ends=range(1, 1202)))
+        world.ledger.publish("job", 1201)
+        world.moment()
+        numbers = [shard.number for shard in world.ledger.unclaimed("job", 0)]
+        assert sorted(numbers) == list(range(1201))
+
+    @pytest.mark.parametrize("state", [JobState.PAUSED, JobState.CANCELLED])
+    def test_nothing_is_unclaimed_unless_active(self, world, state):
+        world.ledger.create(new_job())
+        world.ledger.publish("job", 2)
+        world.ledger.set_state("job", state)
+        world.moment()
+        assert world.ledger.unclaimed("job", 0) == []
+
+
+class TestClaim:
+    def test_run(self, ledger):
+        ledger.create(new_job(), done=[5])
+        ledger.publish("job", 10)
+        claim = ledger.claim("job", 1, "host:1 “α”")
+        assert (claim.answer, claim.indices, claim.attempt) == (ClaimAnswer.RUN, (4, 6, 7), 1)
+        assert claim.lease == Lease("job", 1, claim.lease.fence, "host:1 “α”")
+        assert shards(ledger) == (0, 2, 1)
+
+    def test_a_shard_is_held_once(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 10)
+        take(ledger, 0, "w1")
+        for owner in ("w1", "w2"):
+            claim = ledger.claim("job", 0, owner)
+            assert (claim.answer, claim.lease, claim.indices) == (ClaimAnswer.BUSY, None, ())
+
+    @pytest.mark.parametrize("shard", [3, -1, -2, 2**31, 10**30])
+    def test_no_such_shard(self, ledger, shard):
+        ledger.create(new_job())
+        assert ledger.claim("job", shard, "w1").answer == ClaimAnswer.UNKNOWN
+
+    def test_attempts_and_fences_grow(self, ledger):
+        ledger.create(new_job())
+        fences = []
+        for attempt in range(1, 4):
+            claim = ledger.claim("job", 2, "w1")
+            assert claim.attempt == attempt
+            fences.append(claim.lease.fence)
+            ledger.release(claim.lease)
+        assert fences == sorted(set(fences))
+        assert ledger.claim("job", 0, "w1").attempt == 1
+
+    def test_a_message_of_a_waiting_shard_may_run(self, ledger):
+        """It was delivered twice, and the first worker has given the shard back."""
+        ledger.create(new_job())
+        ledger.publish("job", 1)
+        ledger.release(take(ledger, 0))
+        take(ledger, 0, "w2")
+        assert shards(ledger) == (2, 0, 1)
+        assert ledger.publish("job", 10) == SHARDS[1:]
+
+    def test_one_of_many_threads_gets_it(self, world):
+        world.ledger.create(new_job())
+        start = threading.Barrier(8)
+
+        def claim(number: int) -> ClaimAnswer:
+            start.wait()
+            return world.another().claim("job", 0, f"w{number % 2}").answer
+
+        with ThreadPoolExecutor(8) as pool:
+            assert Counter(pool.map(claim, range(8))) == {ClaimAnswer.RUN: 1, ClaimAnswer.BUSY: 7}
+
+
+class TestHeartbeat:
+    def test_many_at_once(self, ledger):
+        ledger.create(new_job())
+        ledger.create(new_job("other"))
+        first, other = take(ledger, 0), take(ledger, 0, job_id="other")
+        lost = take(ledger, 1)
+        ledger.release(lost)
+        ledger.set_state("other", JobState.CANCELLED)
+        beats = ledger.heartbeat([first, lost, other], [7, 100, 9])
+        assert beats == [Beat.HELD, Beat.LOST, Beat.CANCELLED]
+        assert ledger.heartbeat([first], [1]) == [Beat.HELD]
+        assert ledger.status("job").evaluated == 8
+        assert ledger.status("other").evaluated == 9
+        assert ledger.heartbeat([], []) == []
+
+    def test_each_lease_has_its_evaluations(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        with pytest.raises(ValueError, match="argument 2"):
+            ledger.heartbeat([lease], [])
+
+    @pytest.mark.parametrize(
+        "wrong", [{"fence": 0}, {"owner": "w2"}, {"shard": 1}, {"job_id": "j"}]
+    )
+    def test_a_lease_must_match(self, ledger, wrong):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        other = Lease(**(vars(lease) | wrong))
+        assert ledger.heartbeat([other], [1]) == [Beat.LOST]
+        assert ledger.settle(other, [0]) is False
+        assert ledger.release(other) == 0
+        assert ledger.heartbeat([lease], [0]) == [Beat.HELD]
+        assert ledger.status("job").evaluated == ledger.status("job").done == 0
+
+    def test_renews(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        run_out(ledger, lease)
+        assert ledger.heartbeat([lease], [0]) == [Beat.HELD]  # late, but nobody has ended it
+        assert ledger.expire() == []
+
+    def test_a_lease_that_is_not_renewed_runs_out(self, world):
+        world.ledger.lease_s = 0.05
+        world.ledger.create(new_job())
+        lease = take(world.ledger, 0)
+        (expired,) = world.eventually(world.ledger.expire, "the lease to run out")
+        assert (expired.shard, expired.owner) == (SHARDS[0], "w1")
+        assert world.ledger.heartbeat([lease], [0]) == [Beat.LOST]
+
+    def test_a_lease_lasts_a_minute(self, world):
+        world.ledger.create(new_job())
+        take(world.ledger, 0)
+        world.moment()
+        assert world.ledger.expire() == []
+        if world.clock is not None:
+            world.clock.now_s += 59.9
+            assert world.ledger.expire() == []
+            world.clock.now_s += 0.1
+            assert len(world.ledger.expire()) == 1
+
+
+class TestSettle:
+    def test_done_and_failed(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 1)
+        assert ledger.settle(lease, [4, 6]) is True
+        assert ledger.settle(lease, [6], [failure(5)]) is True
+        status = ledger.status("job")
+        assert (status.done, status.failed, status.settled) == (2, 1, False)
+        assert ledger.pending("job", 0, 10) == [0, 1, 2, 3, 7, 8, 9]
+        assert ledger.failures("job") == [failure(5)]
+        assert ledger.release(lease) == 1
+
+    def test_done_wins(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0], [failure(0), failure(1), failure(2)])
+        ledger.settle(lease, [1], [failure(0)])
+        status = ledger.status("job")
+        assert (status.done, status.failed) == (2, 1)
+        assert ledger.failures("job") == [failure(2)]
+        assert [e.values["index"] for e in ledger.events("job") if e.kind == "failed"] == ["1", "2"]
+
+    def test_the_latest_reason_counts(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        ledger.settle(lease, [], [failure(3, "first")])
+        ledger.settle(lease, [], [failure(3, "second\nline", attempts=2)])
+        assert ledger.failures("job") == [failure(3, "second\nline", attempts=2)]
+        assert ledger.status("job").failed == 1
+
+    @pytest.mark.parametrize(("done", "failed"), [([3, 8], []), ([], [8]), ([-1], []), ([4], [3])])
+    def test_images_of_other_shards(self, ledger, done, failed):
+        ledger.create(new_job())
+        lease = take(ledger, 1)
+        with pytest.raises(ValueError, match="shard 1 of job has images 4 to 7"):
+            ledger.settle(lease, [5, *done], [failure(6), *map(failure, failed)])
+        assert ledger.pending("job", 0, 10) == list(range(10))
+
+    def test_nothing_once_the_lease_is_lost(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        run_out(ledger, lease)
+        ledger.expire()
+        new = take(ledger, 0, "w2")
+        assert ledger.settle(lease, [0], [failure(1)]) is False
+        assert ledger.release(lease) == 0
+        assert ledger.pending("job", 0, 4) == [0, 1, 2, 3]
+        assert ledger.settle(new, [0]) is True
+
+    def test_renews(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        run_out(ledger, lease)
+        assert ledger.settle(lease, [])
+        assert ledger.expire() == []
+
+    def test_the_last_image(self, ledger):
+        ledger.create(new_job(), done=range(8))
+        lease = take(ledger, 2)
+        ledger.settle(lease, [8])
+        assert ledger.settled_jobs() == []
+        ledger.settle(lease, [9])
+        assert ledger.status("job").settled
+        assert ledger.settled_jobs() == ["job"]
+        assert shards(ledger) == (0, 0, 1)
+        assert ledger.release(lease) == 0
+        assert shards(ledger) == (0, 0, 0)
+
+
+class TestExpire:
+    def test_the_whole_shard_again(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 1, "w7")
+        ledger.settle(lease, [4])
+        run_out(ledger, lease)
+        (expired,) = ledger.expire()
+        assert (expired.shard, expired.owner) == (SHARDS[1], "w7")
+        assert (expired.deaths, expired.images_failed) == (1, ())
+        assert ledger.expire() == []
+        assert shards(ledger) == (3, 0, 0)
+        claim = ledger.claim("job", 1, "w8")
+        assert (claim.indices, claim.attempt) == ((5, 6, 7), 2)
+
+    def test_a_poison_image(self, ledger):
+        """Whoever renders image 6 dies."""
+        ledger.create(new_job())
+        for death in range(1, MOST_DEATHS + 1):
+            assert die(ledger, 1).deaths == death
+        asked = []
+        failed: tuple[int, ...] = ()
+        while not failed:
+            claim = ledger.claim("job", 1, "w1")
+            asked += claim.indices
+            if claim.indices != (6,):
+                assert ledger.settle(claim.lease, claim.indices)
+                assert ledger.release(claim.lease) > 0
+                continue
+            run_out(ledger, claim.lease)
+            (expired,) = ledger.expire()
+            failed = expired.images_failed
+        assert failed == (6,)
+        assert asked == [4, 5, 6, 7, 6, 6]
+        assert ledger.failures("job") == [given_up(6)]
+        assert ledger.failures("job")[0].attempts == MOST_DEATHS
+        assert expired.deaths == 2 * MOST_DEATHS
+        assert ledger.claim("job", 1, "w1").answer == ClaimAnswer.DONE
+        assert shards(ledger) == (2, 0, 0)
+
+    def test_a_poison_image_is_the_last_one(self, ledger):
+        ledger.create(new_job(ends=[1]))
+        for _ in range(2 * MOST_DEATHS - 1):
+            assert die(ledger, 0).images_failed == ()
+        assert die(ledger, 0).images_failed == (0,)
+        assert ledger.settled_jobs() == ["job"]
+
+    def test_a_poison_image_may_be_tried_again(self, ledger):
+        ledger.create(new_job(ends=[1]))
+        while not die(ledger, 0).images_failed:
+            pass
+        assert ledger.retry("job") == 1
+        assert die(ledger, 0).images_failed == ()
+        lease = take(ledger, 0)
+        assert ledger.settle(lease, [0])
+        assert ledger.failures("job") == []
+
+    def test_images_that_finished_did_not_kill(self, ledger):
+        ledger.create(new_job(ends=[2]))
+        for _ in range(MOST_DEATHS):
+            die(ledger, 0)
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0])
+        run_out(ledger, lease)
+        assert ledger.expire()[0].images_failed == ()
+        assert ledger.claim("job", 0, "w1").indices == (1,)
+
+    def test_giving_back_is_no_death(self, ledger):
+        ledger.create(new_job())
+        for _ in range(MOST_DEATHS + 1):
+            ledger.release(take(ledger, 0))
+        assert ledger.claim("job", 0, "w1").indices == (0, 1, 2, 3)
+
+    def test_of_a_finished_shard(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        ledger.settle(lease, range(4))
+        run_out(ledger, lease)
+        assert len(ledger.expire()) == 1
+        assert shards(ledger) == (2, 0, 0)
+
+    def test_of_a_cancelled_job(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        ledger.set_state("job", JobState.CANCELLED)
+        run_out(ledger, lease)
+        (expired,) = ledger.expire()
+        assert expired.deaths == 0
+        assert shards(ledger) == (0, 0, 0)
+        ledger.create(new_job())
+        assert die(ledger, 0).deaths == 1
+
+    def test_of_a_paused_job(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        ledger.set_state("job", JobState.PAUSED)
+        run_out(ledger, lease)
+        assert ledger.expire()[0].deaths == 1
+        assert shards(ledger) == (3, 0, 0)
+
+    def test_a_few_at_a_time(self, ledger):
+        ledger.create(new_job(ends=range(1, 6)))
+        run_out(ledger, *(take(ledger, number) for number in range(5)))
+        counts = [len(ledger.expire(limit=2)) for _ in range(4)]
+        assert counts == [2, 2, 1, 0]
+
+
+class TestLocks:
+    def test_one_owner(self, ledger):
+        assert ledger.lock("reconcile", "w1", 60) is True
+        assert ledger.lock("reconcile", "w2", 60) is False
+        assert ledger.lock("reconcile", "w1", 60) is True
+        assert ledger.lock("other", "w2", 60) is True
+        ledger.unlock("reconcile", "w2")
+        assert ledger.lock("reconcile", "w2", 60) is False
+        ledger.unlock("reconcile", "w1")
+        ledger.unlock("reconcile", "w1")
+        assert ledger.lock("reconcile", "w2", 60) is True
+
+    def test_it_ends_by_itself(self, world):
+        assert world.ledger.lock("reconcile", "w1", 0.05)
+        world.eventually(lambda: world.ledger.lock("reconcile", "w2", 60), "the lock's end")
+        assert world.ledger.lock("reconcile", "w1", 60) is False
+
+
+class TestLooking:
+    def test_pending(self, ledger):
+        ledger.create(new_job(ends=[7, 21, 40]), done=[0, 8, 9, 10, 11, 12, 13, 14, 15, 39])
+        assert ledger.pending("job", 7, 18) == [7, 16, 17]
+        assert ledger.pending("job", 16, 17) == [16]
+        assert ledger.pending("job", 8, 16) == ledger.pending("job", 5, 5) == []
+        assert ledger.pending("job", 38, 1000) == [38]
+        assert ledger.pending("job", -5, 3) == [1, 2]
+        assert ledger.pending("job", 50, 60) == ledger.pending("job", 9, 2) == []
+
+    def test_failures_by_index(self, ledger):
+        ledger.create(new_job())
+        for index in (9, 0, 5):
+            ledger.settle(take(ledger, index // 4), [], [failure(index)])
+        assert ledger.failures("job") == [failure(0), failure(5), failure(9)]
+
+    def test_events(self, ledger):
+        ledger.create(new_job(), done=[9])
+        lease = take(ledger, 0, "w1")
+        ledger.settle(lease, [0], [failure(1, "no\nreason")])
+        ledger.release(lease)
+        die(ledger, 2, "w2")
+        for state in (JobState.PAUSED, JobState.ACTIVE, JobState.CANCELLED):
+            ledger.set_state("job", state)
+        ledger.retry("job")
+        ledger.create(new_job(), done=range(10))
+        ledger.set_state("job", JobState.DONE)
+        events = ledger.events("job")
+        assert [(event.kind, dict(event.values)) for event in events] == [
+            ("created", {"images": "10", "done": "1"}),
+            ("claimed", {"shard": "0", "owner": "w1", "attempt": "1"}),
+            ("failed", {"index": "1", "reason": "no\nreason"}),
+            ("released", {"shard": "0", "owner": "w1", "left": "2"}),
+            ("claimed", {"shard": "2", "owner": "w2", "attempt": "1"}),
+            ("expired", {"shard": "2", "owner": "w2", "deaths": "1"}),
+            ("paused", {}),
+            ("active", {}),
+            ("cancelled", {}),
+            ("retried", {"images": "1"}),
+            ("done", {"done": "10", "failed": "0"}),
+        ]
+        times = [event.time_s for event in events]
+        assert times == sorted(times)
+        assert abs(times[0] - ledger.status("job").created_s) < 1
+
+    def test_events_a_part_at_a_time(self, ledger):
+        ledger.create(new_job())
+        for state in (JobState.PAUSED, JobState.ACTIVE) * 3:
+            ledger.set_state("job", state)
+        seen, after = [], "0"
+        while part := ledger.events("job", after=after, limit=2):
+            assert len(part) <= 2
+            seen += [event.kind for event in part]
+            after = part[-1].id
+        assert seen == ["created", *["paused", "active"] * 3]
+        assert ledger.events("job", after=after) == []
+
+    @pytest.mark.parametrize("after", ["", "x", "-", "+", "$", "1-2-3", "١"])
+    def test_what_is_no_event(self, ledger, after):
+        ledger.create(new_job())
+        with pytest.raises(ValueError, match="no id of an event"):
+            ledger.events("job", after=after)
+
+    def test_only_the_last_events_are_kept(self, ledger):
+        ledger.create(new_job(ends=[MOST_IMAGES]))
+        lease = take(ledger, 0)
+        ledger.settle(lease, [], [failure(index) for index in range(2500)])
+        events = ledger.events("job", limit=10_000)
+        assert 2000 <= len(events) < 2200
+        assert events[-1].values["index"] == "2499"
+
+    def test_workers(self, ledger):
+        first = WorkerInfo("w1", "höst", 12, "cuda:0", "demo", 2, 30, "busy")
+        second = WorkerInfo("w2", "host", 13, "cpu", "demo", 0, 0, "idle")
+        ledger.worker_seen(second, 60)
+        ledger.worker_seen(first, 60)
+        assert ledger.workers() == [first, second]
+        ledger.worker_gone("w2")
+        ledger.worker_gone("w2")
+        assert ledger.workers() == [first]
+
+    def test_workers_that_are_silent(self, world):
+        worker = WorkerInfo("w1", "host", 12, "cuda:0", "demo", 2, 30, "busy")
+        world.ledger.worker_seen(worker, 0.05)
+        world.eventually(lambda: not world.ledger.workers(), "the worker to be dropped")
+        world.ledger.worker_seen(worker, 60)
+        assert world.ledger.workers() == [worker]
+
+    def test_ping(self, ledger):
+        ledger.ping()
+
+
+class TestTogether:
+    def test_many_workers_finish_a_job_in_spite_of_deaths(self, world):
+        """Every third claim dies, but no shard often enough to go one by one; one thread publishes
+        and ends leases, as the reconciler does.
+        """
+        total, ends = 120, list(range(5, 121, 5))
+        world.ledger.create(new_job(ends=ends), done=range(0, total, 11))
+        rendered: Counter[int] = Counter(range(0, total, 11))
+        claims, deaths = 0, Counter[int]()
+        dead: list[Lease] = []
+        over, lock = threading.Event(), threading.Lock()
+
+        def dies(number: int) -> bool:
+            nonlocal claims
+            with lock:
+                claims += 1
+                if claims % 3 or deaths[number] == MOST_DEATHS - 1:
+                    return False
+                deaths[number] += 1
+                return True
+
+        def work(name: str) -> None:
+            ledger = world.another()
+            while not over.is_set():
+                for number in range(len(ends)):
+                    claim = ledger.claim("job", number, name)
+                    if claim.lease is None:
+                        continue
+                    ill = dies(number)
+                    part = claim.indices[: len(claim.indices) // 2] if ill else claim.indices
+                    if ledger.settle(claim.lease, part):
+                        with lock:
+                            rendered.update(part)
+                    if ill:
+                        dead.append(claim.lease)
+                    else:
+                        ledger.release(claim.lease)
+
+        with ThreadPoolExecutor(4) as pool:
+            workers = [pool.submit(work, f"w{number}") for number in range(4)]
+            try:
+                while not world.ledger.settled_jobs():
+                    world.moment()
+                    while dead:
+                        run_out(world.ledger, dead.pop())
+                    world.ledger.expire()
+                    world.ledger.publish("job", 6)
+            finally:
+                over.set()
+            for worker in workers:
+                worker.result()
+        assert not world.ledger.failures("job")
+        assert rendered == Counter(range(total))  # each once
+        assert deaths.total() > 5
+        assert world.ledger.status("job").done == total
+
+
+class TestOpen:
+    def test_memory(self):
+        ledger = open_ledger("memory://")
+        ledger.create(new_job())
+        assert open_ledger("memory://").jobs() == []  # each is its own
+        assert ledger.status("job").created_s > 1.7e9
+
+    @pytest.mark.parametrize("url", ["", "nonsense", "localhost:6379", "http://host", "memory://x"])
+    def test_no_ledger(self, url):
+        with pytest.raises(LedgerError, match=r"give redis://host:port") as caught:
+            open_ledger(url)
+        assert caught.value.exit_code == ExitCode.LEDGER
+
+
+def test_a_job_says_how_many_images_it_has():
+    assert new_job(ends=[3, 9]).total == 9
+    assert NewJob("j", "j", PLAN, "s", "m", [], 0).total == 0
