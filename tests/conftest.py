@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import Valkey
+from tests.servers_s3 import aws, s3_address, s3_server  # noqa: F401 - fixtures
+
 # Tests run side by side, one a core; more threads each would only wait for one another. Set before
 # torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +30,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting is not allowed here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """A real Valkey server, one for each process that runs tests; `FLUSHALL` it before use."""
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    yield server
+    server.kill()

@@ -14,10 +14,14 @@ from jobs.storage.local import LocalStore
 __all__ = ["JobKeys", "LocalStore", "ObjectInfo", "Store", "open_store"]
 
 
-def open_store(url: str) -> Store:
-    """The store at `url`: a folder's path, or `file:///…`. Nothing is created or contacted yet."""
+def open_store(url: str, *, endpoint: str | None = None) -> Store:
+    """The store at `url`: a folder's path, `file:///…` or `s3://bucket/prefix`.
+
+    Nothing is created or contacted yet. endpoint: the server of an s3 address, `http://host:port`;
+    None leaves it to AWS_ENDPOINT_URL and the AWS configuration. Raises `StoreError`.
+    """
     if not url.strip():
-        raise StoreError("the store's address is empty; give a folder")
+        raise StoreError("the store's address is empty; give a folder or s3://bucket/prefix")
     if "://" not in url:
         return _local(url)
     scheme, _, rest = url.partition("://")
@@ -27,8 +31,16 @@ def open_store(url: str) -> Store:
             raise StoreError(f"{url}: a file URL has three slashes: file:///folder")
         return _local(path)
     if scheme == "s3":
-        raise StoreError(f"{url}: this release has the local store only; give a folder")
-    raise StoreError(f"{url}: no store is known for {scheme}://; give a folder")
+        from jobs.storage.s3 import S3Store  # boto3 takes a while to import
+        from jobs.storage.s3_address import S3Address, check_endpoint
+
+        address = S3Address.parse(url)
+        return S3Store(address, endpoint if endpoint is None else check_endpoint(endpoint))
+    # Without the rest of the address, which may hold a password.
+    raise StoreError(
+        f"no store is known for {scheme}://; give a folder, or s3://bucket/prefix with the "
+        "server's address in AWS_ENDPOINT_URL"
+    )
 
 
 def _local(path: str) -> LocalStore:

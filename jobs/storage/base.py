@@ -3,6 +3,8 @@
 A store is a flat map from keys to bytes, like a bucket. Its one promise beyond that: `put` without
 `overwrite` lets the first writer win, also between processes and machines. Jobs lean on it: two
 workers may render the same image, one of them keeps it.
+
+Stores may be made of folders, so no key is also the folder of another: not `a` beside `a/b`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ MAX_KEY_BYTES = 1024
 """Longest key in UTF-8: what S3 allows."""
 
 TEMPORARY_PREFIX = ".tmp-"
-"""Names of half-written files of the local store start like this; keys may not."""
+"""Names of what stores write for themselves start like this; keys may not."""
 
 # Backslashes, control characters, and halves of surrogate pairs, which have no UTF-8.
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -97,6 +99,21 @@ def check_key(key: str) -> str:
     if len(key.encode()) > MAX_KEY_BYTES:
         raise StoreError(f"key {key[:40]!r}… is not valid: longer than {MAX_KEY_BYTES} bytes")
     return key
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` itself, if keys may start with it; else `StoreError`. What follows its last slash
+    may be any part of a name.
+    """
+    folder, _, _ = prefix.rpartition("/")
+    if folder:
+        check_key(folder)
+    return prefix
+
+
+def is_key(key: str) -> bool:
+    """Whether `key` is one; a bucket or a folder may hold other objects, too."""
+    return all(map(is_segment, key.split("/")))
 
 
 def _flaw(segment: str) -> str | None:

@@ -17,7 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jobs.errors import NotFoundError, StoreError, StoreFullError
-from jobs.storage.base import TEMPORARY_PREFIX, ObjectInfo, check_key, is_segment
+from jobs.storage.base import (
+    TEMPORARY_PREFIX,
+    ObjectInfo,
+    check_key,
+    check_prefix,
+    is_segment,
+)
 
 STALE_AFTER_S = 3600.0
 """Age from which a temporary file is taken for a crash's: writing one takes seconds."""
@@ -96,9 +102,7 @@ class LocalStore:
             return _info(key, path)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        folder, _, _ = prefix.rpartition("/")
-        if folder:
-            check_key(folder)
+        folder, _, _ = check_prefix(prefix).rpartition("/")
         yield from self._walk(f"{folder}/" if folder else "", prefix)
 
     def delete(self, key: str) -> None:

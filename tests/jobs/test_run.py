@@ -50,7 +50,7 @@ def manifest(tmp_path):
         (["--device", "abacus"], ExitCode.BAD_INPUT, "abacus"),
         (["--device", "cuda:99"], ExitCode.BAD_INPUT, "cuda:99"),
         (["--job", "a/b"], ExitCode.BAD_INPUT, "'a/b' is not a folder name"),
-        (["--store", "s3://bucket"], ExitCode.STORE, "s3"),
+        (["--store", "s3://My_Bucket"], ExitCode.STORE, "'My_Bucket' is no bucket name"),
     ],
 )
 def test_what_cannot_be_run_ends_with_its_own_code(

@@ -1,0 +1,79 @@
+"""The boto3 clients of a store. Credentials and regions are found as boto3 always does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+from jobs.storage.s3_address import check_endpoint
+from jobs.storage.s3_errors import configuration_error
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+
+CONNECTIONS = 32
+"""Kept open at once; more threads than this wait for nothing, but connect anew."""
+
+
+class Clients:
+    """Clients that differ in their patience. Nothing is contacted; for use from many threads."""
+
+    def __init__(self, endpoint: str | None) -> None:
+        """endpoint: None leaves it to AWS_ENDPOINT_URL and the AWS configuration."""
+        self._endpoint = endpoint
+        self._lock = threading.Lock()
+        self._session: boto3.Session | None = None
+        self._clients: dict[int, S3Client] = {}
+
+    def get(self, retries: int) -> S3Client:
+        """The client that tries again `retries` times after a failure that may pass.
+
+        Raises `StoreError` if the configuration is no good.
+        """
+        with self._lock:
+            if retries not in self._clients:
+                try:
+                    self._clients[retries] = self._make(retries)
+                except (BotoCoreError, ValueError) as error:
+                    raise configuration_error(error) from None
+            return self._clients[retries]
+
+    def _make(self, retries: int) -> S3Client:
+        # Below, botocore writes whole requests with their signatures and session tokens.
+        logging.getLogger("botocore").setLevel(logging.WARNING)
+        if self._session is None:
+            self._session = boto3.Session()
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            max_pool_connections=CONNECTIONS,
+            retries={"mode": "adaptive", "max_attempts": retries},
+            # Newer checksums than these are what many S3-compatible servers refuse.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        client = self._session.client("s3", endpoint_url=self._endpoint, config=config)
+        chosen = getattr(client.meta.config, "s3", None) or {}  # in ~/.aws/config
+        if not is_aws(client) and "addressing_style" not in chosen:
+            # Only now is it known that an endpoint is configured. Few such servers have a host
+            # name for each bucket.
+            client.close()
+            config = config.merge(Config(s3={"addressing_style": "path"}))
+            client = self._session.client("s3", endpoint_url=self._endpoint, config=config)
+        check_endpoint(client.meta.endpoint_url)  # so that messages can name it
+        return client
+
+
+def is_aws(client: S3Client) -> bool:
+    """Whether the client talks to AWS itself rather than to a compatible server."""
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
