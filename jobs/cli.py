@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from jobs import cli_queue
+from jobs.cli_common import allow_outside_option, json_option, manifest_argument, read_manifest
 from jobs.console import EXIT_CODES, Terminal, escape_unencodable, size
 from jobs.errors import (
     ExitCode,
@@ -25,7 +27,7 @@ from jobs.errors import (
     exit_code,
 )
 from jobs.inputs import reason
-from jobs.manifest import Manifest, Tick, load_manifest
+from jobs.manifest import Manifest, Tick
 from jobs.plan import PlanSummary, summarize
 from jobs.run import RunOptions, model_source, summary_lines
 from jobs.run import run as run_manifest
@@ -39,20 +41,6 @@ def _version() -> str:
         return importlib.metadata.version("sdbatch")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"  # run from a source tree
-
-
-json_option = click.option(
-    "--json",
-    is_flag=True,
-    expose_value=False,  # `main` has seen it: a bad command line is answered in JSON too
-    help="Print one JSON document to stdout, also for errors.",
-)
-allow_outside_option = click.option(
-    "--allow-outside",
-    is_flag=True,
-    help="Let manifests name files outside their own folder.",
-)
-manifest_argument = click.argument("manifest", metavar="FILE", type=click.Path(path_type=Path))
 
 
 class _ReaderGoneError(Exception):
@@ -194,12 +182,8 @@ def schema(terminal: Terminal) -> None:
     terminal.document(json_schema())
 
 
-def read_manifest(
-    terminal: Terminal, path: Path, *, allow_outside: bool, model: str | None = None
-) -> Manifest:
-    """`load_manifest` with progress, for commands. Raises `ManifestError`."""
-    with terminal.counting(f"reading {path.name}") as tick:
-        return load_manifest(path, allow_outside=allow_outside, model=model, tick=tick)
+for command in cli_queue.COMMANDS:
+    cli.add_command(command)
 
 
 def _ticking(tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:

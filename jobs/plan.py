@@ -24,6 +24,9 @@ from sd_core.samplers import evaluations
 PART_SIZE = 10_000
 """Tasks in one part of a plan: a few hundred kilobytes compressed."""
 
+PARTS_KEPT = 2
+"""Parts of a plan that a reader keeps: 10,000 lines are a few megabytes."""
+
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.4, "webp": 0.25}
 """Of photographs from Stable Diffusion at quality 95; flat drawings take a tenth. An estimate for
 buying disks, good to a factor of two."""
@@ -149,21 +152,55 @@ def read_plan(store: Store, keys: JobKeys) -> Iterator[Task]:
     for number in itertools.count():
         key = keys.plan_part(number)
         try:
-            data = store.get(key)
+            lines = _lines_of(store, key)
         except NotFoundError:
             if number == 0:
                 raise NotFoundError(
                     f"{store.url(keys.prefix.rstrip('/'))} has no plan, so it is no job's folder"
                 ) from None
             return
-        try:
-            lines = _decompress(data).splitlines()
-            if not lines:
-                raise ValueError("it is empty")
-            for line in lines:
-                yield Task.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{store.url(key)} is damaged: {error}") from error
+        yield from _parsed(store, key, lines)
+
+
+class PlanReader:
+    """Single tasks of a plan, by index; the parts looked at last stay in memory. Thread-safe."""
+
+    def __init__(self, store: Store, keys: JobKeys, *, part_size: int = PART_SIZE) -> None:
+        self._store = store
+        self._keys = keys
+        self._part_size = part_size
+        self._lines = lru_cache(maxsize=PARTS_KEPT)(self._read)
+
+    def tasks(self, indices: Iterable[int]) -> Iterator[Task]:
+        """The tasks of these indices. Raises `StoreError`, `NotFoundError` without a plan."""
+        for index in indices:
+            part, number = divmod(index, self._part_size)
+            line = self._lines(part)[number : number + 1]
+            if not line:
+                raise NotFoundError(f"{self._store.url(self._keys.prefix)} has no image {index}")
+            yield from _parsed(self._store, self._keys.plan_part(part), line)
+
+    def _read(self, part: int) -> list[bytes]:
+        return _lines_of(self._store, self._keys.plan_part(part))
+
+
+def _lines_of(store: Store, key: str) -> list[bytes]:
+    """The lines of a part. Raises `StoreError`, `NotFoundError`."""
+    try:
+        lines = _decompress(store.get(key)).splitlines()
+    except ValueError as error:
+        raise StoreError(f"{store.url(key)} is damaged: {error}") from error
+    if not lines:
+        raise StoreError(f"{store.url(key)} is damaged: it is empty")
+    return lines
+
+
+def _parsed(store: Store, key: str, lines: Iterable[bytes]) -> Iterator[Task]:
+    try:
+        for line in lines:
+            yield Task.from_json(json.loads(line))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{store.url(key)} is damaged: {error}") from error
 
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode

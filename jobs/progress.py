@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from jobs.records import Failure
+
 PLAIN_EVERY_S = 15.0
 """Between two lines where the output is not a terminal."""
 
@@ -123,19 +125,20 @@ class RunProgress:
         self.meter.add(evaluated=1)
         self._show()
 
-    def rendered(self) -> None:
+    def rendered(self, index: int) -> None:
         self.meter.add(rendered=1)
         self._show()
 
-    def reused(self, evaluations: int) -> None:
+    def reused(self, index: int, evaluations: int) -> None:
         """An image that was there already; its evaluations will not be needed."""
         self.meter.add(reused=1, skip=evaluations)
         self._show()
 
-    def failed(self, reason: str, evaluations: int) -> None:
+    def failed(self, failure: Failure, evaluations: int) -> None:
         """An image that cannot be made; its remaining evaluations will not be needed."""
         self.meter.add(failed=1, skip=evaluations)
-        self._console.print(Text(f"failed: {reason}", style="red"))
+        said = f"failed: image {failure.index} ({failure.name}): {failure.reason}"
+        self._console.print(Text(said, style="red"))
         self._show()
 
     def _show(self) -> None:

@@ -4,11 +4,15 @@ SDBATCH_MODELS   a YAML or JSON file: {name: source} or {name: {source: …, dig
 SDBATCH_STORE    where jobs are written unless a manifest or --store says so; default out
 SDBATCH_DEVICE   auto (default), cpu, cuda or cuda:<number>
 SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
+SDBATCH_REDIS    the Redis server that holds queue and ledger; default redis://127.0.0.1:6379/0
+SDBATCH_MODEL    the model that a worker loads; default demo
+SDBATCH_LEASE_S  seconds after which a worker that says nothing has lost its shards; default 60
 SDBATCH_DEBUG    1 shows the traceback of an unexpected error
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,6 +53,9 @@ class Settings:
     store: str = "out"
     device: str = "auto"
     dtype: str = "auto"
+    redis: str = field(default="redis://127.0.0.1:6379/0", repr=False)  # may hold a password
+    worker_model: str = "demo"
+    lease_s: float = 60.0
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
@@ -67,6 +74,9 @@ class Settings:
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
             dtype=dtype,
+            redis=values.get("SDBATCH_REDIS", cls.redis),
+            worker_model=values.get("SDBATCH_MODEL", cls.worker_model),
+            lease_s=_seconds(values.get("SDBATCH_LEASE_S", str(cls.lease_s))),
         )
 
     def model(self, name: str) -> ModelSource:
@@ -82,6 +92,16 @@ class Settings:
             f"model {quote(name)} is not in the model list; {hint} (SDBATCH_MODELS names the list; "
             "--model gives a checkpoint for one run)"
         )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 1.0 <= seconds <= 3600.0:
+        raise InputError(f"SDBATCH_LEASE_S: found {quote(text)}, expected seconds within 1 to 3600")
+    return seconds
 
 
 def debugging(environ: Mapping[str, str]) -> bool:

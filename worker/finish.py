@@ -65,6 +65,7 @@ class ShardRecords:
         self._interval_s = interval_s
         self._clock = clock
         self._lines: dict[int, Record] = {}
+        self._known: frozenset[int] | None = None
         self._unwritten = False
         self._flushed_at = clock()
         self._lock = threading.Lock()  # of the fields above
@@ -78,6 +79,14 @@ class ShardRecords:
             due = self._clock() - self._flushed_at >= self._interval_s
         if due:
             self.flush()
+
+    def has(self, index: int) -> bool:
+        """Whether the image's line was in the store when first asked."""
+        with self._lock:
+            if self._known is None:
+                lines = read_lines(self._store, self._key)
+                self._known = frozenset(line["index"] for line in lines)
+            return index in self._known
 
     def flush(self) -> None:
         """Write what is not written yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,16 @@ from jobs.errors import InputError, Interrupted, JobConflictError, ModelError
 from jobs.manifest import Manifest
 from jobs.plan import read_plan
 from jobs.prepare import prepare
-from jobs.records import Failure, Totals, done_document, read_records, write_done, write_failures
-from jobs.report import write_report
+from jobs.records import read_records, write_failures
 from jobs.storage import JobKeys, Store
 from sd_core.engine import Engine
 from sd_core.model import LatentDiffusion, load_model
 from sd_core.weights.errors import CheckpointError
 from worker.finish import Finisher
 from worker.inputs import Inputs
-from worker.record import ModelInfo, software_versions
+from worker.record import ModelInfo
 from worker.runner import JobRecords, Observer, Runner
+from worker.tail import write_tail
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def run_job(
             f"kept in {store.url(keys.prefix.rstrip('/'))}; the same command continues"
         )
     with status("writing the gallery"):
-        _write_tail(store, keys, info, outcome.failures)
+        write_tail(store, keys, outcome.failures, info.to_json())
     return RunSummary(
         job=keys.job_id,
         url=store.url(keys.prefix.rstrip("/")),
@@ -171,22 +171,3 @@ def _refuse_other_model(store: Store, keys: JobKeys, model: ModelInfo) -> None:
                 "name this run with --job, or render all anew with --force"
             )
         return
-
-
-def _write_tail(store: Store, keys: JobKeys, model: ModelInfo, failures: Sequence[Failure]) -> None:
-    totals = Totals()
-
-    def counted() -> Iterator[dict[str, Any]]:
-        for record in read_records(store, keys):
-            totals.add(record)
-            yield record
-
-    write_report(store, keys, counted(), failures)
-    document = done_document(
-        keys.job_id,
-        totals,
-        failed=len(failures),
-        model=model.to_json(),
-        software=software_versions(),
-    )
-    write_done(store, keys, document)

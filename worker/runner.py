@@ -38,9 +38,9 @@ class Observer(Protocol):
     """
 
     def step(self) -> None: ...
-    def rendered(self) -> None: ...
-    def reused(self, evaluations: int) -> None: ...
-    def failed(self, reason: str, evaluations: int) -> None: ...
+    def rendered(self, index: int) -> None: ...
+    def reused(self, index: int, evaluations: int) -> None: ...
+    def failed(self, failure: Failure, evaluations: int) -> None: ...
 
 
 @dataclass
@@ -54,6 +54,13 @@ class Outcome:
     @property
     def settled(self) -> int:
         return self.rendered + self.reused + len(self.failures)
+
+
+class ImageRecords(Protocol):
+    """Takes records, and tells which images have one already."""
+
+    def add(self, record: Record) -> None: ...
+    def has(self, index: int) -> bool: ...
 
 
 class JobRecords:
@@ -103,7 +110,7 @@ class Runner:
         self,
         engine: Engine,
         finisher: Finisher,
-        records: JobRecords,
+        records: ImageRecords,
         inputs: Inputs,
         observer: Observer,
         *,
@@ -172,7 +179,7 @@ class Runner:
             self._records.add(self._finisher.record_of(key, spec, task.index))
         with self._lock:
             self.outcome.reused += 1
-        self._observer.reused(evaluations_of(task))
+        self._observer.reused(task.index, evaluations_of(task))
         return True
 
     def _submit(self, task: Task, pool: ThreadPoolExecutor) -> bool:
@@ -214,9 +221,9 @@ class Runner:
                 self.outcome.rendered += not finished.reused
                 self.outcome.reused += finished.reused
             if finished.reused:
-                self._observer.reused(0)
+                self._observer.reused(task.index, 0)
             else:
-                self._observer.rendered()
+                self._observer.rendered(task.index)
         except CancelledError:
             pass  # a stop is no failure
         except SdbatchError as error:
@@ -243,7 +250,7 @@ class Runner:
         failure = Failure(task.index, task.name, task.prompt, task.sampling.seed, reason)
         with self._lock:
             self.outcome.failures.append(failure)
-        self._observer.failed(f"image {task.index} ({task.name}): {reason}", evaluations_left)
+        self._observer.failed(failure, evaluations_left)
 
     def _cancel(self) -> None:
         with self._lock:

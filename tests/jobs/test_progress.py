@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from jobs.progress import PLAIN_EVERY_S, Meter, RunProgress, duration, plain_line
+from jobs.records import Failure
 
 
 class Clock:
@@ -45,7 +46,7 @@ def test_a_pipe_gets_a_plain_line_now_and_then():
         for _ in range(20):
             clock.now += PLAIN_EVERY_S / 10
             progress.step()
-        progress.failed("image 1 (b): broke", evaluations=30)
+        progress.failed(Failure(1, "b", "a ring", 0, "broke"), evaluations=30)
     lines = pipe.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("0/2 images, 0.00 images/s, 10/100 steps, 2:15 left")
@@ -60,8 +61,8 @@ def test_a_terminal_gets_a_bar_that_goes_away():
     with RunProgress(4, 8, console, clock=clock) as progress:
         clock.now = 2.0
         progress.step()
-        progress.rendered()
-        progress.reused(evaluations=2)
+        progress.rendered(0)
+        progress.reused(1, evaluations=2)
     assert "2/4 images" in screen.getvalue()
     assert "step 1/6" in screen.getvalue()
 

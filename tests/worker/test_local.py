@@ -26,7 +26,7 @@ from jobs.errors import (
     StoreFullError,
 )
 from jobs.manifest import load_manifest
-from jobs.records import read_failures, read_records
+from jobs.records import Failure, read_failures, read_records
 from jobs.storage import JobKeys, LocalStore
 from sd_core.weights.export import save_single_file
 from tests.sd_core.small import ODD, small_model
@@ -69,16 +69,16 @@ class Recorder:
         with self._lock:
             self.counts["steps"] += 1
 
-    def rendered(self) -> None:
+    def rendered(self, index: int) -> None:
         with self._lock:
             self.counts["rendered"] += 1
         self._on_rendered(self.counts["rendered"])
 
-    def reused(self, evaluations: int) -> None:
+    def reused(self, index: int, evaluations: int) -> None:
         self.counts["reused"] += 1
 
-    def failed(self, reason: str, evaluations: int) -> None:
-        self.reasons.append(reason)
+    def failed(self, failure: Failure, evaluations: int) -> None:
+        self.reasons.append(failure.reason)
         self.counts["not needed"] += evaluations
 
 

@@ -1,0 +1,144 @@
+"""The queue: messages that name work. Whether a message's work may run, the ledger decides.
+
+So a message may be lost, late or delivered twice. One queue a model, as workers load one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Protocol
+
+from celery import Celery
+from kombu.exceptions import ChannelError, OperationalError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from jobs.errors import InputError, LedgerError
+from jobs.ledger.base import Shard
+from jobs.limits import MAX_IMAGES
+from jobs.storage.base import is_segment
+
+TASK = "worker.render_shard"
+
+CELERY_SETTINGS: Mapping[str, Any] = {
+    # A message is acknowledged once its shard is released. One that was popped by a worker that
+    # died is published again by the ledger, long before this timeout would.
+    "broker_transport_options": {
+        "visibility_timeout": 7200,
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    },
+    "broker_connection_retry_on_startup": True,
+    "task_acks_late": True,
+    "worker_prefetch_multiplier": 1,
+    "task_ignore_result": True,
+    "result_backend": None,
+    "worker_pool": "threads",
+    # Soft shutdown breaks threads pools; the worker drains by itself.
+    "worker_soft_shutdown_timeout": 0,
+    "task_serializer": "json",
+    "accept_content": ["json"],  # never pickle: a broker is not to run code
+}
+"""For everything that talks to the broker, workers and submitting commands alike."""
+
+SEND_RETRIES = {"max_retries": 4, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2.0}
+
+_PASSWORD = re.compile(r"(?<=//)[^/@]*@")
+
+
+def queue_name(model: str) -> str:
+    """Queue of the workers that have this model loaded."""
+    return f"sdbatch.{model}"
+
+
+_Index = Annotated[int, Field(ge=0, le=MAX_IMAGES)]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Message(TypedDict):
+    job: Annotated[str, Field(min_length=1)]
+    shard: _Index
+    start: _Index
+    stop: _Index
+
+
+_MESSAGE = TypeAdapter(_Message)
+
+
+def to_message(shard: Shard) -> dict[str, Any]:
+    """What is sent: no prompts, only which images."""
+    return {
+        "job": shard.job_id,
+        "shard": shard.number,
+        "start": shard.start,
+        "stop": shard.stop,
+    }
+
+
+def from_message(message: object) -> Shard:
+    """The inverse of `to_message`. Raises `InputError` for anything that is no such message."""
+    try:
+        values = _MESSAGE.validate_python(message)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"not a message of sdbatch: {place}: {first['msg']}") from None
+    if "/" in values["job"] or not is_segment(values["job"]):
+        raise InputError(f"not a message of sdbatch: {values['job']!r} is no job")
+    if values["start"] >= values["stop"]:
+        raise InputError(f"not a message of sdbatch: images {values['start']} to {values['stop']}")
+    return Shard(values["job"], values["shard"], values["start"], values["stop"])
+
+
+class ShardQueue(Protocol):
+    """Both methods raise `LedgerError` if the broker cannot be reached."""
+
+    def send(self, model: str, shards: Iterable[Shard]) -> None:
+        """One message a shard, to the queue of the model."""
+        ...
+
+    def length(self, model: str) -> int:
+        """Messages that no worker has taken yet."""
+        ...
+
+
+class CeleryQueue:
+    """The broker at a redis:// URL, through Celery."""
+
+    def __init__(self, url: str) -> None:
+        self._app = Celery("sdbatch", broker=url, set_as_current=False)
+        self._app.conf.update(CELERY_SETTINGS)
+        self._place = _PASSWORD.sub("", url)
+
+    def __repr__(self) -> str:
+        return f"CeleryQueue({self._place})"
+
+    def send(self, model: str, shards: Iterable[Shard]) -> None:
+        try:
+            with self._app.producer_pool.acquire(block=True) as producer:
+                for shard in shards:
+                    self._app.send_task(
+                        TASK,
+                        kwargs={"message": to_message(shard)},
+                        queue=queue_name(model),
+                        producer=producer,
+                        retry=True,
+                        retry_policy=SEND_RETRIES,
+                    )
+        except (OperationalError, OSError) as error:
+            raise LedgerError(f"the broker at {self._place} does not answer: {error}") from error
+
+    def length(self, model: str) -> int:
+        try:
+            with self._app.connection_for_write() as connection:
+                channel = connection.default_channel
+                try:
+                    declared = channel.queue_declare(queue_name(model), passive=True)
+                except ChannelError:  # nothing was ever sent there
+                    return 0
+                return int(declared.message_count)
+        except (OperationalError, OSError) as error:
+            raise LedgerError(f"the broker at {self._place} does not answer: {error}") from error

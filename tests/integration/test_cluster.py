@@ -1,0 +1,157 @@
+"""Jobs rendered by real worker processes over a real Valkey, whatever happens to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.manifest import load_manifest
+from jobs.storage import JobKeys, LocalStore
+from sd_core.weights.export import save_single_file
+from tests.integration.cluster import Cluster
+from tests.sd_core.small import ODD, small_model
+from tests.servers import wait_for
+from tests.worker.test_local import Recorder
+from worker.local import ModelChoice, run_job
+
+IMAGES = 63
+MANIFEST = """\
+version: 1
+name: mixed
+model: odd
+defaults: {width: 64, height: 64, steps: 30, guidance: 7.5}
+prompts:
+  - prompt: a red circle
+    seeds: {start: 0, count: 60}
+  - prompt: a green star
+    guidance: 1.0
+    sampler: euler_a
+  - prompt: a blue ring
+    init_image: start.png
+    strength: 0.7
+  - prompt: a black cross
+    width: 96
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "odd.safetensors"
+    save_single_file(small_model(ODD), path)
+    return path
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "start.png")
+    path = tmp_path / "mixed.yaml"
+    path.write_text(MANIFEST)
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path, valkey, model):
+    with valkey.client() as client:
+        client.flushall()
+    cluster = Cluster(tmp_path, valkey, model)
+    yield cluster
+    cluster.close()
+
+
+def undisturbed(manifest, model, folder) -> dict[str, str]:
+    """Image path -> sha256 after a run in one process, without a service."""
+    store = LocalStore(folder)
+    summary = run_job(
+        load_manifest(manifest),
+        ModelChoice("odd", str(model), dtype="float32", device="cpu"),
+        store,
+        observe=lambda: contextlib.nullcontext(Recorder()),
+        status=lambda text: contextlib.nullcontext(),
+        stop=threading.Event(),
+    )
+    cluster = JobKeys(summary.job)
+    return {
+        record["path"]: record["sha256"]
+        for line in store.list(cluster.records_prefix)
+        for record in map(json.loads, store.get(line.key).splitlines())
+    }
+
+
+def check(cluster: Cluster, manifest, model, tmp_path) -> None:
+    """The job is done, and its folder is as one run in one process leaves it."""
+    status = cluster.wait_until_done()
+    assert (status.total, status.done, status.failed) == (IMAGES, IMAGES, 0), cluster.logs()
+    images = cluster.digests(status.job_id)
+    assert images == undisturbed(manifest, model, tmp_path / "calm")
+    assert cluster.records(status.job_id) == images
+    done = json.loads(cluster.store.get(JobKeys(status.job_id).done))
+    assert (done["images"], done["failed"]) == (IMAGES, 0)
+
+
+def test_a_killed_worker_loses_and_repeats_nothing(cluster, manifest, model, tmp_path):
+    cluster.submit(manifest)
+    first, _ = cluster.start_worker(), cluster.start_worker()
+    cluster.wait_for_images(3)
+    first.kill()
+    check(cluster, manifest, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_worker_told_to_stop_gives_its_images_back(cluster, manifest, model, tmp_path):
+    cluster.submit(manifest)
+    first = cluster.start_worker()
+    cluster.wait_for_images(3)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=30) == 0
+    (job,) = cluster.ledger.jobs()
+    assert job.leased == 0
+    assert job.done < IMAGES
+    assert cluster.ledger.workers() == []
+    cluster.start_worker()
+    check(cluster, manifest, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_worker_that_slept_past_its_lease_changes_nothing(cluster, manifest, model, tmp_path):
+    cluster.submit(manifest)
+    first = cluster.start_worker()
+    cluster.wait_for_images(3)
+    first.send_signal(signal.SIGSTOP)
+    cluster.start_worker()
+    wait_for(lambda: "is gone (death 1)" in cluster.logs(), "the lease to run out")
+    first.send_signal(signal.SIGCONT)
+    check(cluster, manifest, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_wiped_ledger_is_filled_again_by_submitting(cluster, manifest, model, tmp_path, valkey):
+    cluster.submit(manifest)
+    cluster.start_worker()
+    cluster.wait_for_images(3)
+    with valkey.client() as client:
+        client.flushall()
+    cluster.submit(manifest)
+    check(cluster, manifest, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_cancelling_ends_a_job_and_keeps_its_images(cluster, manifest, model, tmp_path):
+    cluster.submit(manifest)
+    cluster.start_worker()
+    cluster.wait_for_images(3)
+    assert cluster.command("cancel", "mixed").returncode == 0
+    (job,) = cluster.ledger.jobs()
+    wait_for(lambda: cluster.ledger.status(job.job_id).leased == 0, "the worker to stop")
+    kept = cluster.digests(job.job_id)
+    assert 3 <= len(kept) < IMAGES
+    assert (
+        cluster.command("submit", str(manifest), "--store", str(tmp_path / "out")).returncode == 0
+    )
+    check(cluster, manifest, model, tmp_path)
