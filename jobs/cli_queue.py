@@ -14,12 +14,12 @@ from typing import Any
 import click
 
 from jobs.cli_common import allow_outside_option, json_option, manifest_argument, read_manifest
-from jobs.console import Terminal
-from jobs.errors import InputError, NotFoundError
+from jobs.console import Terminal, size
+from jobs.errors import ExitCode, InputError, Interrupted, NotFoundError
 from jobs.ledger import Ledger, open_ledger
 from jobs.ledger.base import JobState, JobStatus
 from jobs.settings import Settings
-from jobs.storage import open_store
+from jobs.storage import JobKeys, open_store
 from jobs.storage.local import LocalStore
 
 redis_option = click.option(
@@ -63,6 +63,7 @@ def find_job(ledger: Ledger, name: str) -> JobStatus:
     show_default=True,
     help="Share of the workers against other jobs.",
 )
+@click.option("--wait", is_flag=True, help="Then watch the job until it ends.")
 @redis_option
 @allow_outside_option
 @json_option
@@ -73,9 +74,10 @@ def submit(
     store: str | None,
     job: str | None,
     priority: int,
+    wait: bool,
     redis: str | None,
     allow_outside: bool,
-) -> None:
+) -> int:
     """Queue a manifest for the workers of its model.
 
     Submitting the same manifest again continues it; nothing is rendered twice.
@@ -90,27 +92,111 @@ def submit(
     settings = Settings.from_env(os.environ)
     read = read_manifest(terminal, manifest, allow_outside=allow_outside)
     opened = open_store(store or read.output.store or settings.store)
+    ledger = _ledger(redis)
     submitted = submit_manifest(
         read,
         opened,
-        _ledger(redis),
+        ledger,
         CeleryQueue(redis or settings.redis),
         address=_address(opened, store or read.output.store or settings.store),
         job=job,
         priority=priority,
         status=terminal.status,
     )
-    if terminal.json:
+    if terminal.json and not wait:
         terminal.document(submitted.to_json())
-        return
-    terminal.say(f"job       {submitted.job}{'' if submitted.new else ' (goes on)'}")
-    terminal.say(f"images    {submitted.images:,}, {submitted.done:,} done")
-    terminal.say(f"folder    {submitted.url}")
+    elif not terminal.json:
+        terminal.say(f"job       {submitted.job}{'' if submitted.new else ' (goes on)'}")
+        terminal.say(f"images    {submitted.images:,}, {submitted.done:,} done")
+        terminal.say(f"folder    {submitted.url}")
+    return _watched(terminal, ledger, submitted.job) if wait else ExitCode.DONE
 
 
 def _address(store: object, given: str) -> str:
     """As a worker opens it, which runs in another folder."""
     return str(store.root.absolute()) if isinstance(store, LocalStore) else given
+
+
+@click.command()
+@job_argument
+@redis_option
+@json_option
+@click.pass_obj
+def watch(terminal: Terminal, job: str, redis: str | None) -> int:
+    """Follow a job until it ends; Ctrl-C ends the watching, not the job.
+
+    \b
+    Example:
+      sdbatch watch shapes
+    """
+    ledger = _ledger(redis)
+    return _watched(terminal, ledger, find_job(ledger, job).job_id)
+
+
+def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
+    from jobs.watch import watch as follow
+
+    try:
+        ended = follow(ledger, job_id, terminal.err)
+    except KeyboardInterrupt:
+        again = f"sdbatch watch {job_id}"
+        raise Interrupted(f"no longer watching; the job goes on: {again}") from None
+    if terminal.json:
+        terminal.document(asdict(ended))
+    else:
+        terminal.say(_line(ended))
+    if ended.state is JobState.CANCELLED:
+        return ExitCode.CANCELLED
+    return ExitCode.SOME_FAILED if ended.failed else ExitCode.DONE
+
+
+@click.command()
+@job_argument
+@click.argument("dest", metavar="DEST", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Where the job is, so that no ledger is asked; JOB is then its whole name.",
+)
+@click.option("--containing", metavar="TEXT", help="Only images whose prompt has this text.")
+@redis_option
+@json_option
+@click.pass_obj
+def collect(
+    terminal: Terminal,
+    job: str,
+    dest: Path,
+    store: str | None,
+    containing: str | None,
+    redis: str | None,
+) -> int:
+    """Copy the images of a job into DEST/JOB, each checked; again for only what is missing.
+
+    \b
+    Example:
+      sdbatch collect shapes pictures
+      sdbatch collect shapes-0c7c52d1c2fe pictures --store s3://bucket/jobs
+    """
+    from jobs.collect import collect as copy
+    from jobs.collect import refuse_same
+
+    total = None
+    if store is None:
+        found = find_job(_ledger(redis), job)
+        job, store, total = found.job_id, found.store, found.done
+    opened = open_store(store)
+    refuse_same(opened, dest)
+    with terminal.counting("collecting", total if containing is None else None) as tick:
+        collected = copy(opened, JobKeys(job), dest, containing=containing, tick=tick)
+    if terminal.json:
+        terminal.document(collected.to_json())
+    else:
+        copied = f"{collected.copied:,} images copied ({size(collected.bytes_copied)})"
+        terminal.say(f"{copied}, {collected.present:,} were there already")
+        for path in collected.damaged:
+            terminal.say(f"not what its record says, not copied: {path}")
+        terminal.say(f"folder    {collected.folder}")
+    return ExitCode.STORE if collected.damaged else ExitCode.DONE
 
 
 @click.command()
@@ -265,6 +351,8 @@ def worker(model: str | None, device: str | None, redis: str | None) -> None:
 
 COMMANDS: Sequence[click.Command] = (
     submit,
+    watch,
+    collect,
     jobs,
     status,
     failures,

@@ -54,6 +54,12 @@ class Meter:
             self.evaluated += evaluated
             self.evaluations -= skip
 
+    def at(self, *, rendered: int, reused: int, failed: int, evaluated: int) -> None:
+        """Takes counts from elsewhere."""
+        with self._lock:
+            self.rendered, self.reused = rendered, reused
+            self.failed, self.evaluated = failed, evaluated
+
     @property
     def settled(self) -> int:
         """Images that need no more work, failed ones included."""
@@ -139,6 +145,13 @@ class RunProgress:
         self.meter.add(failed=1, skip=evaluations)
         said = f"failed: image {failure.index} ({failure.name}): {failure.reason}"
         self._console.print(Text(said, style="red"))
+        self._show()
+
+    def at(
+        self, *, rendered: int = 0, reused: int = 0, failed: int = 0, evaluated: int = 0
+    ) -> None:
+        """Where a job stands that others render. reused: images from before it was watched."""
+        self.meter.at(rendered=rendered, reused=reused, failed=failed, evaluated=evaluated)
         self._show()
 
     def _show(self) -> None:

@@ -100,7 +100,13 @@ def test_a_killed_worker_loses_and_repeats_nothing(cluster, manifest, model, tmp
     first, _ = cluster.start_worker(), cluster.start_worker()
     cluster.wait_for_images(3)
     first.kill()
+    watched = cluster.command("watch", "mixed", "--json")
+    assert watched.returncode == 0, watched.stderr
+    assert json.loads(watched.stdout)["done"] == IMAGES
     check(cluster, manifest, model, tmp_path)
+    collected = cluster.command("collect", "mixed", str(tmp_path / "mine"), "--json")
+    assert collected.returncode == 0, collected.stderr
+    assert json.loads(collected.stdout)["copied"] == IMAGES
 
 
 @pytest.mark.slow

@@ -1,0 +1,130 @@
+"""Copies what a job made from its store into a folder: checked, resumable, only what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import NotFoundError, StoreError
+from jobs.records import Record, read_records
+from jobs.storage import JobKeys, LocalStore, Store
+from jobs.storage.keys import content_type
+
+THREADS = 8  # a download waits most of its time
+AT_ONCE = 4 * THREADS  # records between the reading and the copying, whatever the job's size
+
+_BESIDES = ("manifest.yaml", "records/", "failures.jsonl", "index.html", "grid-", "done.json")
+"""What is collected besides images, in this order: `done.json` last, as in the store."""
+
+
+@dataclass
+class Collected:
+    """What came of it. damaged: images that are not what their record says, or not there."""
+
+    folder: Path
+    copied: int = 0
+    present: int = 0
+    bytes_copied: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "copied": self.copied,
+            "present": self.present,
+            "bytes": self.bytes_copied,
+            "damaged": self.damaged,
+        }
+
+
+def collect(
+    store: Store,
+    keys: JobKeys,
+    destination: Path,
+    *,
+    containing: str | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Collected:
+    """Copies a job's images, each checked against the sha256 of its record, and then the rest.
+
+    The folder gets the layout of the store: `destination/<job>/images/…`. Images that are there
+    already, and right, are not copied again. containing: only images whose prompt has this text,
+    whatever its case, and nothing else. tick: called with the number of images looked at.
+    Raises `StoreError`, `NotFoundError` if the job has no records.
+    """
+    collected = Collected(destination / keys.job_id)
+    target = LocalStore(destination)
+    target.check_writable()
+    lock = threading.Lock()
+    looked_at = itertools.count(1)
+
+    def take(record: Record) -> None:
+        key = keys(record["path"])
+        size = 0
+        if not _is_right(target, key, record["sha256"]):
+            data = _checked(store, key, record["sha256"])
+            if data is None:
+                with lock:
+                    collected.damaged.append(record["path"])
+                return
+            target.put(key, data, overwrite=True, content_type=content_type(key))
+            size = len(data)
+        with lock:
+            collected.copied += size > 0
+            collected.present += size == 0
+            collected.bytes_copied += size
+            tick(next(looked_at))
+
+    wanted = "" if containing is None else containing.casefold()
+    records = (r for r in read_records(store, keys) if wanted in r["prompt"].casefold())
+    found = False
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-collect") as pool:
+        for chunk in _chunks(records, AT_ONCE):
+            found = True
+            list(pool.map(take, chunk))
+    if not found and containing is None:
+        raise NotFoundError(f"{store.url(keys.job_id)} has no finished images")
+    if containing is None:
+        for key in _besides(store, keys):
+            target.put(key, store.get(key), overwrite=True, content_type=content_type(key))
+    return collected
+
+
+def _is_right(target: LocalStore, key: str, sha256: str) -> bool:
+    try:
+        return hashlib.sha256(target.get(key)).hexdigest() == sha256
+    except NotFoundError:
+        return False
+
+
+def _checked(store: Store, key: str, sha256: str) -> bytes | None:
+    """The object's bytes; None if they are gone or not what the record says."""
+    try:
+        data = store.get(key)
+    except NotFoundError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+def _besides(store: Store, keys: JobKeys) -> Iterator[str]:
+    for path in _BESIDES:
+        for info in store.list(keys.prefix + path):
+            yield info.key
+
+
+def _chunks(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def refuse_same(store: Store, destination: Path) -> None:
+    """Raises `StoreError` if the job would be copied onto itself."""
+    if isinstance(store, LocalStore) and store.root == destination.absolute():
+        raise StoreError(f"{destination} is the job's own store; give another folder")

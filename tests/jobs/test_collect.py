@@ -1,0 +1,90 @@
+"""Collecting a job: everything, checked, and only what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from jobs.collect import collect, refuse_same
+from jobs.errors import NotFoundError, StoreError
+from jobs.records import dump_lines
+from jobs.storage import JobKeys, LocalStore
+
+KEYS = JobKeys("job")
+COUNT = 100  # more than are copied at once
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = LocalStore(tmp_path / "store")
+    for shard in range(2):
+        records = []
+        for index in range(shard * 50, shard * 50 + 50):
+            data = b"image %d" % index
+            path = f"images/{index:06d}.png"
+            store.put(KEYS(path), data)
+            digest = hashlib.sha256(data).hexdigest()
+            prompt = "a Red ring" if index % 10 == 0 else "a star"
+            records.append({"index": index, "path": path, "sha256": digest, "prompt": prompt})
+        store.put(KEYS.records(shard), dump_lines(records))
+    store.put(KEYS.manifest, b"version: 1")
+    store.put(KEYS.index, b"<html>")
+    store.put(KEYS.done, b"{}")
+    store.put(KEYS.plan_part(0), b"plan")
+    return store
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_everything_but_the_plan(store, tmp_path):
+    seen = []
+    collected = collect(store, KEYS, tmp_path / "mine", tick=seen.append)
+    assert (collected.copied, collected.present, collected.damaged) == (COUNT, 0, [])
+    assert sorted(seen) == list(range(1, COUNT + 1))
+    mine = files(tmp_path / "mine" / "job")
+    theirs = files(tmp_path / "store" / "job")
+    assert mine == {path: data for path, data in theirs.items() if not path.startswith("plan/")}
+    assert collected.bytes_copied == sum(
+        len(data) for path, data in mine.items() if path.startswith("images/")
+    )
+
+
+def test_only_what_is_missing_or_wrong(store, tmp_path):
+    collect(store, KEYS, tmp_path / "mine")
+    images = tmp_path / "mine" / "job" / "images"
+    (images / "000003.png").unlink()
+    (images / "000004.png").write_bytes(b"cut off")
+    again = collect(store, KEYS, tmp_path / "mine")
+    assert (again.copied, again.present) == (2, COUNT - 2)
+    assert (images / "000004.png").read_bytes() == b"image 4"
+
+
+def test_an_image_that_is_not_its_record_s_is_named_and_not_copied(store, tmp_path):
+    store.put(KEYS("images/000007.png"), b"other", overwrite=True)
+    store.delete(KEYS("images/000008.png"))
+    collected = collect(store, KEYS, tmp_path / "mine")
+    assert sorted(collected.damaged) == ["images/000007.png", "images/000008.png"]
+    assert collected.copied == COUNT - 2
+    assert not (tmp_path / "mine" / "job" / "images" / "000007.png").exists()
+
+
+def test_by_prompt(store, tmp_path):
+    collected = collect(store, KEYS, tmp_path / "mine", containing="red RING")
+    assert collected.copied == 10
+    assert len(files(tmp_path / "mine" / "job")) == 10
+    assert collect(store, KEYS, tmp_path / "mine", containing="cross").copied == 0
+
+
+def test_a_folder_that_is_no_job(tmp_path):
+    with pytest.raises(NotFoundError, match="no finished images"):
+        collect(LocalStore(tmp_path / "store"), KEYS, tmp_path / "mine")
+
+
+def test_not_onto_itself(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="the job's own store"):
+        refuse_same(store, tmp_path / "store")
+    refuse_same(store, tmp_path / "mine")
