@@ -295,7 +295,7 @@ class Ledger(Protocol):
         ...
 
     def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
-        """Renew leases, in one round trip; what became of each.
+        """Renew leases, each named once, in one round trip; what became of each.
 
         evaluated: model evaluations made under each lease since the last heartbeat.
         """

@@ -189,10 +189,8 @@ class S3Store:
 
         def ask(client: S3Client) -> ListObjectsV2OutputTypeDef:
             page = client.list_objects_v2(**request)
-            if "Name" not in page and "IsTruncated" not in page:
-                raise ResponseParserError(
-                    "a page of something else, which looks like an empty list"
-                )
+            if not page.keys() & {"Name", "IsTruncated"}:
+                raise ResponseParserError("some page; it would pass for an empty listing")
             return page
 
         while True:

@@ -52,6 +52,8 @@ class Clients:
         logging.getLogger("botocore").setLevel(logging.WARNING)
         if self._session is None:
             self._session = boto3.Session()
+        # Buckets are named in the path, not in the host, where the endpoint is not that of AWS:
+        # botocore does so unless ~/.aws/config says otherwise.
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
@@ -62,13 +64,6 @@ class Clients:
             response_checksum_validation="when_required",
         )
         client = self._session.client("s3", endpoint_url=self._endpoint, config=config)
-        chosen = getattr(client.meta.config, "s3", None) or {}  # in ~/.aws/config
-        if not is_aws(client) and "addressing_style" not in chosen:
-            # Only now is it known that an endpoint is configured. Few such servers have a host
-            # name for each bucket.
-            client.close()
-            config = config.merge(Config(s3={"addressing_style": "path"}))
-            client = self._session.client("s3", endpoint_url=self._endpoint, config=config)
         check_endpoint(client.meta.endpoint_url)  # so that messages can name it
         return client
 

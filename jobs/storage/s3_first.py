@@ -30,9 +30,9 @@ PUT_ID = "put-id"
 CONFLICT_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 0.0)
 """Longest pauses after the tries of a put that others write or delete beside; 0 after the last."""
 
-RACES = 3
-RACERS = 3
-"""Threads that write one object at once to find out whether one of them wins, and how often.
+RACES = 4
+RACERS = 2
+"""How often, and how many threads at once write one object to find out whether one of them wins.
 
 With more of them, SeaweedFS lets them wait for one another in steps of a second.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs import cli, console
+from jobs import cli, cli_common, console
 from jobs.console import Terminal
 from jobs.errors import (
     Cancelled,
@@ -264,7 +264,7 @@ class TestCommandLine:
             raise error
 
         monkeypatch.delenv("SDBATCH_DEBUG", raising=False)
-        monkeypatch.setattr(cli, "load_manifest", fail)
+        monkeypatch.setattr(cli_common, "load_manifest", fail)
         found, out, err = run("plan", *flags, write(tmp_path, GOOD))
         assert found == exit_code(error) == code
         assert "Traceback" not in err
@@ -276,7 +276,7 @@ class TestCommandLine:
             raise RuntimeError("oops")
 
         monkeypatch.setenv("SDBATCH_DEBUG", "1")
-        monkeypatch.setattr(cli, "load_manifest", fail)
+        monkeypatch.setattr(cli_common, "load_manifest", fail)
         with pytest.raises(RuntimeError, match="oops"):
             run("plan", write(tmp_path, GOOD))
 

@@ -164,7 +164,7 @@ class TestAddress:
         with pytest.raises(StoreError, match="1024 bytes with the store's prefix"):
             store.url("k" * 250)
 
-    def test_hosts_and_paths(self, aws: pytest.MonkeyPatch):
+    def test_hosts_and_paths(self, aws: pytest.MonkeyPatch, tmp_path: Path):
         def style(endpoint: str | None) -> object:
             client = s3_client.Clients(endpoint).get(0)
             url = client.generate_presigned_url("get_object", Params={"Bucket": "b-u", "Key": "k"})
@@ -175,7 +175,8 @@ class TestAddress:
         assert style("https://s3.example.org") == (False, "https://s3.example.org/b-u/k")
         aws.delenv("AWS_ENDPOINT_URL")
         assert style(None) == (True, "https://b-u.s3.amazonaws.com/k")
-        assert style("http://host:1") == (False, "http://host:1/b-u/k")
+        (tmp_path / "aws-config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+        assert style("https://s3.example.org") == (False, "https://b-u.s3.example.org/k")
 
 
 class TestRealServer:
