@@ -22,7 +22,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(RUN) -m pytest -n auto -m 'not slow'
+	$(RUN) -m pytest -n auto --dist worksteal -m 'not slow'
 
 test-slow: install
 	$(RUN) -m pytest -m slow

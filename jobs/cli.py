@@ -126,7 +126,7 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
 
 @cli.command()
 @manifest_argument
-@click.option("--store", metavar="FOLDER", help="Where jobs are written. [default: out]")
+@click.option("--store", metavar="URL", help="Folder or s3://bucket/prefix. [default: out]")
 @click.option("--job", metavar="NAME", help="Name of the job's folder. [default: by content]")
 @click.option(
     "--model",
