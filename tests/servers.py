@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -23,7 +23,7 @@ PATIENCE_S = 60.0
 """For what takes a fraction of a second, unless the machine is very busy."""
 
 
-def missing(what: str) -> None:
+def missing(what: str) -> NoReturn:
     """A server that tests need is not there: skip, but not in CI, where it has to be."""
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing")

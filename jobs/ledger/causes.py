@@ -10,7 +10,8 @@ from redis.sentinel import MasterNotFoundError
 _PASSWORD = "wrong user name or password"
 _CLUSTER = "it is a Redis Cluster, which is not supported; give a single server"
 
-# What servers write. Before Redis 7 an error inside a script had its code somewhere in the text.
+# What servers write. Before Redis 7 an error inside a script had its code somewhere in the text;
+# newer versions of redis-py make a kind of error of more codes, and take them out of the text.
 _SAID = {
     "Authentication required|NOAUTH": "it wants a password; give one in its URL, "
     "redis://:PASSWORD@host:port",
@@ -19,8 +20,9 @@ _SAID = {
     "READONLY": "it is a read-only replica; give the address of its primary",
     "NOPERM": "this user may not do that; give it all commands on keys that begin with sdbatch:",
     "MISCONF": "it cannot save to its disk, so it refuses changes; free some space there",
+    "MASTERDOWN": "it is a replica that has lost its primary; give the primary's address",
     "NOREPLICAS": "it has too few replicas to accept changes; bring them back",
-    "non local key": _CLUSTER,
+    "MOVED|non local key": _CLUSTER,
     "DB index is out of range": "it has no database of that number",
     "max number of clients": "it has too many connections; raise its maxclients",
 }
@@ -32,7 +34,7 @@ _KINDS: dict[type[errors.RedisError], str] = {
     errors.ReadOnlyError: _SAID["READONLY"],
     errors.NoPermissionError: _SAID["NOPERM"],
     errors.BusyLoadingError: "it is still loading its data; try again in a moment",
-    errors.MasterDownError: "it is a replica that has lost its primary; give the primary's address",
+    errors.MasterDownError: _SAID["MASTERDOWN"],
     errors.MovedError: _CLUSTER,
     MasterNotFoundError: "no Sentinel that answers knows a primary of that name",
     errors.InvalidResponse: "what answers there is no Redis or Valkey server",

@@ -163,6 +163,11 @@ class TestCreate:
             ledger.create(new_job(plan="c" * 64), done=[1])
         assert everything(client) == before
 
+    def test_no_chunks_are_left(self, ledger, client):
+        for done in ([1], [2]):
+            ledger.create(new_job(), done=done)
+            assert client.keys("sdbatch:upload:*") == []
+
     def test_a_submitter_that_dies_while_it_adds_done_images(self, ledger, client, monkeypatch):
         """Nothing is handed out twice, published for ever, or reported as failed."""
         ledger.create(new_job(ends=[4, 8, 10, 12]))
@@ -257,11 +262,12 @@ class TestServerTrouble:
         claimed = [e for e in ledger.events("job") if e.kind == "claimed"]
         assert len(claimed) == count
 
-    def test_leases_whose_job_was_deleted_by_hand(self, ledger, client):
+    @pytest.mark.parametrize("deleted", ["*", "claims", "bounds"])
+    def test_leases_whose_job_was_deleted_by_hand(self, ledger, client, deleted):
         for name in ("a", "b"):
             ledger.create(new_job(name))
             run_out(ledger, take(ledger, 0, job_id=name))
-        client.delete(*client.keys("sdbatch:*:a"))
+        client.delete(*client.keys(f"sdbatch:{deleted}:a"))
         assert [end.shard.job_id for end in ledger.expire()] == ["b"]
         assert client.zcard("sdbatch:leases") == 0
 

@@ -42,7 +42,8 @@ local function now()
 end
 
 -- Redis does not let a script begin to write when it is full, but lets one go on that has begun.
--- Work that is out should be finished then, so its scripts begin with a write that is always allowed.
+-- Work that is out should be finished then, so its scripts begin with a write that is always allowed:
+-- this one, where they do not begin by removing something anyway.
 local function even_when_full()
   redis.call('DEL', PREFIX .. 'nothing')
 end

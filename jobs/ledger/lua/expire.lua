@@ -37,7 +37,6 @@ end
 local all = {}
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', digits(now()),
                                   'LIMIT', 0, most)) do
-  even_when_full()
   local shard, job = string.match(lease, '^(%d+)/(.*)$')
   all[#all + 1] = end_lease(job, tonumber(shard))
 end

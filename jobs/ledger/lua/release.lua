@@ -4,7 +4,6 @@ local answer = recall(token)
 if answer then return answer end
 if not held(job, shard, fence, owner) then return 0 end
 
-even_when_full()
 end_claim(job, shard)
 local left = review(job, tonumber(shard), images_of(job, tonumber(shard)))
 if left > 0 and redis.call('HGET', key('job', job), 'state') ~= 'cancelled' then
