@@ -144,11 +144,11 @@ class TestParts:
         [
             b"",
             b"not gzip",
-            gzip.compress(b"{}\n"),
-            gzip.compress(b"[1]\n"),
-            gzip.compress(b"{\n"),
-            gzip.compress(b"x" * 1000)[:-10],
-            gzip.compress(json.dumps(ROW.to_json() | {"steps": 0}).encode()),
+            gzip.compress(b"{}\n", mtime=0),
+            gzip.compress(b"[1]\n", mtime=0),
+            gzip.compress(b"{\n", mtime=0),
+            gzip.compress(b"x" * 1000, mtime=0)[:-10],
+            gzip.compress(json.dumps(ROW.to_json() | {"steps": 0}).encode(), mtime=0),
         ],
     )
     def test_damaged_plan(self, store, data):
