@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from jobs.console import Terminal
+from jobs.errors import InputError, NotFoundError
+from jobs.ledger import Ledger, open_ledger
+from jobs.ledger.base import JobStatus
 from jobs.manifest import Manifest, load_manifest
+from jobs.settings import Settings
 
 json_option = click.option(
     "--json",
@@ -21,6 +26,13 @@ allow_outside_option = click.option(
     help="Let manifests name files outside their own folder.",
 )
 manifest_argument = click.argument("manifest", metavar="FILE", type=click.Path(path_type=Path))
+redis_option = click.option(
+    "--redis",
+    metavar="URL",
+    help="The Redis server that holds queue and ledger. "
+    "[default: SDBATCH_REDIS, else redis://127.0.0.1:6379/0]",
+)
+job_argument = click.argument("job", metavar="JOB")
 
 
 def read_manifest(
@@ -29,3 +41,35 @@ def read_manifest(
     """`load_manifest` with progress, for commands. Raises `ManifestError`."""
     with terminal.counting(f"reading {path.name}") as tick:
         return load_manifest(path, allow_outside=allow_outside, model=model, tick=tick)
+
+
+def ledger_at(redis: str | None) -> Ledger:
+    return open_ledger(redis or Settings.from_env(os.environ).redis)
+
+
+def find_job(ledger: Ledger, name: str) -> JobStatus:
+    """The job of this name, or the only one whose name begins so.
+
+    Raises `NotFoundError` if there is none, `InputError` if there are several.
+    """
+    found = [job for job in ledger.jobs() if job.job_id.startswith(name)]
+    for job in found:
+        if job.job_id == name:
+            return job
+    if not found:
+        raise NotFoundError(f"no job is called {name!r} or begins so; `sdbatch jobs` lists them")
+    if len(found) > 1:
+        names = ", ".join(job.job_id for job in found[:5])
+        raise InputError(f"{name!r} may be any of {len(found)} jobs: {names}")
+    return found[0]
+
+
+def job_line(job: JobStatus) -> str:
+    """A job in one line, for people."""
+    failed = f", {job.failed:,} failed" if job.failed else ""
+    done = f"{job.done:,} of {job.total:,} ({_percent(job.done, job.total)})"
+    return f"{job.job_id}  {job.state}  {done}{failed}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "100 %"

@@ -1,55 +1,32 @@
-"""Subcommands around the queue: submitting, watching over jobs, and the worker itself.
-
-`worker` imports the package of that name inside, so that the others work without torch.
-"""
+"""Subcommands from submitting a job to having its pictures: submit, watch, collect."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
-from jobs.cli_common import allow_outside_option, json_option, manifest_argument, read_manifest
+from jobs.cli_common import (
+    allow_outside_option,
+    find_job,
+    job_argument,
+    job_line,
+    json_option,
+    ledger_at,
+    manifest_argument,
+    read_manifest,
+    redis_option,
+)
 from jobs.console import Terminal, size
-from jobs.errors import ExitCode, InputError, Interrupted, NotFoundError
-from jobs.ledger import Ledger, open_ledger
-from jobs.ledger.base import JobState, JobStatus
+from jobs.errors import ExitCode, Interrupted
+from jobs.ledger import Ledger
+from jobs.ledger.base import JobState
 from jobs.settings import Settings
 from jobs.storage import JobKeys, open_store
 from jobs.storage.local import LocalStore
-
-redis_option = click.option(
-    "--redis",
-    metavar="URL",
-    help="The Redis server that holds queue and ledger. "
-    "[default: SDBATCH_REDIS, else redis://127.0.0.1:6379/0]",
-)
-job_argument = click.argument("job", metavar="JOB")
-
-
-def _ledger(redis: str | None) -> Ledger:
-    return open_ledger(redis or Settings.from_env(os.environ).redis)
-
-
-def find_job(ledger: Ledger, name: str) -> JobStatus:
-    """The job of this name, or the only one whose name begins so.
-
-    Raises `NotFoundError` if there is none, `InputError` if there are several.
-    """
-    found = [job for job in ledger.jobs() if job.job_id.startswith(name)]
-    for job in found:
-        if job.job_id == name:
-            return job
-    if not found:
-        raise NotFoundError(f"no job is called {name!r} or begins so; `sdbatch jobs` lists them")
-    if len(found) > 1:
-        names = ", ".join(job.job_id for job in found[:5])
-        raise InputError(f"{name!r} may be any of {len(found)} jobs: {names}")
-    return found[0]
 
 
 @click.command()
@@ -92,7 +69,7 @@ def submit(
     settings = Settings.from_env(os.environ)
     read = read_manifest(terminal, manifest, allow_outside=allow_outside)
     opened = open_store(store or read.output.store or settings.store)
-    ledger = _ledger(redis)
+    ledger = ledger_at(redis)
     submitted = submit_manifest(
         read,
         opened,
@@ -129,7 +106,7 @@ def watch(terminal: Terminal, job: str, redis: str | None) -> int:
     Example:
       sdbatch watch shapes
     """
-    ledger = _ledger(redis)
+    ledger = ledger_at(redis)
     return _watched(terminal, ledger, find_job(ledger, job).job_id)
 
 
@@ -144,7 +121,7 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
     if terminal.json:
         terminal.document(asdict(ended))
     else:
-        terminal.say(_line(ended))
+        terminal.say(job_line(ended))
     if ended.state is JobState.CANCELLED:
         return ExitCode.CANCELLED
     return ExitCode.SOME_FAILED if ended.failed else ExitCode.DONE
@@ -182,7 +159,7 @@ def collect(
 
     total = None
     if store is None:
-        found = find_job(_ledger(redis), job)
+        found = find_job(ledger_at(redis), job)
         job, store, total = found.job_id, found.store, found.done
     opened = open_store(store)
     refuse_same(opened, dest)
@@ -199,190 +176,4 @@ def collect(
     return ExitCode.STORE if collected.damaged else ExitCode.DONE
 
 
-@click.command()
-@redis_option
-@json_option
-@click.pass_obj
-def jobs(terminal: Terminal, redis: str | None) -> None:
-    """List jobs, the latest first.
-
-    \b
-    Example:
-      sdbatch jobs
-    """
-    found = _ledger(redis).jobs()
-    if terminal.json:
-        terminal.document({"jobs": [asdict(job) for job in found]})
-        return
-    for job in found:
-        terminal.say(_line(job))
-
-
-@click.command()
-@job_argument
-@redis_option
-@json_option
-@click.pass_obj
-def status(terminal: Terminal, job: str, redis: str | None) -> None:
-    """Show where a job stands. JOB may be shortened to a unique beginning.
-
-    \b
-    Example:
-      sdbatch status shapes-0c7c
-    """
-    found = find_job(_ledger(redis), job)
-    if terminal.json:
-        terminal.document(asdict(found))
-        return
-    for label, text in _status_lines(found):
-        terminal.say(f"{label:12} {text}")
-
-
-@click.command()
-@job_argument
-@redis_option
-@json_option
-@click.pass_obj
-def failures(terminal: Terminal, job: str, redis: str | None) -> None:
-    """List the images of a job that failed, with their reasons.
-
-    \b
-    Example:
-      sdbatch failures shapes
-    """
-    ledger = _ledger(redis)
-    found = ledger.failures(find_job(ledger, job).job_id)
-    if terminal.json:
-        terminal.document({"failures": [asdict(failure) for failure in found]})
-        return
-    for failure in found:
-        terminal.say(f"{failure.index}  {failure.name}  {failure.reason}")
-
-
-@click.command()
-@redis_option
-@json_option
-@click.pass_obj
-def workers(terminal: Terminal, redis: str | None) -> None:
-    """List workers: where they are, which model they have, what they do.
-
-    \b
-    Example:
-      sdbatch workers
-    """
-    found = _ledger(redis).workers()
-    if terminal.json:
-        terminal.document({"workers": [asdict(worker) for worker in found]})
-        return
-    for worker in found:
-        images = f"{worker.images:,} images"
-        terminal.say(f"{worker.name}  {worker.device}  {worker.model}  {worker.state}  {images}")
-
-
-def _changing(name: str, text: str, change: Callable[[Ledger, str], str]) -> click.Command:
-    """A command that changes one job and says what became of it."""
-
-    @click.command(name, help=f"{text}\n\n\b\nExample:\n  sdbatch {name} shapes")
-    @job_argument
-    @redis_option
-    @json_option
-    @click.pass_obj
-    def command(terminal: Terminal, job: str, redis: str | None) -> None:
-        ledger = _ledger(redis)
-        found = find_job(ledger, job)
-        said = change(ledger, found.job_id)
-        if terminal.json:
-            terminal.document(asdict(ledger.status(found.job_id)))
-        else:
-            terminal.say(f"{found.job_id}: {said}")
-
-    return command
-
-
-def _to(state: JobState) -> Callable[[Ledger, str], str]:
-    def change(ledger: Ledger, job_id: str) -> str:
-        after = ledger.set_state(job_id, state)
-        if after is not state:
-            raise InputError(f"{job_id} is {after} and stays so")
-        return str(after)
-
-    return change
-
-
-def _retry(ledger: Ledger, job_id: str) -> str:
-    count = ledger.retry(job_id)
-    return f"{count:,} failed image{'' if count == 1 else 's'} to do again"
-
-
-pause = _changing(
-    "pause", "Let a job rest; images being rendered are finished.", _to(JobState.PAUSED)
-)
-unpause = _changing("unpause", "Let a paused job go on.", _to(JobState.ACTIVE))
-cancel = _changing(
-    "cancel", "End a job within one step; finished images stay.", _to(JobState.CANCELLED)
-)
-retry = _changing("retry", "Render the failed images of a job again.", _retry)
-
-
-@click.command()
-@click.option("--model", metavar="NAME", help="Of the model list. [default: SDBATCH_MODEL or demo]")
-@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")
-@redis_option
-def worker(model: str | None, device: str | None, redis: str | None) -> None:
-    """Render shards of jobs until told to stop: one process, one model, one device.
-
-    Ctrl-C or SIGTERM ends it between two steps; unfinished images go back to the queue at once.
-
-    \b
-    Example:
-      sdbatch worker --model demo
-    """
-    # The worker's Celery app reads its settings from the environment, here as under `celery`.
-    given = {"SDBATCH_MODEL": model, "SDBATCH_DEVICE": device, "SDBATCH_REDIS": redis}
-    os.environ.update({name: value for name, value in given.items() if value is not None})
-    try:
-        from worker.app import app
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"a worker needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
-        ) from None
-    app.worker_main(["worker", "--without-gossip", "--without-mingle", "--loglevel=INFO"])
-
-
-COMMANDS: Sequence[click.Command] = (
-    submit,
-    watch,
-    collect,
-    jobs,
-    status,
-    failures,
-    pause,
-    unpause,
-    cancel,
-    retry,
-    workers,
-    worker,
-)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "100 %"
-
-
-def _line(job: JobStatus) -> str:
-    failed = f", {job.failed:,} failed" if job.failed else ""
-    done = f"{job.done:,} of {job.total:,} ({_percent(job.done, job.total)})"
-    return f"{job.job_id}  {job.state}  {done}{failed}"
-
-
-def _status_lines(job: JobStatus) -> list[tuple[str, Any]]:
-    return [
-        ("job", job.job_id),
-        ("state", job.state),
-        ("model", job.model),
-        ("images", f"{job.done:,} of {job.total:,} done, {job.failed:,} failed"),
-        ("steps", f"{job.evaluated:,} of {job.evaluations:,}"),
-        ("shards", f"{job.leased:,} rendering, {job.published:,} queued, {job.waiting:,} waiting"),
-        ("priority", job.priority),
-        ("store", job.store),
-    ]
+COMMANDS: Sequence[click.Command] = (submit, watch, collect)

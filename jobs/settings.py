@@ -7,6 +7,11 @@ SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
 SDBATCH_REDIS    the Redis server that holds queue and ledger; default redis://127.0.0.1:6379/0
 SDBATCH_MODEL    the model that a worker loads; default demo
 SDBATCH_LEASE_S  seconds after which a worker that says nothing has lost its shards; default 60
+SDBATCH_METRICS  host:port where a worker answers /metrics and /healthz; without it, nowhere
+SDBATCH_LOG      text (default) or json: the form of a worker's log lines
+SDBATCH_CACHE    folder for models that were fetched from S3; default ~/.cache/sdbatch
+SDBATCH_WEBHOOK_SECRET   signs what is sent to webhooks; without it, nothing is signed
+SDBATCH_WEBHOOK_PRIVATE  1 lets webhooks go to private and loopback addresses
 SDBATCH_DEBUG    1 shows the traceback of an unexpected error
 """
 
@@ -29,8 +34,10 @@ from jobs.problems import ProblemList, found, one_of, quote, suggest
 from jobs.yaml_reader import YamlFile
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOG_FORMATS = ("text", "json")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_ADDRESS = re.compile(r"(?P<host>[^\s:]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})")
 _MAX_LIST_BYTES = 2**20
 
 
@@ -56,6 +63,11 @@ class Settings:
     redis: str = field(default="redis://127.0.0.1:6379/0", repr=False)  # may hold a password
     worker_model: str = "demo"
     lease_s: float = 60.0
+    metrics: tuple[str, int] | None = None  # host and port
+    log: str = "text"
+    cache: Path = Path("~/.cache/sdbatch")
+    webhook_secret: str | None = field(default=None, repr=False)
+    webhook_private: bool = False
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
@@ -68,6 +80,9 @@ class Settings:
         dtype = values.get("SDBATCH_DTYPE", cls.dtype)
         if dtype not in DTYPES:
             raise InputError(f"SDBATCH_DTYPE: found {quote(dtype)}, expected {one_of(DTYPES)}")
+        log = values.get("SDBATCH_LOG", cls.log)
+        if log not in LOG_FORMATS:
+            raise InputError(f"SDBATCH_LOG: found {quote(log)}, expected {one_of(LOG_FORMATS)}")
         models = values.get("SDBATCH_MODELS")
         return cls(
             models={} if models is None else load_models(Path(models)),
@@ -77,6 +92,11 @@ class Settings:
             redis=values.get("SDBATCH_REDIS", cls.redis),
             worker_model=values.get("SDBATCH_MODEL", cls.worker_model),
             lease_s=_seconds(values.get("SDBATCH_LEASE_S", str(cls.lease_s))),
+            metrics=_address(values.get("SDBATCH_METRICS")),
+            log=log,
+            cache=Path(values.get("SDBATCH_CACHE", cls.cache)),
+            webhook_secret=values.get("SDBATCH_WEBHOOK_SECRET"),
+            webhook_private=values.get("SDBATCH_WEBHOOK_PRIVATE", "0") != "0",
         )
 
     def model(self, name: str) -> ModelSource:
@@ -102,6 +122,16 @@ def _seconds(text: str) -> float:
     if not 1.0 <= seconds <= 3600.0:
         raise InputError(f"SDBATCH_LEASE_S: found {quote(text)}, expected seconds within 1 to 3600")
     return seconds
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 0 < int(match["port"]) < 2**16:
+        expected = "host:port, such as 127.0.0.1:9400"
+        raise InputError(f"SDBATCH_METRICS: found {quote(text)}, expected {expected}")
+    return match["host"].strip("[]"), int(match["port"])
 
 
 def debugging(environ: Mapping[str, str]) -> bool:

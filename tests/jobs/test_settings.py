@@ -32,6 +32,22 @@ def test_values(tmp_path):
     assert settings.model("demo") == ModelSource("demo")
 
 
+def test_what_a_worker_tells_the_world():
+    settings = Settings.from_env(
+        {
+            "SDBATCH_METRICS": "[::1]:9400",
+            "SDBATCH_LOG": "json",
+            "SDBATCH_CACHE": "/var/cache/models",
+            "SDBATCH_WEBHOOK_SECRET": "s3cret",
+            "SDBATCH_WEBHOOK_PRIVATE": "1",
+        }
+    )
+    assert settings.metrics == ("::1", 9400)
+    assert (settings.log, str(settings.cache)) == ("json", "/var/cache/models")
+    assert (settings.webhook_secret, settings.webhook_private) == ("s3cret", True)
+    assert "s3cret" not in repr(settings)
+
+
 def test_empty_is_not_set():
     assert Settings.from_env({"SDBATCH_STORE": "", "SDBATCH_MODELS": ""}) == Settings()
 
@@ -41,6 +57,9 @@ def test_empty_is_not_set():
     [
         ("SDBATCH_DEVICE", "gpu", "found 'gpu', expected auto, cpu, cuda or cuda:<number>"),
         ("SDBATCH_DTYPE", "fp16", "found 'fp16', expected one of auto, float32, bfloat16, float16"),
+        ("SDBATCH_LOG", "xml", "found 'xml', expected one of text, json"),
+        ("SDBATCH_METRICS", "9400", "found '9400', expected host:port, such as 127.0.0.1:9400"),
+        ("SDBATCH_METRICS", "h:0", "found 'h:0', expected host:port, such as 127.0.0.1:9400"),
         ("SDBATCH_MODELS", "nope.yaml", "nope.yaml cannot be read: no such file or directory"),
         ("SDBATCH_MODELS", "/dev/zero", "/dev/zero cannot be read: it is not a regular file"),
         ("SDBATCH_MODELS", "/", "/ cannot be read: it is a folder"),

@@ -1,0 +1,144 @@
+"""Subcommands that look at jobs in the ledger, and steer them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from jobs.cli_common import find_job, job_argument, job_line, json_option, ledger_at, redis_option
+from jobs.console import Terminal
+from jobs.errors import InputError
+from jobs.ledger import Ledger
+from jobs.ledger.base import JobState, JobStatus
+
+
+@click.command()
+@redis_option
+@json_option
+@click.pass_obj
+def jobs(terminal: Terminal, redis: str | None) -> None:
+    """List jobs, the latest first.
+
+    \b
+    Example:
+      sdbatch jobs
+    """
+    found = ledger_at(redis).jobs()
+    if terminal.json:
+        terminal.document({"jobs": [asdict(job) for job in found]})
+        return
+    for job in found:
+        terminal.say(job_line(job))
+
+
+@click.command()
+@job_argument
+@redis_option
+@json_option
+@click.pass_obj
+def status(terminal: Terminal, job: str, redis: str | None) -> None:
+    """Show where a job stands. JOB may be shortened to a unique beginning.
+
+    \b
+    Example:
+      sdbatch status shapes-0c7c
+    """
+    found = find_job(ledger_at(redis), job)
+    if terminal.json:
+        terminal.document(asdict(found))
+        return
+    for label, text in _status_lines(found):
+        terminal.say(f"{label:12} {text}")
+
+
+@click.command()
+@job_argument
+@redis_option
+@json_option
+@click.pass_obj
+def failures(terminal: Terminal, job: str, redis: str | None) -> None:
+    """List the images of a job that failed, with their reasons.
+
+    \b
+    Example:
+      sdbatch failures shapes
+    """
+    ledger = ledger_at(redis)
+    found = ledger.failures(find_job(ledger, job).job_id)
+    if terminal.json:
+        terminal.document({"failures": [asdict(failure) for failure in found]})
+        return
+    for failure in found:
+        terminal.say(f"{failure.index}  {failure.name}  {failure.reason}")
+
+
+def _changing(name: str, text: str, change: Callable[[Ledger, str], str]) -> click.Command:
+    """A command that changes one job and says what became of it."""
+
+    @click.command(name, help=f"{text}\n\n\b\nExample:\n  sdbatch {name} shapes")
+    @job_argument
+    @redis_option
+    @json_option
+    @click.pass_obj
+    def command(terminal: Terminal, job: str, redis: str | None) -> None:
+        ledger = ledger_at(redis)
+        found = find_job(ledger, job)
+        said = change(ledger, found.job_id)
+        if terminal.json:
+            terminal.document(asdict(ledger.status(found.job_id)))
+        else:
+            terminal.say(f"{found.job_id}: {said}")
+
+    return command
+
+
+def _to(state: JobState) -> Callable[[Ledger, str], str]:
+    def change(ledger: Ledger, job_id: str) -> str:
+        after = ledger.set_state(job_id, state)
+        if after is not state:
+            raise InputError(f"{job_id} is {after} and stays so")
+        return str(after)
+
+    return change
+
+
+def _retry(ledger: Ledger, job_id: str) -> str:
+    count = ledger.retry(job_id)
+    return f"{count:,} failed image{'' if count == 1 else 's'} to do again"
+
+
+pause = _changing(
+    "pause", "Let a job rest; images being rendered are finished.", _to(JobState.PAUSED)
+)
+unpause = _changing("unpause", "Let a paused job go on.", _to(JobState.ACTIVE))
+cancel = _changing(
+    "cancel", "End a job within one step; finished images stay.", _to(JobState.CANCELLED)
+)
+retry = _changing("retry", "Render the failed images of a job again.", _retry)
+
+
+COMMANDS: Sequence[click.Command] = (
+    jobs,
+    status,
+    failures,
+    pause,
+    unpause,
+    cancel,
+    retry,
+)
+
+
+def _status_lines(job: JobStatus) -> list[tuple[str, Any]]:
+    return [
+        ("job", job.job_id),
+        ("state", job.state),
+        ("model", job.model),
+        ("images", f"{job.done:,} of {job.total:,} done, {job.failed:,} failed"),
+        ("steps", f"{job.evaluated:,} of {job.evaluations:,}"),
+        ("shards", f"{job.leased:,} rendering, {job.published:,} queued, {job.waiting:,} waiting"),
+        ("priority", job.priority),
+        ("store", job.store),
+    ]

@@ -1,0 +1,63 @@
+"""Subcommands of the workers' side. `worker` imports the package of that name inside, so that the
+others work without torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from jobs.cli_common import json_option, ledger_at, redis_option
+from jobs.console import Terminal
+from jobs.errors import InputError
+
+
+@click.command()
+@redis_option
+@json_option
+@click.pass_obj
+def workers(terminal: Terminal, redis: str | None) -> None:
+    """List workers: where they are, which model they have, what they do.
+
+    \b
+    Example:
+      sdbatch workers
+    """
+    found = ledger_at(redis).workers()
+    if terminal.json:
+        terminal.document({"workers": [asdict(worker) for worker in found]})
+        return
+    for worker in found:
+        images = f"{worker.images:,} images"
+        terminal.say(f"{worker.name}  {worker.device}  {worker.model}  {worker.state}  {images}")
+
+
+@click.command()
+@click.option("--model", metavar="NAME", help="Of the model list. [default: SDBATCH_MODEL or demo]")
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")
+@redis_option
+def worker(model: str | None, device: str | None, redis: str | None) -> None:
+    """Render shards of jobs until told to stop: one process, one model, one device.
+
+    Ctrl-C or SIGTERM ends it between two steps; unfinished images go back to the queue at once.
+
+    \b
+    Example:
+      sdbatch worker --model demo
+    """
+    # The worker's Celery app reads its settings from the environment, here as under `celery`.
+    given = {"SDBATCH_MODEL": model, "SDBATCH_DEVICE": device, "SDBATCH_REDIS": redis}
+    os.environ.update({name: value for name, value in given.items() if value is not None})
+    try:
+        from worker.app import app
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"a worker needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
+        ) from None
+    app.worker_main(["worker", "--without-gossip", "--without-mingle", "--loglevel=INFO"])
+
+
+COMMANDS: Sequence[click.Command] = (workers, worker)
