@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,10 @@ from jobs.ledger import Ledger, open_ledger
 from jobs.ledger.base import JobStatus
 from jobs.manifest import Manifest, load_manifest
 from jobs.settings import Settings
+from jobs.storage import LocalStore, Store
+
+if TYPE_CHECKING:
+    from jobs.submit import Submitted
 
 json_option = click.option(
     "--json",
@@ -73,3 +78,18 @@ def job_line(job: JobStatus) -> str:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "100 %"
+
+
+def store_address(store: Store, given: str) -> str:
+    """As a worker opens it, which runs in another folder."""
+    return str(store.root.absolute()) if isinstance(store, LocalStore) else given
+
+
+def say_submitted(terminal: Terminal, submitted: Submitted) -> None:
+    """A job that was entered into the ledger."""
+    if terminal.json:
+        terminal.document(submitted.to_json())
+        return
+    terminal.say(f"job       {submitted.job}{'' if submitted.new else ' (goes on)'}")
+    terminal.say(f"images    {submitted.images:,}, {submitted.done:,} done")
+    terminal.say(f"folder    {submitted.url}")

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from jobs.cli_common import find_job, job_argument, job_line, json_option, ledger_at, redis_option
+from jobs.cli_common import (
+    find_job,
+    job_argument,
+    job_line,
+    json_option,
+    ledger_at,
+    redis_option,
+    say_submitted,
+    store_address,
+)
 from jobs.console import Terminal
 from jobs.errors import InputError
 from jobs.ledger import Ledger
 from jobs.ledger.base import JobState, JobStatus
+from jobs.settings import Settings
+from jobs.storage import open_store
 
 
 @click.command()
@@ -120,6 +132,35 @@ cancel = _changing(
 retry = _changing("retry", "Render the failed images of a job again.", _retry)
 
 
+@click.command()
+@job_argument
+@click.option("--store", metavar="URL", help="Where the job's folder is. [default: SDBATCH_STORE]")
+@redis_option
+@json_option
+@click.pass_obj
+def resume(terminal: Terminal, job: str, store: str | None, redis: str | None) -> None:
+    """Enter a job again from its folder, as after a lost Redis; only what is missing runs.
+
+    \b
+    Example:
+      sdbatch resume shapes-0c7c52d1c2fe --store s3://bucket/jobs
+    """
+    from jobs.queue import CeleryQueue
+    from jobs.resume import resume as enter_again
+
+    settings = Settings.from_env(os.environ)
+    opened = open_store(store or settings.store)
+    resumed = enter_again(
+        job,
+        opened,
+        ledger_at(redis),
+        CeleryQueue(redis or settings.redis),
+        address=store_address(opened, store or settings.store),
+        status=terminal.status,
+    )
+    say_submitted(terminal, resumed)
+
+
 COMMANDS: Sequence[click.Command] = (
     jobs,
     status,
@@ -128,6 +169,7 @@ COMMANDS: Sequence[click.Command] = (
     unpause,
     cancel,
     retry,
+    resume,
 )
 
 

@@ -19,6 +19,8 @@ from jobs.cli_common import (
     manifest_argument,
     read_manifest,
     redis_option,
+    say_submitted,
+    store_address,
 )
 from jobs.console import Terminal, size
 from jobs.errors import ExitCode, Interrupted
@@ -26,7 +28,6 @@ from jobs.ledger import Ledger
 from jobs.ledger.base import JobState
 from jobs.settings import Settings
 from jobs.storage import JobKeys, open_store
-from jobs.storage.local import LocalStore
 
 
 @click.command()
@@ -75,23 +76,14 @@ def submit(
         opened,
         ledger,
         CeleryQueue(redis or settings.redis),
-        address=_address(opened, store or read.output.store or settings.store),
+        address=store_address(opened, store or read.output.store or settings.store),
         job=job,
         priority=priority,
         status=terminal.status,
     )
-    if terminal.json and not wait:
-        terminal.document(submitted.to_json())
-    elif not terminal.json:
-        terminal.say(f"job       {submitted.job}{'' if submitted.new else ' (goes on)'}")
-        terminal.say(f"images    {submitted.images:,}, {submitted.done:,} done")
-        terminal.say(f"folder    {submitted.url}")
+    if not (terminal.json and wait):
+        say_submitted(terminal, submitted)
     return _watched(terminal, ledger, submitted.job) if wait else ExitCode.DONE
-
-
-def _address(store: object, given: str) -> str:
-    """As a worker opens it, which runs in another folder."""
-    return str(store.root.absolute()) if isinstance(store, LocalStore) else given
 
 
 @click.command()

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from jobs.errors import InputError
+from jobs.job_file import JobFile, write_job_file
 from jobs.manifest import Manifest
 from jobs.plan import write_plan
 from jobs.shards import ShardTable
@@ -13,8 +14,15 @@ from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
 
 
-def prepare(manifest: Manifest, store: Store, keys: JobKeys) -> ShardTable:
-    """Writes what is not there yet; the job's shards.
+def prepare(
+    manifest: Manifest,
+    store: Store,
+    keys: JobKeys,
+    *,
+    priority: int = JobFile.priority,
+    webhook: str | None = None,
+) -> tuple[JobFile, ShardTable]:
+    """Writes what is not there yet; what the job is, and its shards.
 
     Raises `JobConflictError` for a folder that holds another plan, which then stays as it is, and
     `InputError` for a picture that changed since the manifest was read.
@@ -31,7 +39,17 @@ def prepare(manifest: Manifest, store: Store, keys: JobKeys) -> ShardTable:
         overwrite=True,
         content_type=content_type(keys.manifest),
     )
-    return shards
+    job = JobFile(
+        name=manifest.name,
+        model=manifest.model,
+        plan=manifest.digest,
+        images=manifest.total,
+        quality=manifest.output.quality,
+        priority=priority,
+        webhook=webhook,
+    )
+    write_job_file(store, keys, job)
+    return job, shards
 
 
 def _unchanged(name: str, path: Path) -> bytes:

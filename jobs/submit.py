@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import InputError
+from jobs.job_file import PRIORITIES, JobFile
 from jobs.ledger.base import Ledger, NewJob
 from jobs.manifest import Manifest
 from jobs.prepare import prepare
 from jobs.publish import LEAST_WINDOW, publish
 from jobs.queue import ShardQueue
 from jobs.records import read_records
+from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.storage.base import is_segment
-
-PRIORITIES = range(1, 101)
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,38 @@ def submit(
     with status("naming the job"):
         keys = JobKeys(job if job is not None else manifest.job_id())
     with status("writing the plan"):
-        shards = prepare(manifest, store, keys)
+        described, shards = prepare(manifest, store, keys, priority=priority, webhook=webhook)
+    return enter(described, shards, store, keys, ledger, queue, address=address, status=status)
+
+
+def enter(
+    described: JobFile,
+    shards: ShardTable,
+    store: Store,
+    keys: JobKeys,
+    ledger: Ledger,
+    queue: ShardQueue,
+    *,
+    address: str,
+    status: Callable[[str], AbstractContextManager[object]],
+) -> Submitted:
+    """A job whose folder is complete into the ledger, and its first messages into the queue.
+
+    Raises like `submit`.
+    """
     with status("entering the job"):
         new = ledger.create(
             NewJob(
                 job_id=keys.job_id,
-                name=manifest.name,
-                plan=manifest.digest,
+                name=described.name,
+                plan=described.plan,
                 store=address,
-                model=manifest.model,
+                model=described.model,
                 shard_ends=shards.ends,
                 evaluations=shards.evaluations,
-                priority=priority,
-                webhook=webhook,
-                quality=manifest.output.quality,
+                priority=described.priority,
+                webhook=described.webhook,
+                quality=described.quality,
             ),
             done=rendered_before(store, keys),
         )
@@ -93,7 +111,7 @@ def submit(
     return Submitted(
         job=keys.job_id,
         url=store.url(keys.prefix.rstrip("/")),
-        images=manifest.total,
+        images=described.images,
         done=ledger.status(keys.job_id).done,
         new=new,
     )

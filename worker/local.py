@@ -16,9 +16,10 @@ from typing import Any
 
 from jobs.errors import InputError, Interrupted, JobConflictError, ModelError
 from jobs.manifest import Manifest
+from jobs.pin import pin_model
 from jobs.plan import read_plan
 from jobs.prepare import prepare
-from jobs.records import read_records, write_failures
+from jobs.records import write_failures
 from jobs.storage import JobKeys, Store
 from sd_core.engine import Engine
 from sd_core.model import LatentDiffusion, load_model
@@ -116,11 +117,10 @@ def run_job(
         model = load(choice)
     load_s = time.monotonic() - started
     with status("writing the plan"):
-        shards = prepare(manifest, store, keys)
+        _, shards = prepare(manifest, store, keys)
     revision = None if model.provenance is None else model.provenance.revision
     info = ModelInfo(choice.name, model.digest, choice.source, revision)
-    if not force:
-        _refuse_other_model(store, keys, info)
+    _pin(store, keys, info, force=force)
 
     started = time.monotonic()
     with closing(JobRecords(store, keys, shards)) as records, observe() as observer:
@@ -162,12 +162,9 @@ def run_job(
     )
 
 
-def _refuse_other_model(store: Store, keys: JobKeys, model: ModelInfo) -> None:
-    for record in read_records(store, keys):
-        if record["model"]["digest"] != model.digest:
-            raise JobConflictError(
-                f"{store.url(keys.prefix.rstrip('/'))} holds images of another model "
-                f"({record['model']['name']}, digest {record['model']['digest'][:16]}); "
-                "name this run with --job, or render all anew with --force"
-            )
-        return
+def _pin(store: Store, keys: JobKeys, model: ModelInfo, *, force: bool) -> None:
+    try:
+        pin_model(store, keys, model.name, model.digest, overwrite=force)
+    except JobConflictError as error:
+        hint = "name this run with --job, or render all anew with --force"
+        raise JobConflictError(f"{error}; {hint}") from None

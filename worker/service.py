@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from jobs.errors import InputError, NotFoundError, SdbatchError
 from jobs.ledger.base import ClaimAnswer, JobStatus, Ledger, Shard
+from jobs.pin import pin_model
 from jobs.plan import PlanReader
 from jobs.queue import from_message
 from jobs.storage import JobKeys, Store
@@ -130,4 +131,5 @@ class Worker:
         store = self._open_store(status.store)
         if store.head(JobKeys(job_id).plan_part(0)) is None:
             raise NotFoundError(f"{store.url(job_id)} has no plan")
+        pin_model(store, JobKeys(job_id), self.model.name, self.model.digest)
         return _Job(status, store)

@@ -1,7 +1,7 @@
 """Names of everything in a job's folder. The layout is drawn in `JobKeys`, and nowhere else.
 
 <job-id>/
-  manifest.yaml            plan/part-00000.jsonl.gz       inputs/<name>
+  manifest.yaml  job.json  plan/part-00000.jsonl.gz       inputs/<name>       model.json
   images/<name>-<spec16>.<ext>                            records/000000.jsonl
   failures.jsonl           index.html, grid-0000.jpg      done.json
 """
@@ -59,6 +59,14 @@ class JobKeys:
     @property
     def manifest(self) -> str:
         return self("manifest.yaml")
+
+    @property
+    def job(self) -> str:
+        return self("job.json")
+
+    @property
+    def model(self) -> str:
+        return self("model.json")
 
     @property
     def failures(self) -> str:

@@ -1,0 +1,63 @@
+"""From a job's folder back to a ledger that knows nothing of it: after a wiped or lost Redis."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from jobs.errors import InputError, NotFoundError
+from jobs.job_file import read_job_file
+from jobs.ledger.base import Ledger
+from jobs.plan import read_plan
+from jobs.queue import ShardQueue
+from jobs.shards import ShardTable
+from jobs.storage import JobKeys, Store
+from jobs.storage.base import is_segment
+from jobs.submit import Submitted, enter
+
+
+def resume(
+    job: str,
+    store: Store,
+    ledger: Ledger,
+    queue: ShardQueue,
+    *,
+    address: str,
+    status: Callable[[str], AbstractContextManager[object]],
+) -> Submitted:
+    """Enters a job from its folder: images that are there count as done, the others run.
+
+    A job that the ledger still knows goes on. job: the folder's name, or its unique beginning.
+    address: of the store, as workers are to open it. status: shows what takes its time.
+    Raises `NotFoundError`, `InputError`, `StoreError` and `LedgerError`.
+    """
+    ledger.ping()
+    keys = _find(store, job, status)
+    described = read_job_file(store, keys)
+    with status("reading the plan"):
+        shards = ShardTable(described.images)
+        deque(shards.watch(read_plan(store, keys)), maxlen=0)
+    return enter(described, shards, store, keys, ledger, queue, address=address, status=status)
+
+
+def _find(
+    store: Store, job: str, status: Callable[[str], AbstractContextManager[object]]
+) -> JobKeys:
+    if "/" in job or not is_segment(job):
+        raise InputError(f"{job!r} is not a folder name")
+    keys = JobKeys(job)
+    if store.head(keys.job) is not None:
+        return keys
+    with status("looking for the job"):
+        found = {
+            info.key.partition("/")[0]
+            for info in store.list(job)
+            if info.key == JobKeys(info.key.partition("/")[0]).job
+        }
+    if len(found) > 1:
+        names = ", ".join(sorted(found)[:5])
+        raise InputError(f"{job!r} may be any of {len(found)} jobs: {names}")
+    if not found:
+        raise NotFoundError(f"{store.url(job)} is no job, and no job there begins so")
+    return JobKeys(found.pop())
