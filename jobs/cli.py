@@ -26,13 +26,13 @@ from jobs.errors import (
     Stop,
     exit_code,
 )
-from jobs.inputs import reason
 from jobs.manifest import Manifest, Tick
 from jobs.plan import PlanSummary, summarize
 from jobs.run import RunOptions, model_source, summary_lines
 from jobs.run import run as run_manifest
 from jobs.schema import json_schema
 from jobs.settings import DTYPES, Settings, debugging
+from jobs.sources import reason
 from jobs.task import Task
 
 

@@ -1,18 +1,20 @@
-"""Files that a manifest names: where they may lie, and what an init image or mask must be."""
+"""What a manifest names: where files may lie, and what an init image or mask must be."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import stat
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jobs.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from jobs.problems import quote
+from jobs.sources import S3, FileSource, ObjectSource, Source, reason, require_file
+from jobs.storage import open_store
 
 # What Pillow calls a format -> file extension. MPO is how phones write some of their JPEGs.
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
@@ -35,20 +37,21 @@ class InputImage:
 class Inputs:
     """The images of one manifest. Each is read once, however many prompts name it.
 
-    files: name in the job's folder -> where the file lies.
+    sources: name in the job's folder -> where its bytes are.
     """
 
     def __init__(self, root: Path, *, allow_outside: bool) -> None:
         """root: the folder that paths must stay in, unless `allow_outside`."""
-        self.files: dict[str, Path] = {}
+        self.sources: dict[str, Source] = {}
         self._root = root.resolve()
         self._allow_outside = allow_outside
-        self._seen: dict[Path, InputImage | str] = {}
+        self._bucket = cache(open_store)  # making a client takes longer than a small picture does
+        self._seen: dict[Path | str, InputImage | str] = {}
 
     def locate(self, text: str, folder: Path) -> Path:
         """The existing regular file that `text` names from `folder`. Raises `ValueError`."""
         if "://" in text:
-            raise ValueError(f"{quote(text)} is an address; this release reads local files only")
+            raise ValueError(f"{quote(text)} is an address; lists of prompts are local files")
         path = folder / text
         if not self._allow_outside and (Path(text).is_absolute() or ".." in Path(text).parts):
             raise ValueError(_outside(text))
@@ -66,57 +69,36 @@ class Inputs:
         return path
 
     def image(self, text: str, folder: Path) -> InputImage:
-        """The image that `text` names from `folder`. Raises `ValueError`."""
-        path = folder / text
-        seen = self._seen.get(path)
+        """What `text` names, from `folder` or as `s3://bucket/key`. Raises `ValueError`."""
+        place = text if text.startswith(S3) else folder / text
+        seen = self._seen.get(place)
         if seen is None:
             try:
                 seen = self._read(text, folder)
             except ValueError as error:
                 seen = str(error)
-            self._seen[path] = seen
+            self._seen[place] = seen
         if isinstance(seen, str):
             raise ValueError(seen)
         return seen
 
     def _read(self, text: str, folder: Path) -> InputImage:
-        path = self.locate(text, folder)
-        try:
-            data = read_file(path, MAX_IMAGE_BYTES)
-        except OSError as error:
-            raise ValueError(f"{quote(text)} cannot be read: {reason(error)}") from None
+        source = self._source(text, folder)
+        data = source.read(MAX_IMAGE_BYTES)
         try:
             extension, size = _inspect(data)
         except ValueError as error:
             raise ValueError(f"{quote(text)} {error}") from None
         name = f"{hashlib.sha256(data).hexdigest()}.{extension}"
-        self.files.setdefault(name, path)
+        self.sources.setdefault(name, source)
         return InputImage(name, size)
 
-
-def require_file(path: Path) -> None:
-    """Raise `OSError` unless this is a regular file: reading a pipe or device may never end."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise OSError("it is a folder")
-    if not stat.S_ISREG(mode):
-        raise OSError("it is not a regular file")
-
-
-def read_file(path: Path, limit_bytes: int) -> bytes:
-    """The bytes of a regular file. Raises `OSError`, also for one larger than the limit."""
-    require_file(path)
-    with path.open("rb") as file:
-        data = file.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise OSError(f"it is larger than {limit_bytes // 2**20} MiB")
-    return data
-
-
-def reason(error: OSError) -> str:
-    """Why, without the path, which the message has already."""
-    why = error.strerror or str(error)
-    return why[:1].lower() + why[1:]
+    def _source(self, text: str, folder: Path) -> Source:
+        if text.startswith(S3):
+            return ObjectSource.parse(text, self._bucket)
+        if "://" in text:
+            raise ValueError(f"{quote(text)} is no local file, and no s3://bucket/key either")
+        return FileSource(self.locate(text, folder), text)
 
 
 def _outside(text: str) -> str:

@@ -20,13 +20,14 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.entries import Combination, Entry, EntryLog, expand
 from jobs.errors import ManifestError, Problem
 from jobs.explain import EXPECTED, NodePlace, explain, plain, without_errors
-from jobs.inputs import Inputs, read_file, reason
+from jobs.inputs import Inputs
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
 from jobs.naming import DEFAULT_TEMPLATE, job_name
 from jobs.problems import Place, ProblemList, found, one_of, quote
 from jobs.resolve import Layer, Resolver
 from jobs.rows import SUFFIXES, RowReader
 from jobs.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TOP_KEYS
+from jobs.sources import Source, read_file, reason
 from jobs.task import IMAGE_FORMATS, Task
 from jobs.text import unreadable
 from jobs.yaml_reader import Node, YamlFile
@@ -56,7 +57,7 @@ class Output:
 class Manifest:
     """A manifest that was read and found good.
 
-    path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> local file.
+    path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
     total: how many images `tasks` gives.
     """
 
@@ -65,7 +66,7 @@ class Manifest:
     name: str
     model: str
     output: Output
-    inputs: Mapping[str, Path]
+    inputs: Mapping[str, Source]
     total: int
     entries: EntryLog
     combinations: Sequence[Combination]
@@ -154,7 +155,7 @@ class _Loader:
             name=head.get("name", job_name(self._path.stem)),
             model=head.get("model", "demo"),
             output=output,
-            inputs=self._inputs.files,
+            inputs=self._inputs.sources,
             total=self._images,
             entries=self._entries,
             combinations=self._resolver.combinations,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from jobs.errors import InputError
 from jobs.job_file import JobFile, write_job_file
+from jobs.limits import MAX_IMAGE_BYTES
 from jobs.manifest import Manifest
 from jobs.plan import write_plan
 from jobs.shards import ShardTable
+from jobs.sources import Source
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
 
@@ -29,10 +30,10 @@ def prepare(
     """
     shards = ShardTable(manifest.total)
     write_plan(store, keys, shards.watch(manifest.tasks()))  # first: it finds another job's folder
-    for name, path in manifest.inputs.items():
+    for name, source in manifest.inputs.items():
         key = keys.input(name)
         if store.head(key) is None:
-            store.put(key, _unchanged(name, path), content_type=content_type(key))
+            store.put(key, _unchanged(name, source), content_type=content_type(key))
     store.put(
         keys.manifest,
         manifest.source,
@@ -52,12 +53,12 @@ def prepare(
     return job, shards
 
 
-def _unchanged(name: str, path: Path) -> bytes:
+def _unchanged(name: str, source: Source) -> bytes:
     """The input's bytes, which `name` gives the digest of since the manifest was read."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        data = source.read(MAX_IMAGE_BYTES)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if not name.startswith(hashlib.sha256(data).hexdigest()):
-        raise InputError(f"{path} changed while the job was being prepared; run it again")
+        raise InputError(f"{source} changed while the job was being prepared; run it again")
     return data

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.inputs import reason
 from jobs.limits import MAX_LINE_BYTES
 from jobs.problems import Path as ValuePath
 from jobs.problems import ProblemList, one_of, quote, suggest
 from jobs.schema import PROMPT_KEYS, TEXT_KEYS
+from jobs.sources import reason
 from jobs.text import not_utf8, scalar
 
 SUFFIXES = (".txt", ".csv", ".jsonl")

@@ -124,7 +124,8 @@ class Settings(TypedDict, total=False):
         Path,
         Field(
             description="PNG, JPEG or WebP to start from (img2img), cropped about its centre to "
-            "the aspect of width and height and resized. A path relative to the file naming it.",
+            "the aspect of width and height and resized. A path relative to the file naming it, or "
+            "s3://bucket/key.",
             examples=["photos/ring.png"],
         ),
     ]

@@ -29,8 +29,8 @@ from typing_extensions import TypedDict  # pydantic takes that of typing from 3.
 
 from jobs.errors import InputError
 from jobs.explain import NodePlace, plain
-from jobs.inputs import read_file, reason
 from jobs.problems import ProblemList, found, one_of, quote, suggest
+from jobs.sources import read_file, reason
 from jobs.yaml_reader import YamlFile
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from jobs.manifest import load_manifest
+from jobs.sources import FileSource
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, Sampling
 from tests.jobs.manifests import load, messages, picture, tasks, write
 
@@ -225,7 +226,7 @@ class TestImages:
         manifest = load(tmp_path, "prompts: [{prompt: a, init_image: photo.jpg}]")
         name = hashlib.sha256(path.read_bytes()).hexdigest() + ".png"
         assert [task.init_image for task in manifest.tasks()] == [name]
-        assert dict(manifest.inputs) == {name: path}
+        assert manifest.inputs == {name: FileSource(path, "photo.jpg")}
 
     @pytest.mark.parametrize(("format", "suffix"), [("JPEG", ".jpg"), ("WEBP", ".webp")])
     def test_other_formats(self, tmp_path, format, suffix):
