@@ -151,3 +151,16 @@ def test_img2img_keeps_layout_when_weak_and_recolours_when_strong(engine, shape)
     recoloured = f"{article(f'green {shape}')} on a white background"
     strong = render(engine, [recoloured] * 4, init_image=start, strength=0.75)
     assert sum(judge(image).colour == "green" for image in strong) >= 3
+
+
+@pytest.mark.slow
+def test_float16_draws_the_same():
+    """Where a GPU has no bfloat16; here on the CPU, which may emulate it."""
+    prompts = ["a red circle on a blue background", "a large green star on a white background"]
+    with Engine(load_model("demo", device="cpu", dtype="float32")) as exact:
+        expected = render(exact, prompts, steps=20)
+    with Engine(load_model("demo", device="cpu", dtype="float16")) as half:
+        found = render(half, prompts, steps=20)
+    for picture, other in zip(found, expected, strict=True):
+        difference = np.asarray(picture, dtype=int) - np.asarray(other, dtype=int)
+        assert np.abs(difference).max() <= 2
