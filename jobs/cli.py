@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from jobs import cli_jobs, cli_queue, cli_worker
+from jobs import cli_jobs, cli_local, cli_queue, cli_worker
 from jobs.cli_common import allow_outside_option, json_option, manifest_argument, read_manifest
 from jobs.console import EXIT_CODES, Terminal, escape_unencodable, size
 from jobs.errors import (
@@ -182,7 +182,7 @@ def schema(terminal: Terminal) -> None:
     terminal.document(json_schema())
 
 
-for command in (*cli_queue.COMMANDS, *cli_jobs.COMMANDS, *cli_worker.COMMANDS):
+for command in (*cli_queue.COMMANDS, *cli_jobs.COMMANDS, *cli_worker.COMMANDS, *cli_local.COMMANDS):
     cli.add_command(command)
 
 

@@ -35,7 +35,8 @@ redis_option = click.option(
     "--redis",
     metavar="URL",
     help="The Redis server that holds queue and ledger. "
-    "[default: SDBATCH_REDIS, else redis://127.0.0.1:6379/0]",
+    "[default: SDBATCH_REDIS, else that of a running `sdbatch local`, else "
+    "redis://127.0.0.1:6379/0]",
 )
 job_argument = click.argument("job", metavar="JOB")
 
@@ -48,8 +49,13 @@ def read_manifest(
         return load_manifest(path, allow_outside=allow_outside, model=model, tick=tick)
 
 
+def settings_with(redis: str | None) -> Settings:
+    """The settings, with the server of --redis if it was given. Raises `InputError`."""
+    return Settings.from_env(os.environ | ({} if redis is None else {"SDBATCH_REDIS": redis}))
+
+
 def ledger_at(redis: str | None) -> Ledger:
-    return open_ledger(redis or Settings.from_env(os.environ).redis)
+    return open_ledger(settings_with(redis).redis)
 
 
 def find_job(ledger: Ledger, name: str) -> JobStatus:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,13 +16,13 @@ from jobs.cli_common import (
     ledger_at,
     redis_option,
     say_submitted,
+    settings_with,
     store_address,
 )
 from jobs.console import Terminal
 from jobs.errors import InputError
 from jobs.ledger import Ledger
 from jobs.ledger.base import JobState, JobStatus
-from jobs.settings import Settings
 from jobs.storage import open_store
 
 
@@ -148,14 +147,15 @@ def resume(terminal: Terminal, job: str, store: str | None, redis: str | None) -
     from jobs.queue import CeleryQueue
     from jobs.resume import resume as enter_again
 
-    settings = Settings.from_env(os.environ)
-    opened = open_store(store or settings.store)
+    settings = settings_with(redis)
+    address = store or settings.job_store
+    opened = open_store(address, access=settings.access(address, given=store is not None))
     resumed = enter_again(
         job,
         opened,
         ledger_at(redis),
-        CeleryQueue(redis or settings.redis),
-        address=store_address(opened, store or settings.store),
+        CeleryQueue(settings.redis),
+        address=store_address(opened, address),
         status=terminal.status,
     )
     say_submitted(terminal, resumed)

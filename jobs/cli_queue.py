@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,19 +19,24 @@ from jobs.cli_common import (
     read_manifest,
     redis_option,
     say_submitted,
+    settings_with,
     store_address,
 )
 from jobs.console import Terminal, size
 from jobs.errors import ExitCode, Interrupted
 from jobs.ledger import Ledger
 from jobs.ledger.base import JobState
-from jobs.settings import Settings
 from jobs.storage import JobKeys, open_store
 
 
 @click.command()
 @manifest_argument
-@click.option("--store", metavar="URL", help="Folder or s3://bucket/prefix. [default: out]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Folder or s3://bucket/prefix. [default: SDBATCH_STORE, else that of a running "
+    "`sdbatch local`, else out]",
+)
 @click.option("--job", metavar="NAME", help="Name of the job. [default: by content]")
 @click.option(
     "--priority",
@@ -67,18 +71,21 @@ def submit(
     from jobs.queue import CeleryQueue
     from jobs.submit import submit as submit_manifest
 
-    settings = Settings.from_env(os.environ)
+    settings = settings_with(redis)
     read = read_manifest(terminal, manifest, allow_outside=allow_outside)
-    opened = open_store(store or read.output.store or settings.store)
+    given = store or read.output.store
+    address = given or settings.job_store
+    opened = open_store(address, access=settings.access(address, given=bool(given)))
     ledger = ledger_at(redis)
     submitted = submit_manifest(
         read,
         opened,
         ledger,
-        CeleryQueue(redis or settings.redis),
-        address=store_address(opened, store or read.output.store or settings.store),
+        CeleryQueue(settings.redis),
+        address=store_address(opened, address),
         job=job,
         priority=priority,
+        webhook=read.output.webhook,
         status=terminal.status,
     )
     if not (terminal.json and wait):
@@ -149,11 +156,11 @@ def collect(
     from jobs.collect import collect as copy
     from jobs.collect import refuse_same
 
-    total = None
+    total, given = None, store is not None
     if store is None:
         found = find_job(ledger_at(redis), job)
         job, store, total = found.job_id, found.store, found.done
-    opened = open_store(store)
+    opened = open_store(store, access=settings_with(redis).access(store, given=given))
     refuse_same(opened, dest)
     with terminal.counting("collecting", total if containing is None else None) as tick:
         collected = copy(opened, JobKeys(job), dest, containing=containing, tick=tick)

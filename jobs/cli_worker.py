@@ -13,6 +13,7 @@ import click
 from jobs.cli_common import json_option, ledger_at, redis_option
 from jobs.console import Terminal
 from jobs.errors import InputError
+from jobs.settings import Settings
 
 
 @click.command()
@@ -38,19 +39,34 @@ def workers(terminal: Terminal, redis: str | None) -> None:
 @click.command()
 @click.option("--model", metavar="NAME", help="Of the model list. [default: SDBATCH_MODEL or demo]")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")
+@click.option(
+    "--gpus",
+    metavar="LIST",
+    help="A process for each GPU: all, or numbers as in 0,2; none is one process on the CPU. One "
+    "that dies is started again. [default: this process]",
+)
 @redis_option
-def worker(model: str | None, device: str | None, redis: str | None) -> None:
-    """Render shards of jobs until told to stop: one process, one model, one device.
+def worker(
+    model: str | None, device: str | None, gpus: str | None, redis: str | None
+) -> int | None:
+    """Render shards of jobs until told to stop: one model, on one device or, by --gpus, on several.
 
     Ctrl-C or SIGTERM ends it between two steps; unfinished images go back to the queue at once.
 
     \b
     Example:
       sdbatch worker --model demo
+      sdbatch worker --model sd-v1-4 --gpus all
     """
+    if gpus is not None and device is not None:
+        raise InputError("--gpus and --device: only one of them says where to render")
     # The worker's Celery app reads its settings from the environment, here as under `celery`.
     given = {"SDBATCH_MODEL": model, "SDBATCH_DEVICE": device, "SDBATCH_REDIS": redis}
     os.environ.update({name: value for name, value in given.items() if value is not None})
+    if gpus is not None:
+        from worker.fleet import run_workers
+
+        return run_workers(gpus, Settings.from_env(os.environ), os.environ)
     try:
         from worker.app import app
     except ModuleNotFoundError as error:
@@ -58,6 +74,7 @@ def worker(model: str | None, device: str | None, redis: str | None) -> None:
             f"a worker needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
         ) from None
     app.worker_main(["worker", "--without-gossip", "--without-mingle", "--loglevel=INFO"])
+    return None
 
 
 COMMANDS: Sequence[click.Command] = (workers, worker)

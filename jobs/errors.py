@@ -9,6 +9,7 @@
     │   │   └── StoreFullError    5  no space is left in it
     │   ├── JobConflictError      6  the folder holds another job
     │   ├── NotFoundError         7  no such job, plan or object
+    │   ├── DeviceLostError       1  the device answers no more (`worker.faults`)
     │   └── LedgerError           9  the ledger cannot be reached, or refuses
     └── Stop                         not an error: somebody wanted it
         ├── Cancelled             8  the job was cancelled

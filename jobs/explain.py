@@ -11,6 +11,7 @@ from jobs.limits import MAX_IMAGES, MAX_PROMPT_CHARS
 from jobs.problems import Path, Place, ProblemList, found, one_of, quote, suggest
 from jobs.schema import KEYS, MIN_SIDE, TEXT_KEYS
 from jobs.text import unreadable
+from jobs.webhook import MAX_URL_CHARS
 from jobs.yaml_reader import Node
 from sd_core.spec import LATENT_FACTOR, MAX_SIDE, MAX_STEPS, SAMPLERS
 
@@ -49,7 +50,7 @@ EXPECTED = {
     "model": "a name from the model list (letters, digits, . _ - : @ /), or demo",
     "defaults": "a mapping of settings",
     "matrix": "a mapping of settings to lists of values",
-    "output": "a mapping of store, format, quality, name",
+    "output": "a mapping of store, format, quality, name, webhook",
     "prompts": "a list of prompts",
     "prompt": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
     "negative": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
@@ -71,6 +72,7 @@ EXPECTED = {
     "store": "a folder or s3://bucket/prefix",
     "format": "one of png, jpeg, webp",
     "quality": f"{_WHOLE} 1 to 100",
+    "webhook": f"an http:// or https:// URL of at most {MAX_URL_CHARS:,} characters",
 }
 """What a value must be, in the words of error messages, by key."""
 

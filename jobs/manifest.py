@@ -30,6 +30,7 @@ from jobs.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TOP_KEYS
 from jobs.sources import Source, read_file, reason
 from jobs.task import IMAGE_FORMATS, Task
 from jobs.text import unreadable
+from jobs.webhook import check_url
 from jobs.yaml_reader import Node, YamlFile
 
 DEFAULT_QUALITY = 95
@@ -45,12 +46,14 @@ class Output:
     """Where images go, and as what.
 
     store: a folder or an s3:// address; None leaves it to the settings. quality: of jpeg and webp.
+    webhook: URL that is told when a submitted job ends.
     """
 
     store: str | None = None
     format: str = IMAGE_FORMATS[0]
     name: str = DEFAULT_TEMPLATE
     quality: int = DEFAULT_QUALITY
+    webhook: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,8 +199,16 @@ class _Loader:
         if format == "png" and "quality" in given:
             message = "quality goes with format jpeg or webp; png loses nothing"
             self._problems.at(place, ("output", "quality"), message, of_key=True)
+        webhook = given.get("webhook")
+        wrong = None if webhook is None else check_url(webhook)
+        if wrong is not None:
+            self._problems.at(place, ("output", "webhook"), wrong)
         return Output(
-            store, format, given.get("name", Output.name), given.get("quality", Output.quality)
+            store,
+            format,
+            given.get("name", Output.name),
+            given.get("quality", Output.quality),
+            webhook,
         )
 
     def _has_prompts(self, top: Node, broken: set[str]) -> bool:

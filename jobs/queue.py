@@ -14,6 +14,7 @@ from kombu.exceptions import ChannelError, OperationalError
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from jobs.broker import broker_settings
 from jobs.errors import InputError, LedgerError
 from jobs.ledger.base import Shard
 from jobs.limits import MAX_IMAGES
@@ -22,15 +23,6 @@ from jobs.storage.base import is_segment
 TASK = "worker.render_shard"
 
 CELERY_SETTINGS: Mapping[str, Any] = {
-    # A message is acknowledged once its shard is released. One that was popped by a worker that
-    # died is published again by the ledger, long before this timeout would.
-    "broker_transport_options": {
-        "visibility_timeout": 7200,
-        "socket_timeout": 30,
-        "socket_connect_timeout": 5,
-        "socket_keepalive": True,
-        "health_check_interval": 25,
-    },
     "broker_connection_retry_on_startup": True,
     "task_acks_late": True,
     "worker_prefetch_multiplier": 1,
@@ -42,11 +34,24 @@ CELERY_SETTINGS: Mapping[str, Any] = {
     "task_serializer": "json",
     "accept_content": ["json"],  # never pickle: a broker is not to run code
 }
-"""For everything that talks to the broker, workers and submitting commands alike."""
+"""For everything that talks to a broker, wherever it is; `celery_settings` has the rest."""
 
 SEND_RETRIES = {"max_retries": 4, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2.0}
 
 _PASSWORD = re.compile(r"(?<=//)[^/@]*@")
+
+
+def celery_settings(url: str) -> dict[str, Any]:
+    """Celery's configuration, for workers and submitting commands alike.
+
+    url: as `open_ledger` takes it. Raises `LedgerError`.
+    """
+    broker_url, options = broker_settings(url)
+    return {
+        **CELERY_SETTINGS,
+        "broker_url": broker_url,
+        "broker_transport_options": options,
+    }
 
 
 def queue_name(model: str) -> str:
@@ -106,12 +111,14 @@ class ShardQueue(Protocol):
 
 
 class CeleryQueue:
-    """The broker at a redis:// URL, through Celery."""
+    """The broker in a Redis server, through Celery. url: as `open_ledger` takes it. Raises
+    `LedgerError` if it is none.
+    """
 
     def __init__(self, url: str) -> None:
-        self._app = Celery("sdbatch", broker=url, set_as_current=False)
-        self._app.conf.update(CELERY_SETTINGS)
-        self._place = _PASSWORD.sub("", url)
+        self._app = Celery("sdbatch", set_as_current=False)
+        self._app.conf.update(celery_settings(url))
+        self._place = _PASSWORD.sub("", url).partition("?")[0]
 
     def __repr__(self) -> str:
         return f"CeleryQueue({self._place})"

@@ -75,6 +75,7 @@ def run(
         vae=options.vae,
         device=options.device or settings.device,
         dtype=options.dtype or settings.dtype,
+        cache=settings.cache,
     )
     if options.job is not None and ("/" in options.job or not is_segment(options.job)):
         raise InputError(f"--job {options.job!r} is not a folder name")

@@ -23,6 +23,7 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
 from jobs.limits import MAX_IMAGES, MAX_PATH_CHARS, MAX_PROMPT_CHARS, MAX_TEMPLATE_CHARS
+from jobs.webhook import MAX_URL_CHARS
 from sd_core.spec import (
     DEMO_GUIDANCE,
     DEMO_NATIVE_SIZE,
@@ -45,6 +46,14 @@ Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Path = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS)]
 NameTemplate = Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARS)]
 JobName = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+WebhookUrl = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_URL_CHARS,
+        json_schema_extra={"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"},
+    ),
+]
 ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
 
 Version = Annotated[int, Field(ge=1, le=1, json_schema_extra={"const": 1})]  # Literal takes true
@@ -213,6 +222,14 @@ class OutputFields(TypedDict, total=False):
             examples=["{prompt}/{index:06d}-s{seed}"],
         ),
     ]
+    webhook: Annotated[
+        WebhookUrl,
+        Field(
+            description="An http:// or https:// URL that is told, with a POST, when the job is "
+            "done or cancelled. For jobs that are submitted; a run tells nobody.",
+            examples=["https://example.com/hook"],
+        ),
+    ]
 
 
 @with_config(_STRICT)
@@ -282,7 +299,10 @@ EXAMPLE: dict[str, Any] = {
 }
 
 TEXT_KEYS = frozenset(
-    ("name", "model", "negative", "sampler", "init_image", "mask", "prompt", "file", "store")
+    (
+        *("name", "model", "negative", "sampler", "init_image", "mask", "prompt", "file"),
+        *("store", "webhook"),
+    )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""
 

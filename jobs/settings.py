@@ -10,6 +10,8 @@ SDBATCH_LEASE_S  seconds after which a worker that says nothing has lost its sha
 SDBATCH_METRICS  host:port where a worker answers /metrics and /healthz; without it, nowhere
 SDBATCH_LOG      text (default) or json: the form of a worker's log lines
 SDBATCH_CACHE    folder for models that were fetched from S3; default ~/.cache/sdbatch
+SDBATCH_LOCAL    folder of `sdbatch local`; default ~/.local/share/sdbatch/local. While one
+                 runs there, and neither SDBATCH_REDIS nor SDBATCH_STORE is set, jobs go to it
 SDBATCH_WEBHOOK_SECRET   signs what is sent to webhooks; without it, nothing is signed
 SDBATCH_WEBHOOK_PRIVATE  1 lets webhooks go to private and loopback addresses
 SDBATCH_DEBUG    1 shows the traceback of an unexpected error
@@ -29,8 +31,10 @@ from typing_extensions import TypedDict  # pydantic takes that of typing from 3.
 
 from jobs.errors import InputError
 from jobs.explain import NodePlace, plain
+from jobs.local.address import LocalCluster, running_cluster
 from jobs.problems import ProblemList, found, one_of, quote, suggest
 from jobs.sources import read_file, reason
+from jobs.storage.s3_address import S3Access
 from jobs.yaml_reader import YamlFile
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -39,6 +43,7 @@ LOG_FORMATS = ("text", "json")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _ADDRESS = re.compile(r"(?P<host>[^\s:]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})")
 _MAX_LIST_BYTES = 2**20
+_AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Settings:
     cache: Path = Path("~/.cache/sdbatch")
     webhook_secret: str | None = field(default=None, repr=False)
     webhook_private: bool = False
+    local: LocalCluster | None = None  # the running one, if jobs go to it
+    aws_configured: bool = False  # the environment leads boto3 to some server
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
@@ -84,12 +91,14 @@ class Settings:
         if log not in LOG_FORMATS:
             raise InputError(f"SDBATCH_LOG: found {quote(log)}, expected {one_of(LOG_FORMATS)}")
         models = values.get("SDBATCH_MODELS")
+        elsewhere = "SDBATCH_REDIS" in values or "SDBATCH_STORE" in values
+        local = None if elsewhere else running_cluster(values)
         return cls(
             models={} if models is None else load_models(Path(models)),
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
             dtype=dtype,
-            redis=values.get("SDBATCH_REDIS", cls.redis),
+            redis=values.get("SDBATCH_REDIS", cls.redis if local is None else local.redis),
             worker_model=values.get("SDBATCH_MODEL", cls.worker_model),
             lease_s=_seconds(values.get("SDBATCH_LEASE_S", str(cls.lease_s))),
             metrics=_address(values.get("SDBATCH_METRICS")),
@@ -97,7 +106,25 @@ class Settings:
             cache=Path(values.get("SDBATCH_CACHE", cls.cache)),
             webhook_secret=values.get("SDBATCH_WEBHOOK_SECRET"),
             webhook_private=values.get("SDBATCH_WEBHOOK_PRIVATE", "0") != "0",
+            local=local,
+            aws_configured=any(name.startswith(_AWS) for name in values),
         )
+
+    @property
+    def job_store(self) -> str:
+        """Where submitted jobs are written unless told otherwise. `sdbatch run` keeps to `store`:
+        its pictures are to be looked at, and a local cluster keeps its own in a bucket.
+        """
+        return self.store if self.local is None else self.local.store
+
+    def access(self, store: str, *, given: bool) -> S3Access | None:
+        """What opens the local cluster's bucket; None for all other stores.
+
+        given: a person named the store; then AWS_* in the environment tell where it is.
+        """
+        if self.local is None or (given and self.aws_configured):
+            return None
+        return self.local.access(store)
 
     def model(self, name: str) -> ModelSource:
         """The source of a model that a manifest names. Raises `InputError`."""
@@ -167,7 +194,7 @@ def load_models(path: Path) -> dict[str, ModelSource]:
         except ValidationError:
             message = (
                 f"found {found(given)}, expected a source (demo, a checkpoint, a diffusers folder, "
-                "hf:owner/name) or {source: …, digest: 64 hex digits}"
+                "hf:owner/name, s3://bucket/key) or {source: …, digest: 64 hex digits}"
             )
             problems.at(NodePlace(str(path), "", top), (name,), message)
             continue
@@ -179,6 +206,6 @@ def load_models(path: Path) -> dict[str, ModelSource]:
 
 def _located(source: str, folder: Path) -> str:
     """A path relative to the list, or a source that is no path."""
-    if source == "demo" or source.startswith("hf:"):
+    if source == "demo" or source.startswith(("hf:", "s3://")):
         return source
     return str(folder / source)

@@ -91,6 +91,22 @@ class Rendered:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One evaluation of the model that was made.
+
+    rows_used: rows that held an image. rows: all of them, padding included. seconds: as the
+    engine's thread saw it; a device that works in the background may still be at it.
+    """
+
+    rows_used: int
+    rows: int
+    seconds: float
+
+
+OnBatch = Callable[[Batch], None]
+
+
 @dataclass
 class _Flight:
     """A request on its way: waiting without a trajectory, then with one."""
@@ -117,19 +133,25 @@ class Engine:
     """Renders requests on one device. A context manager; `close` is safe to call twice.
 
     rows: batch rows for every latent shape, at least 2; by default `batch_rows` decides.
+    on_batch: called on the engine's thread after each evaluation; it must return at once and not
+        raise.
     """
 
-    def __init__(self, model: LatentDiffusion, *, rows: int | None = None) -> None:
+    def __init__(
+        self, model: LatentDiffusion, *, rows: int | None = None, on_batch: OnBatch | None = None
+    ) -> None:
         if rows is not None and rows < 2:
             raise ValueError(f"rows {rows} does not hold an image with guidance; at least 2")
         self.model = model
         self._rows = rows
+        self._on_batch = on_batch
         self._inbox: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
         self._waiting: deque[_Flight] = deque()
         self._flying: OrderedDict[tuple[int, int], list[_Flight]] = OrderedDict()
         self._contexts: OrderedDict[str, Tensor] = OrderedDict()
         self._closed = False
         self._drop = False
+        self._progressed_at: float | None = None  # None while there is nothing to do
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
         self._thread.start()
@@ -169,6 +191,18 @@ class Engine:
             return self._rows
         return batch_rows(self.model.device.type, sampling.latent_shape)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs: until `close`, or an error that nobody foresaw."""
+        return self._thread.is_alive()
+
+    def stalled_s(self) -> float:
+        """Seconds since work last moved on (an image admitted, a batch evaluated, an image
+        decoded); 0 without work.
+        """
+        progressed_at = self._progressed_at
+        return 0.0 if progressed_at is None else max(0.0, time.monotonic() - progressed_at)
+
     # Everything below runs on the engine's thread.
 
     def _run(self) -> None:
@@ -183,6 +217,8 @@ class Engine:
                 if flight.future.set_running_or_notify_cancel():
                     flight.future.set_exception(error)
             raise
+        finally:
+            self._progressed_at = None
 
     def _serve(self) -> None:
         open_ = True
@@ -202,10 +238,14 @@ class Engine:
         """
         while open_:
             idle = not self._waiting and not self._flying
+            if idle and block:
+                self._progressed_at = None
             try:
                 flight = self._inbox.get(block=block and idle)
             except queue.Empty:
                 break
+            if idle:
+                self._progressed_at = time.monotonic()
             if flight is None:
                 return False
             self._waiting.append(flight)
@@ -244,6 +284,8 @@ class Engine:
             if flight.future.set_running_or_notify_cancel():
                 flight.future.set_exception(error)
             return False
+        finally:
+            self._progressed_at = time.monotonic()
         return True
 
     def _start(self, flight: _Flight) -> None:
@@ -308,6 +350,7 @@ class Engine:
             self._flying[shape] = remaining
 
     def _evaluate(self, flights: list[_Flight]) -> None:
+        started = time.monotonic()
         latents, timesteps, contexts = [], [], []
         for flight in flights:
             trajectory = _trajectory(flight)
@@ -315,7 +358,8 @@ class Engine:
                 latents.append(trajectory.latents)
                 timesteps.append(trajectory.timestep)
                 contexts.append(context)
-        padding = self.rows_of(flights[0].request.sampling) - len(latents)
+        used = len(latents)
+        padding = self.rows_of(flights[0].request.sampling) - used
         latents += [torch.zeros_like(latents[0])] * padding
         timesteps += [0.0] * padding
         contexts += [contexts[0]] * padding
@@ -331,6 +375,9 @@ class Engine:
             guidance = flight.request.sampling.guidance
             guided.append(own[0] if flight.rows == 1 else guide(own[0], own[1], guidance))
         advance([_trajectory(f) for f in flights], torch.stack(guided))
+        self._progressed_at = time.monotonic()
+        if self._on_batch is not None:
+            self._on_batch(Batch(used, used + padding, self._progressed_at - started))
         for flight in flights:
             if flight.on_step is not None:
                 self._attempt(flight, _report_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from tests.servers_s3 import aws, s3_address, s3_server  # noqa: F401 - fixtures
 # Tests run side by side, one a core; more threads each would only wait for one another. Set before
 # torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Where no cluster is. Else one that the developer runs would take the tests' jobs.
+os.environ["SDBATCH_LOCAL"] = f"{tempfile.gettempdir()}/sdbatch-no-cluster-{os.getpid()}"
 
 
 @pytest.fixture

@@ -7,18 +7,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from typing import Any
 
+import celery.apps.worker
 from celery import Celery, signals
 
-from jobs.queue import CELERY_SETTINGS, queue_name
+from jobs.queue import celery_settings, queue_name
 from jobs.settings import Settings
-from worker import lifecycle
+from worker import lifecycle, logs
 
 settings = Settings.from_env(os.environ)
+owner = lifecycle.new_owner()
 
-app = Celery("sdbatch", broker=settings.redis, include=["worker.tasks"])
-app.conf.update(CELERY_SETTINGS)
+app = Celery("sdbatch", include=["worker.tasks"])
+app.conf.update(celery_settings(settings.redis))
 app.conf.update(
     task_default_queue=queue_name(settings.worker_model),
     worker_concurrency=lifecycle.SLOTS,
@@ -26,10 +30,24 @@ app.conf.update(
 )
 
 
+@signals.celeryd_init.connect
+def _log(instance: Any, **_: object) -> None:
+    """From the first moment on, every line is a log line: no start banner and no bare text."""
+    logs.set_up(settings.log, owner)
+    instance.quiet = True
+    celery.apps.worker.safe_say = logs.say
+
+
+@signals.setup_logging.connect
+def _set_level(loglevel: int, **_: object) -> None:
+    """Being connected keeps Celery from setting up handlers of its own."""
+    logging.getLogger().setLevel(loglevel)
+
+
 @signals.worker_init.connect
 def _start(**_: object) -> None:
     """The model first: a worker without one must not take messages."""
-    lifecycle.start(settings)
+    lifecycle.start(settings, owner)
 
 
 @signals.worker_shutting_down.connect

@@ -22,6 +22,7 @@ from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
 from jobs.task import Task
 from worker.encode import DEFAULT_QUALITY, encode_image
+from worker.meter import NO_METER, Meter
 from worker.record import ModelInfo, RenderInfo, image_record, record_from_image, record_line
 
 FLUSH_EVERY_S = 5.0
@@ -137,6 +138,7 @@ class Finisher:
     records: Records
     quality: int = DEFAULT_QUALITY
     overwrite: bool = False
+    meter: Meter = NO_METER
     clock_s: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
 
@@ -156,12 +158,10 @@ class Finisher:
             content_type=content_type(key),
             metadata={"spec": record["spec"]},
         )
-        timings_s = {
-            "render": render.render_s,
-            "encode": encoded - started,
-            "put": self.clock_s() - encoded,
-        }
+        put_s = self.clock_s() - encoded
+        timings_s = {"render": render.render_s, "encode": encoded - started, "put": put_s}
         if written:
+            self.meter.uploaded(put_s, len(data))
             finished = self.now().isoformat(timespec="seconds")
             path = self.keys.path(key)
             line = record_line(record, path, data, timings_s=timings_s, finished=finished)

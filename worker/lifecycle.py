@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import secrets
@@ -11,26 +12,34 @@ import sys
 import threading
 from dataclasses import dataclass
 
-from jobs.errors import LedgerError, SdbatchError, exit_code
+from celery.worker import state as celery_state
+
+from jobs.errors import ExitCode, LedgerError, SdbatchError, exit_code
 from jobs.ledger import open_ledger
-from jobs.ledger.base import Ledger, WorkerInfo
+from jobs.ledger.base import Ledger
 from jobs.queue import CeleryQueue
 from jobs.settings import Settings
 from jobs.storage import open_store
 from sd_core.engine import Engine
+from worker.health import Health, Monitor
 from worker.heart import Heart
 from worker.local import ModelChoice, load
+from worker.metrics import Metrics
+from worker.notify import Notifier
 from worker.reconcile import Reconciler
 from worker.record import ModelInfo
-from worker.service import Worker
+from worker.report import SEEN_S, Reporter
+from worker.service import Stopped, Worker
 
 log = logging.getLogger(__name__)
 
-SLOTS = 2
-"""Shards that a worker has at a time: while one is stored, the other renders."""
+SLOTS = 4
+"""Shards that a worker has at a time: while some are stored, others render. With 300 ms for a PUT,
+two of them left the engine without work for 8 % of the time, four for 1 %.
+"""
 
-REPORT_EVERY_S = 5.0
-SEEN_S = 20.0  # a worker that does not report for so long is taken off the list
+END_WITHIN_S = 60.0
+"""A worker that stopped by itself gives back what it has for so long, then ends all the same."""
 
 
 @dataclass
@@ -39,6 +48,7 @@ class _Life:
     ledger: Ledger
     threads: list[threading.Thread]
     stop: threading.Event
+    monitor: Monitor | None
 
 
 _life: _Life | None = None
@@ -51,70 +61,85 @@ def worker() -> Worker:
     return _life.worker
 
 
-def start(settings: Settings) -> None:
+def new_owner() -> str:
+    """A name for a worker that no other has, ever."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def start(settings: Settings, owner: str) -> None:
     """Loads the model and starts all threads; ends the process with an exit code if it cannot."""
     global _life
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
     try:
-        _life = _begin(settings)
+        _life = _begin(settings, owner)
     except SdbatchError as error:
         log.error("%s", error)
         # Not an exception: Celery would log it and go on without a model.
         sys.exit(exit_code(error))
+    except Exception:
+        log.exception("the worker cannot start")
+        sys.exit(ExitCode.UNEXPECTED)
 
 
-def _begin(settings: Settings) -> _Life:
+def _begin(settings: Settings, owner: str) -> _Life:
+    name = settings.worker_model
+    metrics, health = Metrics(name), Health(name)
+    # First of all, for a model may take minutes to load.
+    monitor = (
+        None if settings.metrics is None else Monitor(settings.metrics, metrics.registry, health)
+    )
     ledger = open_ledger(settings.redis, lease_s=settings.lease_s)
     ledger.ping()
-    name = settings.worker_model
     source = settings.model(name)
     choice = ModelChoice(
-        name, source.source, source.digest, device=settings.device, dtype=settings.dtype
+        name,
+        source.source,
+        source.digest,
+        device=settings.device,
+        dtype=settings.dtype,
+        cache=settings.cache,
     )
     model = load(choice)
     revision = None if model.provenance is None else model.provenance.revision
     info = ModelInfo(name, model.digest, source.source, revision)
-    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     heart = Heart(ledger, every_s=settings.lease_s / 4, lease_s=settings.lease_s)
-    worker = Worker(owner, Engine(model), info, ledger, open_store, heart=heart)
+    engine = Engine(model, on_batch=metrics.evaluated)
+    worker = Worker(
+        owner, engine, info, ledger, open_store, metrics=metrics, heart=heart, on_stop=_end
+    )
+    reporter = Reporter(worker, metrics)
+    metrics.describe(
+        owner=owner,
+        model=name,
+        digest=model.digest,
+        device=str(model.device),
+        version=importlib.metadata.version("sdbatch"),
+    )
+    metrics.watch(
+        leases=lambda: len(heart.holdings), stalled_s=engine.stalled_s, device=model.device
+    )
+    health.watch(worker, reporter)
     stop = threading.Event()
     reconciler = Reconciler(
-        ledger, CeleryQueue(settings.redis), open_store, owner=owner, slots=SLOTS
+        ledger,
+        CeleryQueue(settings.redis),
+        open_store,
+        owner=owner,
+        slots=SLOTS,
+        notifier=Notifier(
+            ledger, secret=settings.webhook_secret, allow_private=settings.webhook_private
+        ),
     )
     threads = [
         threading.Thread(target=heart.run, args=(stop,), name="sdbatch-heart", daemon=True),
         threading.Thread(
             target=reconciler.run, args=(stop,), name="sdbatch-reconcile", daemon=True
         ),
-        threading.Thread(target=_report, args=(worker, stop), name="sdbatch-report", daemon=True),
+        threading.Thread(target=reporter.run, args=(stop,), name="sdbatch-report", daemon=True),
     ]
     for thread in threads:
         thread.start()
     log.info("worker %s has model %s on %s", owner, name, model.device)
-    return _Life(worker, ledger, threads, stop)
-
-
-def _report(worker: Worker, stop: threading.Event) -> None:
-    """Says in the ledger who is here and what it does."""
-    while True:
-        held = len(worker.heart.holdings)
-        state = "draining" if worker.draining.is_set() else "busy" if held else "idle"
-        info = WorkerInfo(
-            name=worker.owner,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            device=str(worker.engine.model.device),
-            model=worker.model.name,
-            leases=held,
-            images=worker.images,
-            state=state,
-        )
-        with contextlib.suppress(LedgerError):  # it is told again in a few seconds
-            worker.ledger.worker_seen(info, SEEN_S)
-        if stop.wait(REPORT_EVERY_S):
-            return
+    return _Life(worker, ledger, threads, stop, monitor)
 
 
 def drain() -> None:
@@ -123,8 +148,22 @@ def drain() -> None:
         threading.Thread(target=_life.worker.drain, name="sdbatch-drain").start()
 
 
+def _end(stopped: Stopped) -> None:
+    """Ends the process: Celery's loop sees the code within seconds and shuts down as on SIGTERM."""
+    celery_state.should_stop = stopped.code
+
+    def insist() -> None:
+        threading.Event().wait(END_WITHIN_S)
+        log.critical("not ended after %.0f s: ending at once", END_WITHIN_S)
+        os._exit(stopped.code)
+
+    threading.Thread(target=insist, name="sdbatch-end", daemon=True).start()
+
+
 def stop() -> None:
-    """Ends the threads and the engine."""
+    """Ends the threads and the engine. Raises `SystemExit` if the worker stopped by itself, for
+    not everything that starts Celery passes its exit code on.
+    """
     global _life
     life, _life = _life, None
     if life is None:
@@ -132,6 +171,12 @@ def stop() -> None:
     life.stop.set()
     for thread in life.threads:
         thread.join(timeout=SEEN_S)
+    if life.monitor is not None:
+        life.monitor.close()
     life.worker.engine.close(cancel=True)
+    stopped = life.worker.stopped
+    if stopped is not None:
+        # It stays on the list for a while, with the reason.
+        sys.exit(stopped.code)
     with contextlib.suppress(LedgerError):
         life.ledger.worker_gone(life.worker.owner)

@@ -20,6 +20,8 @@ from jobs.pin import pin_model
 from jobs.plan import read_plan
 from jobs.prepare import prepare
 from jobs.records import write_failures
+from jobs.settings import Settings
+from jobs.sources import S3
 from jobs.storage import JobKeys, Store
 from sd_core.engine import Engine
 from sd_core.model import LatentDiffusion, load_model
@@ -33,7 +35,9 @@ from worker.tail import write_tail
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to load, and how. name: what records call it."""
+    """Which model to load, and how. name: what records call it. cache: a folder for what comes from
+    a bucket.
+    """
 
     name: str
     source: str
@@ -42,6 +46,7 @@ class ModelChoice:
     vae: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    cache: Path = Settings.cache
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,26 @@ class RunSummary:
 
 
 def load(choice: ModelChoice) -> LatentDiffusion:
-    """The model, checked against its digest where one is named. Raises `ModelError`."""
+    """The model, checked against its digest where one is named.
+
+    Raises `ModelError`, and `StoreError` if it is in a bucket whose server is away.
+    """
+    source: str | Path = choice.source
+    if choice.source.startswith(S3):
+        from worker.fetch import fetch  # boto3 takes a while to import
+
+        source = fetch(choice.source, choice.cache, pinned=choice.digest is not None)
     try:
         model = load_model(
-            choice.source,
+            source,
             device=choice.device,
             dtype=choice.dtype,
             config=choice.config,
             vae=choice.vae,
         )
     except CheckpointError as error:
-        raise ModelError(str(error)) from error
+        where = "" if source == choice.source else f"{choice.source}: "
+        raise ModelError(f"{where}{error}") from error
     except ValueError as error:  # a device or dtype that this machine has not
         raise InputError(str(error)) from error
     if choice.digest is not None and model.digest != choice.digest:

@@ -9,13 +9,16 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from jobs.errors import LedgerError, SdbatchError
+from jobs.errors import LedgerError, NotFoundError, SdbatchError
 from jobs.ledger.base import JobState, JobStatus, Ledger
+from jobs.plan import PlanReader
 from jobs.publish import publish, window
 from jobs.queue import ShardQueue
-from jobs.records import write_failures
+from jobs.records import Failure, write_failures
 from jobs.storage import JobKeys, Store
+from worker.notify import Notifier
 from worker.tail import write_tail
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,9 @@ FINISHING_S = 600.0  # longest time to write the gallery of a job before another
 
 
 class Reconciler:
-    """owner: this worker. slots: shards it renders at a time."""
+    """owner: this worker. slots: shards it renders at a time. notifier: tells webhooks of the ends
+    of jobs; without it, nobody is told.
+    """
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class Reconciler:
         owner: str,
         slots: int,
         lost_after_s: float = LOST_AFTER_S,
+        notifier: Notifier | None = None,
     ) -> None:
         self._ledger = ledger
         self._queue = queue
@@ -45,6 +51,7 @@ class Reconciler:
         self._owner = owner
         self._slots = slots
         self._lost_after_s = lost_after_s
+        self._notifier = notifier
 
     def run(self, stop: threading.Event, every_s: float = EVERY_S) -> None:
         """Rounds until stop is set; for a thread of its own."""
@@ -68,6 +75,8 @@ class Reconciler:
             self._publish()
         for job_id in self._ledger.settled_jobs():
             self._finish(job_id)
+        if self._notifier is not None:
+            self._notifier.round()
 
     def _publish(self) -> None:
         jobs = self._ledger.jobs()
@@ -94,7 +103,7 @@ class Reconciler:
         try:
             status = self._ledger.status(job_id)
             keys, store = JobKeys(job_id), self._open_store(status.store)
-            failures = self._ledger.failures(job_id)
+            failures = _with_prompts(self._ledger.failures(job_id), PlanReader(store, keys))
             write_failures(store, keys, failures)
             write_tail(store, keys, failures, {"name": status.model})
             self._ledger.set_state(job_id, JobState.DONE)
@@ -105,3 +114,20 @@ class Reconciler:
             log.error("job %s cannot be finished yet: %s", job_id, error)
         finally:
             self._ledger.unlock(f"finish:{job_id}", self._owner)
+
+
+def _with_prompts(failures: Sequence[Failure], plan: PlanReader) -> list[Failure]:
+    """The ledger gives images up without knowing the plan (`jobs.ledger.base.given_up`)."""
+    filled = []
+    for failure in failures:
+        if not failure.name:
+            try:
+                (task,) = plan.tasks([failure.index])
+            except NotFoundError as error:
+                log.warning("an image that failed has no prompt: %s", error)
+            else:
+                failure = replace(
+                    failure, name=task.name, prompt=task.prompt, seed=task.sampling.seed
+                )
+        filled.append(failure)
+    return filled

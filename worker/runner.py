@@ -6,6 +6,7 @@ A bounded number of images is between the two ends, whatever the job's size.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -20,9 +21,12 @@ from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.task import Task, spec_digest
 from sd_core.engine import MOST_ROWS, Engine, Rendered, Request
+from worker import logs
 from worker.encode import to_uint8
+from worker.faults import DeviceLostError, Reason, is_device_lost, reason_of
 from worker.finish import Finisher, ShardRecords
 from worker.inputs import Inputs
+from worker.meter import NO_METER, Meter
 from worker.record import RenderInfo
 
 FINISHERS = 2  # threads that encode and store
@@ -116,6 +120,7 @@ class Runner:
         *,
         device: str,
         force: bool = False,
+        meter: Meter = NO_METER,
     ) -> None:
         self._engine = engine
         self._finisher = finisher
@@ -124,6 +129,7 @@ class Runner:
         self._observer = observer
         self._device = device
         self._force = force
+        self._meter = meter
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(IN_FLIGHT)
         self._rendering: set[Future[Rendered]] = set()
@@ -134,8 +140,8 @@ class Runner:
         """Renders what is missing, until all is done or `stop` is set; takes effect in one step.
 
         An image that fails is a line in the outcome and leaves the others alone. What every image
-        would meet (a full disk, a store that went away) stops the run and is raised, once the
-        images already rendered are settled.
+        would meet (a full disk, a store that went away, a device that no longer answers) stops the
+        run and is raised, once the images already rendered are settled.
         """
         with ThreadPoolExecutor(FINISHERS, thread_name_prefix="sdbatch-finish") as pool:
             try:
@@ -162,7 +168,8 @@ class Runner:
     def _start(self, task: Task, pool: ThreadPoolExecutor) -> bool:
         """Submits the task to the engine, whose end frees its slot; False if there is no need."""
         try:
-            return not self._reuse(task) and self._submit(task, pool)
+            with logs.context(image=task.index):
+                return not self._reuse(task) and self._submit(task, pool)
         except BaseException:
             self._slots.release()
             raise
@@ -179,6 +186,7 @@ class Runner:
             self._records.add(self._finisher.record_of(key, spec, task.index))
         with self._lock:
             self.outcome.reused += 1
+        self._meter.reused()
         self._observer.reused(task.index, evaluations_of(task))
         return True
 
@@ -186,7 +194,7 @@ class Runner:
         try:
             request = self._request(task)
         except ValueError as error:  # an input that does not decode any more
-            self._fail(task, error, evaluations_of(task))
+            self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
             return False
         left = evaluations_of(task)
 
@@ -196,11 +204,15 @@ class Runner:
             self._observer.step()
 
         future = self._engine.submit(request, on_step=step)
+        self._meter.submitted()
         with self._lock:
             self._rendering.add(future)
 
+        # What this thread's log lines are about, those of the finishing one are about too.
+        context = contextvars.copy_context()
+
         def rendered(future: Future[Rendered]) -> None:
-            pool.submit(self._finish, task, future, left)
+            pool.submit(context.run, self._finish, task, future, left)
 
         future.add_done_callback(rendered)
         return True
@@ -212,6 +224,7 @@ class Runner:
         return Request(task.prompt, task.sampling, task.negative, picture, mask)
 
     def _finish(self, task: Task, future: Future[Rendered], evaluations_left: int) -> None:
+        rendered = None
         try:
             rendered = future.result()
             finished = self._finisher.finish(
@@ -221,8 +234,10 @@ class Runner:
                 self.outcome.rendered += not finished.reused
                 self.outcome.reused += finished.reused
             if finished.reused:
+                self._meter.reused()
                 self._observer.reused(task.index, 0)
             else:
+                self._meter.rendered(rendered.seconds)
                 self._observer.rendered(task.index)
         except CancelledError:
             pass  # a stop is no failure
@@ -230,8 +245,15 @@ class Runner:
             self._fatal = error
             self._cancel()
         except Exception as error:
-            self._fail(task, error, evaluations_left)
+            if is_device_lost(error):
+                # No fault of the image: another worker is to render it.
+                self._fatal = DeviceLostError(f"the device no longer answers: {error}")
+                self._cancel()
+            else:
+                reason = reason_of(error, rendered=rendered is not None)
+                self._fail(task, error, evaluations_left, reason)
         finally:
+            self._meter.left()
             with self._lock:
                 self._rendering.discard(future)
             self._slots.release()
@@ -245,11 +267,12 @@ class Runner:
             render_s=rendered.seconds,
         )
 
-    def _fail(self, task: Task, error: Exception, evaluations_left: int) -> None:
-        reason = f"{error}" or type(error).__name__
-        failure = Failure(task.index, task.name, task.prompt, task.sampling.seed, reason)
+    def _fail(self, task: Task, error: Exception, evaluations_left: int, reason: Reason) -> None:
+        text = f"{error}" or type(error).__name__
+        failure = Failure(task.index, task.name, task.prompt, task.sampling.seed, text)
         with self._lock:
             self.outcome.failures.append(failure)
+        self._meter.failed(reason)
         self._observer.failed(failure, evaluations_left)
 
     def _cancel(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,10 @@ from jobs.task import Task
 from sd_core.engine import Engine
 from worker.finish import Finisher, ShardRecords
 from worker.inputs import Inputs
+from worker.meter import NO_METER, Meter
 from worker.runner import Runner
+
+log = logging.getLogger(__name__)
 
 SETTLE_EVERY_S = 2.0
 """Most time between an image's record and its bit; a crash costs a look at the store for each."""
@@ -99,6 +103,7 @@ class Settler:
         self._add(done=index)
 
     def failed(self, failure: Failure, evaluations: int) -> None:
+        log.warning("image failed: %s", failure.reason)
         self._add(failed=failure)
 
     def _add(self, *, done: int | None = None, failed: Failure | None = None) -> None:
@@ -154,16 +159,17 @@ def render_shard(
     records: ShardRecords,
     inputs: Inputs,
     ledger: Ledger,
+    meter: Meter = NO_METER,
 ) -> int:
     """Renders the tasks, those of the claim, until all are settled or the holding's stop is set;
     how many were done.
 
-    records: the shard's, which the finisher adds to. Raises `StoreError` if the store fails; what
-    was settled before stays so.
+    records: the shard's, which the finisher adds to. Raises `StoreError` if the store fails and
+    `DeviceLostError` if the device does; what was settled before stays so.
     """
     settler = Settler(ledger, holding, records)
     device = engine.model.device.type
-    runner = Runner(engine, finisher, records, inputs, settler, device=device)
+    runner = Runner(engine, finisher, records, inputs, settler, device=device, meter=meter)
     try:
         outcome = runner.render(tasks, holding.stop)
     finally:

@@ -144,6 +144,17 @@ class Lease:
     owner: str
 
 
+@dataclass(frozen=True)
+class Notice:
+    """A job's end that its webhook is to be told. ended_s: which end, as in `JobStatus`; attempt:
+    counted from 1, this one included.
+    """
+
+    job_id: str
+    ended_s: float
+    attempt: int
+
+
 class ClaimAnswer(enum.StrEnum):
     RUN = "run"
     BUSY = "busy"  # somebody else holds it
@@ -157,12 +168,16 @@ class ClaimAnswer(enum.StrEnum):
 class Claim:
     """The answer to a claim. With RUN: the lease, the images still to do, and how many claims the
     shard has had, this one included.
+
+    alone: too many workers died on the shard, so this is one image of it, and nothing else is to
+    run in the process: its next death is blamed on this image.
     """
 
     answer: ClaimAnswer
     lease: Lease | None = None
     indices: tuple[int, ...] = ()
     attempt: int = 0
+    alone: bool = False
 
 
 class Beat(enum.StrEnum):
@@ -240,8 +255,8 @@ class Ledger(Protocol):
         """Enter a job, active, with these images done already; True if it is new.
 
         False if it is there with the same plan: submitting again continues it (a cancelled job is
-        made active again, `done` is added). Raises `JobConflictError` if its plan is another, and
-        `ValueError` if one of `done` is no image of the job.
+        made active again, `done` is added, its webhook is the new one). Raises `JobConflictError`
+        if its plan is another, and `ValueError` if one of `done` is no image of the job.
         """
         ...
 
@@ -333,6 +348,23 @@ class Ledger(Protocol):
     def settled_jobs(self) -> list[str]:
         """Active or paused jobs whose every image is settled: their `done.json` is to be written,
         then `set_state(DONE)`.
+        """
+        ...
+
+    def take_notice(self, hold_s: float) -> Notice | None:
+        """The job's end that a webhook is to be told next, if one is due; nobody else gets it for
+        so long.
+
+        A job with a webhook has a notice from its end (done or cancelled) on, until `end_notice`
+        or until it goes on.
+        """
+        ...
+
+    def end_notice(self, notice: Notice, again_after_s: float | None = None) -> None:
+        """The webhook was told, or never will be; or it is to be told again after so long.
+
+        Nothing happens if the job went on since, nor if it is to be told again, but somebody else
+        has taken or ended the notice.
         """
         ...
 

@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from jobs.errors import JobConflictError, NotFoundError
 from jobs.ledger.base import (
@@ -24,6 +25,7 @@ from jobs.ledger.base import (
     JobStatus,
     Lease,
     NewJob,
+    Notice,
     Shard,
     WorkerInfo,
     event_order,
@@ -62,11 +64,11 @@ class MemoryLedger:
                     f"({known.new.plan[:12]}…, not {job.plan[:12]}…); "
                     "choose another name for the job"
                 )
+            known.new = replace(known.new, webhook=job.webhook)
             for index in indices:
                 known.finish(index)
             if known.state == JobState.CANCELLED:
-                known.state, known.ended_s = JobState.ACTIVE, None
-                known.let_open_wait()
+                known.go_on()
                 self._tell(known, "active")
             if indices:
                 for number in range(len(job.shard_ends)):
@@ -99,9 +101,7 @@ class MemoryLedger:
                 return job.state
             job.state = state
             if state in (JobState.DONE, JobState.CANCELLED):
-                job.ended_s = self._clock()
-                job.waiting.clear()
-                job.published.clear()
+                job.end(self._clock())
             counts = {"done": job.done, "failed": len(job.failures)}
             self._tell(job, state, **counts if state == JobState.DONE else {})
             return state
@@ -112,8 +112,7 @@ class MemoryLedger:
             if not job.failures and job.state in (JobState.ACTIVE, JobState.DONE):
                 return 0
             count = job.unfail()
-            job.state, job.ended_s = JobState.ACTIVE, None
-            job.let_open_wait()
+            job.go_on()
             self._tell(job, "retried", images=count)
             return count
 
@@ -177,7 +176,7 @@ class MemoryLedger:
         lease = Lease(job.new.job_id, shard, next(self._fences), owner)
         job.held[shard] = Held(lease, single, self._clock() + self.lease_s)
         self._tell(job, "claimed", shard=shard, owner=owner, attempt=attempt)
-        return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt)
+        return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt, single is not None)
 
     def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
         beats = []
@@ -256,6 +255,32 @@ class MemoryLedger:
         going = (JobState.ACTIVE, JobState.PAUSED)
         with self._lock:
             return sorted(i for i, job in self._jobs.items() if job.state in going and job.settled)
+
+    def take_notice(self, hold_s: float) -> Notice | None:
+        with self._lock:
+            now = self._clock()
+            due = [
+                (job.notice_s, job_id)
+                for job_id, job in self._jobs.items()
+                if job.notice_s is not None and job.notice_s <= now
+            ]
+            if not due:
+                return None
+            job = self._jobs[min(due)[1]]
+            assert job.ended_s is not None
+            job.notice_s = now + hold_s
+            job.notices += 1
+            return Notice(job.new.job_id, job.ended_s, job.notices)
+
+    def end_notice(self, notice: Notice, again_after_s: float | None = None) -> None:
+        with self._lock:
+            job = self._jobs.get(notice.job_id)
+            if job is None or job.notice_s is None or job.ended_s != notice.ended_s:
+                return
+            if again_after_s is None:
+                job.notice_s = None
+            elif job.notices == notice.attempt:
+                job.notice_s = self._clock() + again_after_s
 
     def lock(self, name: str, owner: str, ttl_s: float) -> bool:
         with self._lock:

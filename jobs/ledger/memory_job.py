@@ -26,13 +26,16 @@ class Held:
 @dataclass
 class MemoryJob:
     """Shards of a job that is not cancelled and have images to do are in exactly one of waiting,
-    published and held. deaths are of shards, image_deaths of images that ran alone.
+    published and held. deaths are of shards, image_deaths of images that ran alone. notice_s: when
+    the webhook is to be told of the job's end; notices: how often that was tried.
     """
 
     new: NewJob
     created_s: float
     state: JobState = JobState.ACTIVE
     ended_s: float | None = None
+    notice_s: float | None = None
+    notices: int = 0
     evaluated: int = 0
     done: int = 0
     failures: dict[int, Failure] = field(default_factory=dict)
@@ -81,6 +84,19 @@ class MemoryJob:
             created_s=self.created_s,
             ended_s=self.ended_s,
         )
+
+    def end(self, now_s: float) -> None:
+        """It is done or cancelled."""
+        self.ended_s = now_s
+        self.waiting.clear()
+        self.published.clear()
+        if self.new.webhook:
+            self.notice_s, self.notices = now_s, 0
+
+    def go_on(self) -> None:
+        """It is active again."""
+        self.state, self.ended_s, self.notice_s = JobState.ACTIVE, None, None
+        self.let_open_wait()
 
     # Images
 

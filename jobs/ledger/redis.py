@@ -30,6 +30,7 @@ from jobs.ledger.base import (
     JobStatus,
     Lease,
     NewJob,
+    Notice,
     Shard,
     WorkerInfo,
     event_order,
@@ -72,7 +73,6 @@ class RedisLedger:
             "store": job.store,
             "model": job.model,
             "priority": job.priority,
-            "webhook": job.webhook or "",
             "quality": job.quality,
             "shards": len(job.shard_ends),
             "total": job.total,
@@ -86,6 +86,7 @@ class RedisLedger:
             packing.pack_bounds(job.shard_ends),
             packing.open_shards(bitmap, job.shard_ends),
             int(uploaded),
+            job.webhook or "",
             *(part for pair in record.items() for part in pair),
         )
         if answer == b"conflict":
@@ -200,10 +201,9 @@ class RedisLedger:
             raise
         if answer != b"run":
             return Claim(ClaimAnswer(answer.decode()))
-        fence, attempt, *indices = run
-        return Claim(
-            ClaimAnswer.RUN, Lease(job_id, shard, int(fence), owner), tuple(indices), attempt
-        )
+        fence, attempt, alone, *indices = run
+        lease = Lease(job_id, shard, int(fence), owner)
+        return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt, bool(alone))
 
     def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
         args: list[str | int] = []
@@ -237,6 +237,17 @@ class RedisLedger:
     def settled_jobs(self) -> list[str]:
         jobs = self._server.ask(lambda client: client.smembers(f"{PREFIX}settled"))
         return sorted(job.decode() for job in jobs)
+
+    def take_notice(self, hold_s: float) -> Notice | None:
+        answer = self._server.run("take_notice", _token(), _us(hold_s))
+        if answer is None:
+            return None
+        job_id, ended, attempt = answer
+        return Notice(job_id.decode(), int(ended) / 1e6, attempt)
+
+    def end_notice(self, notice: Notice, again_after_s: float | None = None) -> None:
+        again = "" if again_after_s is None else _us(again_after_s)
+        self._server.run("end_notice", notice.job_id, _us(notice.ended_s), notice.attempt, again)
 
     def lock(self, name: str, owner: str, ttl_s: float) -> bool:
         return bool(self._server.run("lock", name, owner, max(1, round(ttl_s * 1000))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from jobs.errors import StoreError
@@ -11,14 +12,18 @@ from jobs.storage.base import ObjectInfo, Store
 from jobs.storage.keys import JobKeys
 from jobs.storage.local import LocalStore
 
+if TYPE_CHECKING:
+    from jobs.storage.s3_address import S3Access
+
 __all__ = ["JobKeys", "LocalStore", "ObjectInfo", "Store", "open_store"]
 
 
-def open_store(url: str, *, endpoint: str | None = None) -> Store:
+def open_store(url: str, *, endpoint: str | None = None, access: S3Access | None = None) -> Store:
     """The store at `url`: a folder's path, `file:///…` or `s3://bucket/prefix`.
 
     Nothing is created or contacted yet. endpoint: the server of an s3 address, `http://host:port`;
-    None leaves it to AWS_ENDPOINT_URL and the AWS configuration. Raises `StoreError`.
+    None leaves it to AWS_ENDPOINT_URL and the AWS configuration. access: an s3 address's server
+    together with the key to it, instead of all of these. Raises `StoreError`.
     """
     if not url.strip():
         raise StoreError("the store's address is empty; give a folder or s3://bucket/prefix")
@@ -35,7 +40,7 @@ def open_store(url: str, *, endpoint: str | None = None) -> Store:
         from jobs.storage.s3_address import S3Address, check_endpoint
 
         address = S3Address.parse(url)
-        return S3Store(address, endpoint if endpoint is None else check_endpoint(endpoint))
+        return S3Store(address, endpoint if endpoint is None else check_endpoint(endpoint), access)
     # Without the rest of the address, which may hold a password.
     raise StoreError(
         f"no store is known for {scheme}://; give a folder, or s3://bucket/prefix with the "

@@ -19,7 +19,7 @@ from botocore.parsers import ResponseParserError
 
 from jobs.storage.base import ObjectInfo, check_prefix, is_key
 from jobs.storage.keys import content_type as type_of
-from jobs.storage.s3_address import S3Address
+from jobs.storage.s3_address import S3Access, S3Address
 from jobs.storage.s3_client import Clients, is_aws
 from jobs.storage.s3_errors import FAILURES, Failure, error_code, may_pass, status
 from jobs.storage.s3_first import PUT_ID, honours_if_none_match, new_put_id, put_first
@@ -65,10 +65,14 @@ class S3Store:
     The object's sha256 is kept in its metadata, whose names are in lower case.
     """
 
-    def __init__(self, address: S3Address, endpoint: str | None = None) -> None:
-        """endpoint: `http://host:port`; None leaves it to the AWS configuration."""
+    def __init__(
+        self, address: S3Address, endpoint: str | None = None, access: S3Access | None = None
+    ) -> None:
+        """endpoint: `http://host:port`; None leaves it to the AWS configuration. access: instead
+        of all that.
+        """
         self.address = address
-        self._clients = Clients(endpoint)
+        self._clients = Clients(endpoint, access)
         self._probing = threading.Lock()
         self._conditional: bool | None = None  # whether If-None-Match is honoured, once known
         self._reached = False

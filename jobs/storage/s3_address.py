@@ -6,7 +6,7 @@ Whatever looks like a password in an address is refused, and never repeated in t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from jobs.errors import StoreError
@@ -72,6 +72,15 @@ class S3Address:
                 "store's prefix"
             )
         return name
+
+
+@dataclass(frozen=True)
+class S3Access:
+    """A server and the key to it, for a store that does not go by the AWS configuration."""
+
+    endpoint: str
+    key_id: str
+    secret: str = field(repr=False)
 
 
 def _is_bucket(name: str) -> bool:

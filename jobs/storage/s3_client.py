@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
-from jobs.storage.s3_address import check_endpoint
+from jobs.storage.s3_address import S3Access, check_endpoint
 from jobs.storage.s3_errors import configuration_error
 
 if TYPE_CHECKING:
@@ -27,9 +27,12 @@ CONNECTIONS = 32
 class Clients:
     """Clients that differ in their patience. Nothing is contacted; for use from many threads."""
 
-    def __init__(self, endpoint: str | None) -> None:
-        """endpoint: None leaves it to AWS_ENDPOINT_URL and the AWS configuration."""
-        self._endpoint = endpoint
+    def __init__(self, endpoint: str | None, access: S3Access | None = None) -> None:
+        """endpoint: None leaves it to AWS_ENDPOINT_URL and the AWS configuration. access: goes
+        before the endpoint and the environment's credentials.
+        """
+        self._endpoint = endpoint if access is None else access.endpoint
+        self._access = access
         self._lock = threading.Lock()
         self._session: boto3.Session | None = None
         self._clients: dict[int, S3Client] = {}
@@ -51,7 +54,7 @@ class Clients:
         # Below, botocore writes whole requests with their signatures and session tokens.
         logging.getLogger("botocore").setLevel(logging.WARNING)
         if self._session is None:
-            self._session = boto3.Session()
+            self._session = boto3.Session(**_session_options(self._access))
         # Buckets are named in the path, not in the host, where the endpoint is not that of AWS:
         # botocore does so unless ~/.aws/config says otherwise.
         config = Config(
@@ -62,10 +65,21 @@ class Clients:
             # Newer checksums than these are what many S3-compatible servers refuse.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
+            proxies=None if self._access is None else {},  # it is on this machine
         )
         client = self._session.client("s3", endpoint_url=self._endpoint, config=config)
         check_endpoint(client.meta.endpoint_url)  # so that messages can name it
         return client
+
+
+def _session_options(access: S3Access | None) -> dict[str, Any]:
+    if access is None:
+        return {}
+    return {
+        "aws_access_key_id": access.key_id,
+        "aws_secret_access_key": access.secret,
+        "region_name": "us-east-1",
+    }
 
 
 def is_aws(client: S3Client) -> bool:

@@ -3,6 +3,9 @@
 Model evaluation: the UNet at v1 size, one 512×512 image with guidance (2 rows), bfloat16, seeded
 random weights, eager; the peer is diffusers' `UNet2DConditionModel` as it comes. Runs alternate,
 medians are compared. Peak memory: each side alone in a process of its own.
+
+Then what no peer has: the control plane (`tests.bench.control_plane`) and how well storing overlaps
+rendering (`tests.bench.overlap`), some ten minutes together; `--only peer` leaves them out.
 """
 
 from __future__ import annotations
@@ -92,16 +95,23 @@ def compared(values: dict[str, float], digits: int) -> dict[str, float]:
     return rounded | {"ratio": round(values["sdbatch"] / values["diffusers"], 3)}
 
 
+def of_module(name: str) -> object:
+    """What a module of this package reports."""
+    command = [sys.executable, "-m", f"tests.bench.{name}"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7, help="of each side")
     parser.add_argument("--peak", choices=SIDES, help="print this side's peak memory in bytes")
+    parser.add_argument("--only", choices=["peer"], help="leave out the other modules")
     args = parser.parse_args()
     if args.peak:
         print(peak_memory(args.peak))
         return
     peaks = {side: in_fresh_process(side) / 2**20 for side in SIDES}
-    report = {
+    report: dict[str, object] = {
         "machine": {
             "cpus": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -110,6 +120,8 @@ def main() -> None:
         "evaluation_s": compared(time_evaluations(args.runs), 4),
         "peak_memory_mib": compared(peaks, 0),
     }
+    if args.only is None:
+        report |= {name: of_module(name) for name in ("control_plane", "overlap")}
     print(json.dumps(report, indent=2))
 
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from jobs.errors import SdbatchError
 from jobs.ledger import packing
-from jobs.ledger.base import Beat, ClaimAnswer, JobState, Lease, Ledger
+from jobs.ledger.base import Beat, ClaimAnswer, JobState, Lease, Ledger, Notice
 from jobs.ledger.memory import MemoryLedger
 from jobs.ledger.redis import RedisLedger
 from tests.ledgers import Clock, failure, new_job, run_out
@@ -39,7 +39,7 @@ MOST_SHARDS, MOST_IMAGES = 4, 14
 
 class LedgerMachine(RuleBasedStateMachine):
     """memory is what redis is compared with. leases: one of each ledger for every claim granted,
-    also those lost since.
+    also those lost since; notices: likewise, for every one taken.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -50,6 +50,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.memory = MemoryLedger(self.clock)
         self.redis = RedisLedger(client)
         self.leases: list[tuple[Lease, Lease]] = []
+        self.notices: list[tuple[Notice, Notice]] = []
         self.layouts: dict[str, list[int]] = {}
 
     def both(self, ask: Callable[[Any], Any]) -> Any:
@@ -78,7 +79,8 @@ class LedgerMachine(RuleBasedStateMachine):
         done=st.sets(st.integers(0, MOST_IMAGES - 1), max_size=MOST_IMAGES),
     )
     def create(self, job_id: str, layout: list[int], done: set[int]) -> None:
-        job = new_job(job_id, layout, plan=f"{LAYOUTS.index(layout)}" * 64)
+        plan, webhook = f"{LAYOUTS.index(layout)}" * 64, "https://a" if job_id == "a" else None
+        job = new_job(job_id, layout, plan=plan, webhook=webhook)
         if self.both_may_fail(lambda ledger: ledger.create(job, done=done)) is True:
             self.layouts[job_id] = layout
 
@@ -194,6 +196,24 @@ class LedgerMachine(RuleBasedStateMachine):
             self.both(lambda ledger: ledger.lock("reconcile", owner, 3600))
         else:
             self.both(lambda ledger: ledger.unlock("reconcile", owner))
+
+    @rule(hold_s=st.sampled_from([0, 3600]))
+    def take_notice(self, hold_s: float) -> None:
+        self.clock.now_s += 0.001
+        old, new = (ledger.take_notice(hold_s) for ledger in (self.memory, self.redis))
+        if old is None or new is None:
+            assert old == new
+            return
+        self.same((old.job_id, old.attempt), (new.job_id, new.attempt))
+        self.notices.append((old, new))
+
+    @precondition(lambda self: self.notices)
+    @rule(data=st.data(), again_after_s=st.sampled_from([None, 0, 3600]))
+    def end_notice(self, data: st.DataObject, again_after_s: float | None) -> None:
+        old, new = data.draw(st.sampled_from(self.notices))
+        self.clock.now_s += 0.001
+        self.memory.end_notice(old, again_after_s)
+        self.redis.end_notice(new, again_after_s)
 
     # What is always true
 

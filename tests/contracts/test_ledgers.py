@@ -24,6 +24,7 @@ from jobs.ledger.base import (
     Lease,
     Ledger,
     NewJob,
+    Notice,
     Shard,
     WorkerInfo,
     given_up,
@@ -736,6 +737,17 @@ class TestExpire:
         assert ledger.claim("job", 1, "w1").answer == ClaimAnswer.DONE
         assert shards(ledger) == (2, 0, 0)
 
+    def test_images_are_to_be_alone_once_they_go_one_by_one(self, ledger):
+        ledger.create(new_job())
+        for _ in range(MOST_DEATHS):
+            claim = ledger.claim("job", 1, "w1")
+            assert (claim.indices, claim.alone) == ((4, 5, 6, 7), False)
+            run_out(ledger, claim.lease)
+            ledger.expire()
+        claim = ledger.claim("job", 1, "w1")
+        assert (claim.indices, claim.alone) == ((4,), True)
+        assert not ledger.claim("job", 0, "w1").alone
+
     def test_a_poison_image_is_the_last_one(self, ledger):
         ledger.create(new_job(ends=[1]))
         for _ in range(2 * MOST_DEATHS - 1):
@@ -819,6 +831,118 @@ class TestLocks:
         assert world.ledger.lock("reconcile", "w1", 0.05)
         world.eventually(lambda: world.ledger.lock("reconcile", "w2", 60), "the lock's end")
         assert world.ledger.lock("reconcile", "w1", 60) is False
+
+
+HOOK = "https://example.com/hook"
+
+
+def end(ledger: Ledger, job_id: str = "job", **values: object) -> None:
+    """A job with a webhook is entered and done."""
+    ledger.create(new_job(job_id, **({"webhook": HOOK} | values)), done=range(10))
+    assert ledger.set_state(job_id, JobState.DONE) == JobState.DONE
+
+
+class TestNotices:
+    def test_of_a_job_that_is_done(self, ledger):
+        ledger.create(new_job(webhook=HOOK), done=range(10))
+        ledger.set_state("job", JobState.PAUSED)
+        assert ledger.take_notice(60) is None
+        ledger.set_state("job", JobState.DONE)
+        notice = ledger.take_notice(60)
+        assert notice == Notice("job", ledger.status("job").ended_s, 1)
+        assert ledger.take_notice(60) is None  # it is held
+        ledger.end_notice(notice)
+        ledger.end_notice(notice)
+        ledger.end_notice(notice, again_after_s=0)  # too late
+        assert ledger.take_notice(60) is None
+
+    def test_of_a_cancelled_job(self, ledger):
+        ledger.create(new_job(webhook=HOOK))
+        ledger.set_state("job", JobState.CANCELLED)
+        ledger.set_state("job", JobState.CANCELLED)
+        assert ledger.take_notice(60).job_id == "job"
+        assert ledger.take_notice(60) is None
+
+    def test_not_of_a_job_without_a_webhook(self, ledger):
+        end(ledger, webhook=None)
+        assert ledger.take_notice(60) is None
+
+    def test_a_webhook_that_is_submitted_later(self, ledger):
+        ledger.create(new_job(), done=range(10))
+        ledger.create(new_job(webhook=HOOK))
+        assert ledger.status("job").webhook == HOOK
+        ledger.set_state("job", JobState.DONE)
+        assert ledger.take_notice(60) is not None
+
+    def test_again_after_a_while(self, world):
+        end(world.ledger)
+        world.ledger.end_notice(world.ledger.take_notice(60), again_after_s=0.05)
+        assert world.ledger.take_notice(60) is None
+        again = world.eventually(lambda: world.another().take_notice(60), "the notice")
+        assert again.attempt == 2
+        world.ledger.end_notice(again, again_after_s=3600)
+        world.moment()
+        assert world.ledger.take_notice(60) is None
+
+    def test_of_a_sender_that_died(self, world):
+        end(world.ledger)
+        lost = world.ledger.take_notice(0.05)
+        notice = world.eventually(lambda: world.ledger.take_notice(60), "the notice")
+        assert notice == Notice("job", lost.ended_s, 2)
+        world.ledger.end_notice(lost, again_after_s=0)  # it is somebody else's now
+        world.moment()
+        assert world.ledger.take_notice(60) is None
+        world.ledger.end_notice(lost)  # but whoever has told the webhook has told it
+        world.ledger.end_notice(notice, again_after_s=0)
+        world.moment()
+        assert world.ledger.take_notice(60) is None
+
+    @pytest.mark.parametrize("how", ["retry", "create", "forget"])
+    def test_of_a_job_that_goes_on(self, world, how):
+        ledger = world.ledger
+        ledger.create(new_job(webhook=HOOK), done=range(9))
+        ledger.settle(take(ledger, 2), [], [failure(9)])
+        ledger.set_state("job", JobState.CANCELLED if how == "create" else JobState.DONE)
+        old = ledger.take_notice(0)
+        if how == "retry":
+            assert ledger.retry("job") == 1
+        elif how == "forget":
+            ledger.forget("job")
+        if how != "retry":
+            ledger.create(new_job(webhook=HOOK))
+        world.moment()
+        ledger.end_notice(old, again_after_s=0)
+        world.moment()
+        assert ledger.take_notice(60) is None
+        ledger.create(new_job(webhook=HOOK), done=range(10))
+        assert ledger.set_state("job", JobState.DONE) == JobState.DONE
+        ledger.end_notice(old)  # another end
+        new = ledger.take_notice(60)
+        assert new == Notice("job", ledger.status("job").ended_s, 1)
+        assert new.ended_s > old.ended_s
+
+    def test_the_first_that_is_due_comes_first(self, world):
+        for job_id in ("c", "a", "b"):
+            end(world.ledger, job_id)
+            world.moment()
+        taken = [world.ledger.take_notice(60) for _ in range(3)]
+        assert [notice.job_id for notice in taken] == ["c", "a", "b"]
+        world.ledger.end_notice(taken[1], again_after_s=0)
+        world.moment()
+        assert world.ledger.take_notice(60).job_id == "a"
+
+    def test_each_is_taken_once(self, world):
+        for number in range(20):
+            end(world.ledger, f"job-{number:02d}")
+        world.moment()
+
+        def take_all(_: int) -> list[str]:
+            ledger = world.another()
+            return [notice.job_id for notice in iter(lambda: ledger.take_notice(60), None)]
+
+        with ThreadPoolExecutor(4) as pool:
+            taken = [job_id for jobs in pool.map(take_all, range(4)) for job_id in jobs]
+        assert sorted(taken) == [f"job-{number:02d}" for number in range(20)]
 
 
 class TestLooking:

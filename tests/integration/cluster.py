@@ -1,30 +1,50 @@
-"""A cluster on loopback for tests: a real Valkey, real worker processes, a store in a folder."""
+"""A cluster on loopback for tests: a real Valkey, real worker processes, a store."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.errors import LedgerError
 from jobs.ledger import open_ledger
 from jobs.ledger.base import JobState, JobStatus
+from jobs.manifest import load_manifest
 from jobs.records import read_records
-from jobs.storage import JobKeys, LocalStore
+from jobs.storage import JobKeys, LocalStore, Store
 from tests.servers import Valkey, wait_for
 
 LEASE_S = 3.0
 
 
 class Cluster:
-    """model: a checkpoint, called odd in the workers' model list."""
+    """model: a checkpoint, called odd in the workers' model list.
 
-    def __init__(self, folder: Path, valkey: Valkey, model: Path) -> None:
+    store: the folder `out` unless another is given with its address. environ: more variables for
+    all processes. entry: the module that a worker process runs, with its arguments.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        valkey: Valkey,
+        model: Path,
+        *,
+        store: Store | None = None,
+        address: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        entry: tuple[str, ...] = ("jobs.cli", "worker"),
+    ) -> None:
         self.folder = folder
-        self.store = LocalStore(folder / "out")
+        self.store = LocalStore(folder / "out") if store is None else store
+        self._address = str(folder / "out") if address is None else address
+        self._entry = entry
         models = folder / "models.yaml"
         models.write_text(f"odd: {model}\n")
         self.environ = {
@@ -35,6 +55,7 @@ class Cluster:
             "SDBATCH_DTYPE": "float32",
             "SDBATCH_DEVICE": "cpu",
             "SDBATCH_LEASE_S": str(LEASE_S),
+            **(environ or {}),
         }
         self.ledger = open_ledger(valkey.url, lease_s=LEASE_S)
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -49,15 +70,15 @@ class Cluster:
         )
 
     def submit(self, manifest: Path, *options: str) -> None:
-        done = self.command("submit", str(manifest), "--store", str(self.folder / "out"), *options)
+        done = self.command("submit", str(manifest), "--store", self._address, *options)
         assert done.returncode == 0, done.stderr
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self, **environ: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         with log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "jobs.cli", "worker"],
-                env=self.environ,
+                [sys.executable, "-m", *self._entry],
+                env={**self.environ, **environ},
                 stdout=log,
                 stderr=log,
             )
@@ -104,3 +125,32 @@ class Cluster:
                 worker.send_signal(signal.SIGCONT)
                 worker.kill()
             worker.wait()
+
+
+def make_model(folder: Path) -> Path:
+    """A small model with random weights."""
+    from sd_core.weights.export import save_single_file
+    from tests.sd_core.small import ODD, small_model
+
+    path = folder / "odd.safetensors"
+    save_single_file(small_model(ODD), path)
+    return path
+
+
+def undisturbed(manifest: Path, model: Path, folder: Path) -> dict[str, str]:
+    """Image path -> sha256 after a run in one process, without a service."""
+    from tests.worker.test_local import Recorder
+    from worker.local import ModelChoice, run_job
+
+    store = LocalStore(folder)
+    summary = run_job(
+        load_manifest(manifest),
+        ModelChoice("odd", str(model), dtype="float32", device="cpu"),
+        store,
+        observe=lambda: contextlib.nullcontext(Recorder()),
+        status=lambda text: contextlib.nullcontext(),
+        stop=threading.Event(),
+    )
+    return {
+        record["path"]: record["sha256"] for record in read_records(store, JobKeys(summary.job))
+    }

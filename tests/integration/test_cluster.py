@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.manifest import load_manifest
-from jobs.storage import JobKeys, LocalStore
+from jobs.storage import JobKeys
 from sd_core.weights.export import save_single_file
-from tests.integration.cluster import Cluster
+from tests.integration.cluster import Cluster, undisturbed
 from tests.sd_core.small import ODD, small_model
 from tests.servers import wait_for
-from tests.worker.test_local import Recorder
-from worker.local import ModelChoice, run_job
 
 IMAGES = 63
 MANIFEST = """\
@@ -63,25 +58,6 @@ def cluster(tmp_path, valkey, model):
     cluster = Cluster(tmp_path, valkey, model)
     yield cluster
     cluster.close()
-
-
-def undisturbed(manifest, model, folder) -> dict[str, str]:
-    """Image path -> sha256 after a run in one process, without a service."""
-    store = LocalStore(folder)
-    summary = run_job(
-        load_manifest(manifest),
-        ModelChoice("odd", str(model), dtype="float32", device="cpu"),
-        store,
-        observe=lambda: contextlib.nullcontext(Recorder()),
-        status=lambda text: contextlib.nullcontext(),
-        stop=threading.Event(),
-    )
-    cluster = JobKeys(summary.job)
-    return {
-        record["path"]: record["sha256"]
-        for line in store.list(cluster.records_prefix)
-        for record in map(json.loads, store.get(line.key).splitlines())
-    }
 
 
 def check(cluster: Cluster, manifest, model, tmp_path) -> None:

@@ -278,6 +278,16 @@ class TestFull:
         ledger.forget("job")
         assert ledger.jobs() == []
 
+    def test_the_end_of_a_job_is_told(self, full):
+        ledger, client = full
+        client.config_set("maxmemory", 0)
+        ledger.create(new_job("told", webhook="https://example.com"))
+        client.config_set("maxmemory", 1)
+        ledger.set_state("told", JobState.CANCELLED)
+        ledger.end_notice(ledger.take_notice(0), again_after_s=0)
+        ledger.end_notice(ledger.take_notice(0))
+        assert ledger.take_notice(0) is None
+
     def test_it_goes_on_when_there_is_room_again(self, full):
         ledger, client = full
         with pytest.raises(LedgerError):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
 
 import pytest
 
 from jobs.errors import StoreError
-from jobs.ledger.base import JobState, NewJob
+from jobs.ledger.base import MOST_DEATHS, JobState, NewJob, given_up
 from jobs.ledger.memory import MemoryLedger
+from jobs.plan import write_plan
 from jobs.records import Failure, read_failures
 from jobs.storage import JobKeys, LocalStore
+from jobs.task import Task
+from sd_core.spec import Sampling
+from tests.servers import wait_for
+from worker.notify import Notifier
 from worker.reconcile import LOCK_S, LOST_AFTER_S, Reconciler
 
 KEYS = JobKeys("job")
@@ -59,9 +65,9 @@ def queue():
 
 @pytest.fixture
 def reconciler(ledger, queue, tmp_path):
-    def make(owner="w1", store=None):
+    def make(owner="w1", store=None, **options):
         opened = LocalStore(tmp_path) if store is None else store
-        return Reconciler(ledger, queue, lambda _: opened, owner=owner, slots=3)
+        return Reconciler(ledger, queue, lambda _: opened, owner=owner, slots=3, **options)
 
     return make
 
@@ -152,3 +158,56 @@ def test_a_store_that_is_away_leaves_the_end_for_later(reconciler, queue, ledger
     assert ledger.status("job").state is JobState.ACTIVE
     reconciler("w2").round()
     assert ledger.status("job").state is JobState.DONE
+
+
+def give_up(ledger, shard, clock):
+    """Workers die on the only image of the shard until it is given up."""
+    for _ in range(2 * MOST_DEATHS):
+        assert ledger.claim("job", shard, "dead").lease is not None
+        clock.now += 61
+        ledger.expire()
+
+
+def test_images_given_up_get_their_prompt_from_the_plan(reconciler, queue, ledger, clock, tmp_path):
+    store = LocalStore(tmp_path)
+    tasks = [Task(i, f"ring-{i}", f"ring {i}", "", Sampling(seed=100 + i)) for i in range(20)]
+    write_plan(store, KEYS, tasks)
+    one = reconciler()
+    give_up(ledger, 12, clock)
+    assert ledger.failures("job") == [given_up(12)]
+    one.round()
+    settle_all(ledger, queue, one)
+    assert ledger.status("job").state is JobState.DONE
+    seven, twelve = read_failures(store, KEYS)
+    assert seven == Failure(7, "seven", "a ring", 0, "broke")  # what is known stays
+    assert twelve == Failure(12, "ring-12", "ring 12", 112, given_up(12).reason, MOST_DEATHS)
+
+
+def test_a_job_without_its_plan_ends_all_the_same(
+    reconciler, queue, ledger, clock, tmp_path, caplog
+):
+    one = reconciler()
+    give_up(ledger, 12, clock)
+    one.round()
+    settle_all(ledger, queue, one)
+    assert ledger.status("job").state is JobState.DONE
+    assert read_failures(LocalStore(tmp_path), KEYS)[1] == given_up(12)
+    assert "an image that failed has no prompt" in caplog.text
+
+
+def test_the_end_of_a_job_is_told_after_it_is_written(reconciler, queue, ledger, tmp_path):
+    told = []
+
+    class Listening(Notifier):
+        def tell(self, notice):
+            told.append((notice.job_id, LocalStore(tmp_path).head(KEYS.done) is not None))
+            self._ledger.end_notice(notice)
+
+    values = {field: getattr(ledger.status("job"), field) for field in ("name", "plan", "store")}
+    again = NewJob("job", model="demo", shard_ends=range(1, 21), evaluations=20, **values)
+    ledger.create(dataclasses.replace(again, webhook="https://example.com"))
+    one = reconciler(notifier=Listening(ledger))
+    one.round()
+    assert told == []
+    settle_all(ledger, queue, one)
+    wait_for(lambda: told == [("job", True)], "the webhook to be told")

@@ -1,5 +1,5 @@
 -- ARGV: token, job, shard, owner, microseconds of a lease, deaths from which images run one by one.
--- Answers run, fence, attempt and the images | busy | done | paused | cancelled | unknown.
+-- Answers run, fence, attempt, 1 if it is one image alone, and the images | busy | done | paused | cancelled | unknown.
 -- A claim keeps its token: whoever asks again with it gets the same lease, and nobody else does.
 local token, job, shard, owner = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local lease_us, most_deaths = ARGV[5], tonumber(ARGV[6])
@@ -12,7 +12,7 @@ if not state or not start then return {'unknown'} end
 local indices = look(job, start, stop)
 
 local function run(claim, attempt)
-  local answer = {'run', claim.fence, attempt}
+  local answer = {'run', claim.fence, attempt, claim.single == '-' and 0 or 1}
   if claim.single ~= '-' then indices = {tonumber(claim.single)} end
   for _, index in ipairs(indices) do answer[#answer + 1] = index end
   return answer

@@ -1,7 +1,8 @@
 -- Put in front of every script by `jobs/ledger/scripts.py`.
 --
 -- Keys of a job, each `sdbatch:<part>:<job>`:
---   job       hash: what it is, its state, and counts: done, failed, waiting, evaluated, fence
+--   job       hash: what it is, its state, and counts: done, failed, waiting, evaluated, fence,
+--             notices (how often its webhook was tried since it ended)
 --   bounds    0, then for each shard the index after its last image, 4 bytes each, big-endian
 --   done      bitmap of images; failed too, which has none of the done ones
 --   failures  hash: index -> JSON of what went wrong; counts only for images in `failed`
@@ -15,13 +16,15 @@
 -- An open shard of a job that is not cancelled is either waiting, published or claimed.
 --
 -- Keys of the ledger: jobs (zset of ids, by time of creation), settled (set of ids of jobs that only
--- need their end), leases (zset of "shard/job", by expiry), workers (zset of names, by expiry),
--- worker (hash, name -> JSON), lock:<name>, answer:<token> and upload:<token>.
+-- need their end), notices (zset of ids of ended jobs whose webhook is to be told, by when), leases
+-- (zset of "shard/job", by expiry), workers (zset of names, by expiry), worker (hash, name -> JSON),
+-- lock:<name>, answer:<token> and upload:<token>.
 --
 -- Times are microseconds of this server's clock; below 2^53, so exact as Lua's numbers.
 
 local PREFIX = 'sdbatch:'
 local JOBS, SETTLED, LEASES = PREFIX .. 'jobs', PREFIX .. 'settled', PREFIX .. 'leases'
+local NOTICES = PREFIX .. 'notices'
 local WORKERS, WORKER = PREFIX .. 'workers', PREFIX .. 'worker'
 local PARTS = {'job', 'bounds', 'done', 'failed', 'failures', 'open', 'flawed', 'waiting', 'published',
                'claims', 'attempts', 'deaths', 'events'}

@@ -1,8 +1,9 @@
 -- Enter a job, or go on with it. The bitmap of images that are done was uploaded before, so that the
 -- job comes into being whole.
--- ARGV: token, job, plan, bounds, open, 1 if there is an upload, then fields and values of the job.
+-- ARGV: token, job, plan, bounds, open, 1 if there is an upload, webhook, then fields and values of
+-- the job.
 -- Answers: new | there | conflict and the other plan | stale, if the upload has gone meanwhile.
-local token, job, plan, has_upload = ARGV[1], ARGV[2], ARGV[3], ARGV[6] == '1'
+local token, job, plan, has_upload, webhook = ARGV[1], ARGV[2], ARGV[3], ARGV[6] == '1', ARGV[7]
 local record, done, failed = key('job', job), key('done', job), key('failed', job)
 local upload = key('upload', token)
 
@@ -20,7 +21,7 @@ if not known then
   local time = digits(now())
   -- Fences begin at the time, so that those of a job that was forgotten, or wiped, are smaller.
   redis.call('HSET', record, 'plan', plan, 'state', 'active', 'created', time, 'fence', time,
-    'failed', 0, 'evaluated', 0, unpack(ARGV, 7))
+    'failed', 0, 'evaluated', 0, 'webhook', webhook, unpack(ARGV, 8))
   redis.call('SET', key('bounds', job), ARGV[4])
   redis.call('SET', key('open', job), ARGV[5])
   if has_upload then
@@ -46,9 +47,13 @@ if has_upload then
   end
   redis.call('DEL', upload)
 end
+if redis.call('HGET', record, 'webhook') ~= webhook then
+  redis.call('HSET', record, 'webhook', webhook)
+end
 if redis.call('HGET', record, 'state') == 'cancelled' then
   redis.call('HSET', record, 'state', 'active')
   redis.call('HDEL', record, 'ended')
+  redis.call('ZREM', NOTICES, job)
   let_open_wait(job)
   event(job, 'active')
 end

@@ -8,4 +8,5 @@ for _, part in ipairs(PARTS) do
 end
 redis.call('ZREM', JOBS, job)
 redis.call('SREM', SETTLED, job)
+redis.call('ZREM', NOTICES, job)
 return true

@@ -11,8 +11,10 @@ if wanted == 'done' and done + failed < tonumber(total) then return state end
 even_when_full()
 redis.call('HSET', record, 'state', wanted)
 if wanted == 'done' or wanted == 'cancelled' then
-  redis.call('HSET', record, 'ended', digits(now()), 'waiting', 0)
+  local time = digits(now())
+  redis.call('HSET', record, 'ended', time, 'waiting', 0, 'notices', 0)
   redis.call('DEL', key('waiting', job), key('published', job))
+  if redis.call('HGET', record, 'webhook') ~= '' then redis.call('ZADD', NOTICES, time, job) end
 end
 review_job(job)
 if wanted == 'done' then

@@ -1,0 +1,1 @@
+"""`sdbatch local`: ledger, store and workers as processes of one machine, on loopback."""
