@@ -6,7 +6,10 @@ measured or tested in this project ran on CPUs.
 
 from __future__ import annotations
 
+import os
+
 import torch
+from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The names that `resolve_dtype` takes, besides "auto"."""
@@ -62,3 +65,43 @@ def _cpu_multiplies_bfloat16() -> bool:
     # Older torch only has private questions, and not all of them in every version.
     asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device's own memory; of the machine's, for a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def release_memory(device: torch.device) -> None:
+    """Gives back what the allocator keeps for later; to be called after it ran out."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class CopyOut:
+    """Tensors on their way to the CPU. From a GPU they are copied into pinned memory while it works
+    on; what is on the CPU is there already.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._tensors = tensors
+        if tensors[0].device.type == "cuda":
+            self._tensors = tuple(
+                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+                for t in tensors
+            )
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensors[0].device))
+
+    @property
+    def ready(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def result(self) -> tuple[Tensor, ...]:
+        """The tensors on the CPU; waits for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensors

@@ -1,12 +1,13 @@
 """In-flight batching: images of any sampler, step count and guidance share the device.
 
-One thread owns the model. At every tick it gives the batch of one latent shape one evaluation of
-the UNet, moves its trajectories over one row of their tables, retires the finished ones and admits
-waiting ones. An image is two rows of the batch, one with guidance 1.0.
+One thread owns the model. At every tick it chooses the images of the next batch (`lineup`), gives
+them one evaluation of the UNet, moves each over one row of its table, and decodes the finished. An
+image is two rows of the batch, one with guidance 1.0. It joins and leaves between any two
+evaluations, so urgent work waits for one evaluation and one decode at most.
 
-Batches are padded to a fixed row count for each latent shape, and text and images are encoded and
-decoded one by one. The kernels' results then depend on the shapes alone, so an image's bytes are
-the same whatever it ran with.
+Batches of exact images are padded to a fixed row count for each latent shape, and text and images
+are encoded and decoded at fixed batch sizes. The kernels' results then depend on the shapes alone,
+so an image's bytes are the same whatever it ran with.
 """
 
 from __future__ import annotations
@@ -14,125 +15,49 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from sd_core.device import total_memory
+from sd_core.lineup import Choice, Lineup
+from sd_core.memory import Capacity
 from sd_core.model import LatentDiffusion
-from sd_core.noise import draw_noise, generator_for
-from sd_core.samplers import step_table
-from sd_core.spec import LATENT_FACTOR, Sampling
-from sd_core.trajectory import (
-    Inpainting,
-    Trajectory,
-    advance,
-    from_latents,
-    from_noise,
-    guide,
+from sd_core.request import (
+    Batch,
+    EngineClosedError,
+    OnBatch,
+    OnStep,
+    Rendered,
+    Request,
+    Suspended,
 )
+from sd_core.rows import MOST_ROWS, Rows, batch_rows
+from sd_core.spec import Sampling
+from sd_core.stages import Flight, Landing, Stages
 
-Pixels = NDArray[np.uint8]
-OnStep = Callable[[int, int], None]
+__all__ = [
+    "MOST_ROWS",
+    "Batch",
+    "Engine",
+    "EngineClosedError",
+    "Rendered",
+    "Request",
+    "Suspended",
+    "batch_rows",
+]
 
-CONTEXTS_KEPT = 512  # encoded prompts; at v1 size about 240 kB each in float32
-# Latent pixels a batch holds, and its most rows, by device. A CPU gains nothing from more once its
-# cores are busy: two rows of a 512×512 image, or many of a small one.
-BATCH_LATENT_PIXELS = {"cpu": 2 * 64 * 64, "cuda": 16 * 64 * 64}
-MOST_ROWS = 16
-
-PAINT_ANEW = 128  # mask values from here on are painted anew
-
-
-class EngineClosedError(RuntimeError):
-    """The engine takes no more requests, or stopped before this one was finished."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One image to render.
-
-    init_image: (H, W, 3) uint8 of exactly the sampling's size, for img2img.
-    mask: (H, W) uint8 of that size, with an init image: white is painted anew, the rest is kept
-        to the pixel.
-    """
-
-    prompt: str
-    sampling: Sampling
-    negative: str = ""
-    init_image: Pixels | None = None
-    mask: Pixels | None = None
-
-    def __post_init__(self) -> None:
-        size = (self.sampling.height, self.sampling.width)
-        if self.init_image is not None and self.init_image.shape != (*size, 3):
-            raise ValueError(f"init image is {self.init_image.shape}, not {(*size, 3)}")
-        if self.mask is not None and self.init_image is None:
-            raise ValueError("a mask goes with an init image")
-        if self.mask is not None and self.mask.shape != size:
-            raise ValueError(f"mask is {self.mask.shape}, not {size}")
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A finished image: pixels (3, H, W) float32 in [-1, 1] on the CPU.
-
-    evaluations: of the UNet. seconds: from admission to the last pixel; shared with neighbours.
-    """
-
-    pixels: Tensor
-    evaluations: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One evaluation of the model that was made.
-
-    rows_used: rows that held an image. rows: all of them, padding included. seconds: as the
-    engine's thread saw it; a device that works in the background may still be at it.
-    """
-
-    rows_used: int
-    rows: int
-    seconds: float
-
-
-OnBatch = Callable[[Batch], None]
-
-
-@dataclass
-class _Flight:
-    """A request on its way: waiting without a trajectory, then with one."""
-
-    request: Request
-    future: Future[Rendered]
-    on_step: OnStep | None
-    trajectory: Trajectory | None = None
-    contexts: list[Tensor] = field(default_factory=list)
-    admitted: float = 0.0
-
-    @property
-    def rows(self) -> int:
-        return 1 if self.request.sampling.guidance == 1.0 else 2
-
-
-def batch_rows(device: str, shape: tuple[int, int]) -> int:
-    """Row count of batches of this latent shape (h, w): fixed, so that images are reproducible."""
-    fitting = BATCH_LATENT_PIXELS[device] // (shape[0] * shape[1])
-    return max(2, min(MOST_ROWS, fitting // 2 * 2))
+MOST_WAIT_TICKS = 4
+"""A finished image waits so many evaluations for others to be decoded with, where that helps."""
 
 
 class Engine:
     """Renders requests on one device. A context manager; `close` is safe to call twice.
 
-    rows: batch rows for every latent shape, at least 2; by default `batch_rows` decides.
+    rows: batch rows for every latent shape, at least 2; by default `batch_rows` decides, and fewer
+        where the device's memory holds fewer.
     on_batch: called on the engine's thread after each evaluation; it must return at once and not
         raise.
     """
@@ -143,31 +68,64 @@ class Engine:
         if rows is not None and rows < 2:
             raise ValueError(f"rows {rows} does not hold an image with guidance; at least 2")
         self.model = model
-        self._rows = rows
+        capacity = Capacity(
+            model.spec,
+            str(model.device),
+            total_memory(model.device),
+            sum(weight.nbytes for weight in model.parameters()),
+            model.dtype.itemsize,
+        )
+
+        def fixed(shape: tuple[int, int]) -> int:
+            most = batch_rows(model.device.type, shape) if rows is None else rows
+            return max(2, min(most, capacity.rows(shape) // 2 * 2))
+
+        self._rows = Rows(model.device.type, fixed)
+        self._stages = Stages(model, self._rows, capacity)
+        self._lineup: Lineup[Flight] = Lineup(fixed)
         self._on_batch = on_batch
-        self._inbox: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
-        self._waiting: deque[_Flight] = deque()
-        self._flying: OrderedDict[tuple[int, int], list[_Flight]] = OrderedDict()
-        self._contexts: OrderedDict[str, Tensor] = OrderedDict()
+        self._inbox: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
+        self._line: list[Flight] = []  # not finished yet, waiting ones too
+        self._landed: deque[tuple[int, Flight]] = deque()  # to decode, since which tick
+        self._leaving: deque[Landing] = deque()  # decoded, on their way to the CPU
+        self._ticks = 0
+        self._step_s = 0.0  # of the last evaluation
+        self._arrived = 0
+        self._open = True
         self._closed = False
         self._drop = False
+        self._suspending: dict[Future[Rendered], float] = {}  # with their grace
         self._progressed_at: float | None = None  # None while there is nothing to do
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the inbox's order, `_closed` and `_suspending`
         self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, *, on_step: OnStep | None = None) -> Future[Rendered]:
+    def submit(
+        self, request: Request, *, on_step: OnStep | None = None, state: bytes | None = None
+    ) -> Future[Rendered]:
         """Queues an image. `future.cancel()` takes effect between two steps.
 
         on_step: called on the engine's thread after each evaluation with (done, all); it must
-        return at once. The future's exception is whatever rendering raised; other images go on.
+        return at once. state: continue from there, of `Suspended`; the future's exception is a
+        `StateError` if it is not of this request, model and kind of device. The future's exception
+        is whatever rendering raised; other images go on.
         """
-        flight = _Flight(request, Future(), on_step)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed")
+            self._arrived += 1
+            flight = Flight(request, Future(), on_step, self._arrived, state)
             self._inbox.put(flight)
         return flight.future
+
+    def suspend(self, futures: Iterable[Future[Rendered]], *, grace_s: float = 0.0) -> None:
+        """Ends these images between two steps with a `Suspended` that holds where they were; those
+        that never began are cancelled. What has only to be decoded still is.
+
+        grace_s: images that seem to end within so long are left alone.
+        """
+        with self._lock:
+            self._suspending |= dict.fromkeys(futures, grace_s)
 
     def close(self, *, cancel: bool = False) -> None:
         """Finishes what was submitted (or, with cancel, drops it between steps) and stops."""
@@ -186,10 +144,8 @@ class Engine:
         self.close(cancel=kind is not None)
 
     def rows_of(self, sampling: Sampling) -> int:
-        """Row count of the batches that an image of this size runs in."""
-        if self._rows is not None:
-            return self._rows
-        return batch_rows(self.model.device.type, sampling.latent_shape)
+        """Row count of the exact batches that an image of this size runs in."""
+        return self._rows.of(sampling.latent_shape)
 
     @property
     def alive(self) -> bool:
@@ -197,8 +153,8 @@ class Engine:
         return self._thread.is_alive()
 
     def stalled_s(self) -> float:
-        """Seconds since work last moved on (an image admitted, a batch evaluated, an image
-        decoded); 0 without work.
+        """Seconds since work last moved on (an image begun, a batch evaluated, an image decoded);
+        0 without work.
         """
         progressed_at = self._progressed_at
         return 0.0 if progressed_at is None else max(0.0, time.monotonic() - progressed_at)
@@ -212,212 +168,180 @@ class Engine:
             # Whatever went wrong in here, nobody may wait for ever.
             with self._lock:
                 self._closed = True
-            self._receive(True, block=False)
+            self._receive(block=False)
             for flight in self._everything():
-                if flight.future.set_running_or_notify_cancel():
-                    flight.future.set_exception(error)
+                _fail(flight, error)
             raise
         finally:
             self._progressed_at = None
 
     def _serve(self) -> None:
-        open_ = True
-        while open_ or self._waiting or self._flying:
-            open_ = self._receive(open_)
+        while self._open or self._busy:
+            self._receive()
             if self._drop:
-                self._abandon()
+                for flight in self._everything():
+                    flight.future.cancel()
                 continue
-            self._admit()
-            if self._flying:
-                self._tick()
+            self._leave()
+            choice = self._next_batch()
+            self._deliver(wait=choice is None and not self._landed)
+            if choice is not None:
+                self._tick(choice)
+            self._decode(wait=bool(self._line))
 
-    def _receive(self, open_: bool, *, block: bool = True) -> bool:
-        """Moves what was submitted to the waiting line; blocks only when there is nothing to do.
+    @property
+    def _busy(self) -> bool:
+        return bool(self._line or self._landed or self._leaving)
 
-        Returns whether more may come.
-        """
-        while open_:
-            idle = not self._waiting and not self._flying
+    def _receive(self, *, block: bool = True) -> None:
+        """Moves what was submitted into the line; blocks only when there is nothing to do."""
+        while self._open:
+            idle = not self._busy
             if idle and block:
                 self._progressed_at = None
             try:
                 flight = self._inbox.get(block=block and idle)
             except queue.Empty:
-                break
+                return
             if idle:
                 self._progressed_at = time.monotonic()
             if flight is None:
-                return False
-            self._waiting.append(flight)
-        return open_
+                self._open = False
+            else:
+                self._line.append(flight)
 
-    def _abandon(self) -> None:
-        for flight in self._everything():
-            flight.future.cancel()
-
-    def _everything(self) -> list[_Flight]:
+    def _everything(self) -> list[Flight]:
         """Takes all flights out of the engine."""
-        flights = [*self._waiting, *(f for group in self._flying.values() for f in group)]
-        self._waiting.clear()
-        self._flying.clear()
+        leaving = [flight for landing in self._leaving for flight in landing.flights]
+        flights = [*self._line, *(flight for _, flight in self._landed), *leaving]
+        self._line.clear()
+        self._landed.clear()
+        self._leaving.clear()
         return flights
 
-    def _admit(self) -> None:
-        """Takes waiting images in order, as far as the batch of each latent shape has room."""
-        still_waiting: deque[_Flight] = deque()
-        full: set[tuple[int, int]] = set()
-        for flight in self._waiting:
-            shape = flight.request.sampling.latent_shape
-            used = sum(f.rows for f in self._flying.get(shape, ()))
-            if shape in full or used + flight.rows > self.rows_of(flight.request.sampling):
-                full.add(shape)  # nobody overtakes within a shape
-                still_waiting.append(flight)
-            elif not flight.future.cancelled() and self._attempt(flight, self._start):
-                self._flying.setdefault(shape, []).append(flight)
-        self._waiting = still_waiting
+    def _leave(self) -> None:
+        """Takes out of the line who was cancelled, and saves who is to be suspended."""
+        with self._lock:
+            asked, self._suspending = self._suspending, {}
+        if asked:
+            # Shapes take turns, so an image's own steps are that much further apart.
+            step_s = self._step_s * len({flight.shape for flight in self._line})
+            for flight in self._line:
+                grace_s = asked.get(flight.future)
+                begun = flight.trajectory is not None
+                if grace_s is not None and not (begun and flight.left * step_s < grace_s):
+                    self._attempt(flight, self._suspend)
+        self._line = [flight for flight in self._line if not flight.future.done()]
 
-    def _attempt(self, flight: _Flight, action: Callable[[_Flight], None]) -> bool:
+    def _suspend(self, flight: Flight) -> None:
+        if flight.trajectory is not None and flight.trajectory.position:
+            _fail(flight, Suspended(self._stages.save(flight)))
+        elif flight.state is not None:
+            _fail(flight, Suspended(flight.state))  # where it was when it came
+        else:
+            flight.future.cancel()
+
+    def _attempt(self, flight: Flight, action: Callable[[Flight], None]) -> bool:
         """Runs one image's own work; its failure is its own and leaves the others alone."""
         try:
             action(flight)
         except Exception as error:
-            if flight.future.set_running_or_notify_cancel():
-                flight.future.set_exception(error)
+            _fail(flight, error)
             return False
         finally:
             self._progressed_at = time.monotonic()
         return True
 
-    def _start(self, flight: _Flight) -> None:
-        request, sampling = flight.request, flight.request.sampling
-        flight.admitted = time.monotonic()
-        prompts = [request.prompt] if flight.rows == 1 else [request.negative, request.prompt]
-        flight.contexts = [self._encode(prompt) for prompt in prompts]
-        generator = generator_for(sampling.seed)
-        device = self.model.device
-        table = step_table(
-            sampling.sampler,
-            sampling.steps,
-            strength=None if request.init_image is None else sampling.strength,
-            eta=sampling.eta,
-            karras=sampling.karras,
-        )
-        inpainting = None
-        if request.init_image is None:
-            latents = from_noise(table, generator, sampling.latent_shape).to(device)
-        else:
-            # First the autoencoder's sample, then the noise, from one generator, as diffusers does.
-            images = _to_tensor(request.init_image)[None]
-            clean = self.model.encode_image(images, [generator])[0]
-            noise = draw_noise(generator, (4, *sampling.latent_shape)).to(device)
-            latents = from_latents(table, clean, noise)
-            if request.mask is not None:
-                inpainting = Inpainting(clean, noise, _latent_mask(request.mask).to(device))
-        flight.trajectory = Trajectory(table, latents, generator, sampling.guidance, inpainting)
+    def _next_batch(self) -> Choice[Flight] | None:
+        """Chooses until all chosen ones are ready. What arrives meanwhile may come before them."""
+        while (choice := self._lineup.choose(self._line)) is not None:
+            unready = next((f for f in choice.flights if f.trajectory is None), None)
+            if unready is None:
+                return choice
+            if not self._attempt(unready, self._stages.start):
+                self._line.remove(unready)
+            elif unready.flying.done:  # an init image at strength 0
+                self._land(unready)
+            self._receive(block=False)
+        return None
 
-    def _encode(self, prompt: str) -> Tensor:
-        """(77, d) context of a prompt, from the cache of the most recent ones."""
-        context = self._contexts.get(prompt)
-        if context is None:
-            context = self._contexts[prompt] = self.model.encode_prompt([prompt])[0]
-            if len(self._contexts) > CONTEXTS_KEPT:
-                self._contexts.popitem(last=False)
-        self._contexts.move_to_end(prompt)
-        return context
-
-    def _tick(self) -> None:
-        """One evaluation for the latent shape whose turn it is; then the next shape's turn."""
-        shape, flights = self._flying.popitem(last=False)
-        flights = [f for f in flights if not f.future.done()]
-        moving = [f for f in flights if f.trajectory is not None and not f.trajectory.done]
+    def _tick(self, choice: Choice[Flight]) -> None:
+        """One evaluation; then the next batch is chosen anew."""
         try:
-            if moving:
-                self._evaluate(moving)
+            batch = self._stages.evaluate(choice.shape, choice.flights)
+        except Exception as error:
+            for flight in choice.flights:
+                _fail(flight, error)
+            return
+        self._ticks += 1
+        self._step_s = batch.seconds
+        self._progressed_at = time.monotonic()
+        self._lineup.served(choice, self._line)
+        if self._on_batch is not None:
+            self._on_batch(batch)
+        for flight in choice.flights:
+            flight.started = True
+            self._attempt(flight, _report_step)
+            if flight.flying.done and not flight.future.done():
+                self._land(flight)
+
+    def _land(self, flight: Flight) -> None:
+        self._line.remove(flight)
+        self._landed.append((self._ticks, flight))
+
+    def _decode(self, *, wait: bool) -> None:
+        """Decodes what landed, until something more urgent arrives.
+
+        wait: for more to decode together, if there is something else to do.
+        """
+        while self._landed:
+            since, first = self._landed[0]
+            alike = [
+                flight
+                for _, flight in self._landed
+                if (flight.shape, flight.request.exact) == (first.shape, first.request.exact)
+            ]
+            size = self._rows.decoded(first.shape, exact=first.request.exact)
+            padded = first.request.exact and len(alike) < size
+            if padded and wait and self._ticks - since < MOST_WAIT_TICKS:
+                return
+            group = alike[:size]
+            self._landed = deque(entry for entry in self._landed if entry[1] not in group)
+            group = [flight for flight in group if not flight.future.done()]
+            if group:
+                self._decode_together(group)
+            self._receive(block=False)
+            if any(flight.priority > first.priority for flight in self._line):
+                return
+
+    def _decode_together(self, flights: list[Flight]) -> None:
+        try:
+            self._leaving.append(self._stages.decode(flights))
         except Exception as error:
             for flight in flights:
-                if flight.future.set_running_or_notify_cancel():
-                    flight.future.set_exception(error)
-            return
-        remaining = []
-        for flight in flights:
-            if flight.future.done():
-                continue
-            if flight.trajectory is not None and flight.trajectory.done:
-                self._attempt(flight, self._finish)
-            else:
-                remaining.append(flight)
-        if remaining:
-            self._flying[shape] = remaining
-
-    def _evaluate(self, flights: list[_Flight]) -> None:
-        started = time.monotonic()
-        latents, timesteps, contexts = [], [], []
-        for flight in flights:
-            trajectory = _trajectory(flight)
-            for context in flight.contexts:
-                latents.append(trajectory.latents)
-                timesteps.append(trajectory.timestep)
-                contexts.append(context)
-        used = len(latents)
-        padding = self.rows_of(flights[0].request.sampling) - used
-        latents += [torch.zeros_like(latents[0])] * padding
-        timesteps += [0.0] * padding
-        contexts += [contexts[0]] * padding
-        eps = self.model.denoise(
-            torch.stack(latents),
-            torch.tensor(timesteps, dtype=torch.float32, device=self.model.device),
-            torch.stack(contexts),
-        )
-        guided, row = [], 0
-        for flight in flights:
-            own = eps[row : row + flight.rows]
-            row += flight.rows
-            guidance = flight.request.sampling.guidance
-            guided.append(own[0] if flight.rows == 1 else guide(own[0], own[1], guidance))
-        advance([_trajectory(f) for f in flights], torch.stack(guided))
+                _fail(flight, error)
         self._progressed_at = time.monotonic()
-        if self._on_batch is not None:
-            self._on_batch(Batch(used, used + padding, self._progressed_at - started))
-        for flight in flights:
-            if flight.on_step is not None:
-                self._attempt(flight, _report_step)
 
-    def _finish(self, flight: _Flight) -> None:
-        trajectory = _trajectory(flight)
-        if not torch.isfinite(trajectory.latents).all():
-            raise ArithmeticError(
-                f"the latents are no longer finite after {len(trajectory.table)} evaluations in "
-                f"{str(self.model.dtype).removeprefix('torch.')}; try dtype float32 or bfloat16"
-            )
-        pixels = self.model.decode(trajectory.latents[None])[0].cpu()
-        request = flight.request
-        if request.mask is not None and request.init_image is not None:
-            # The autoencoder would change what the mask keeps.
-            anew = torch.tensor(request.mask) >= PAINT_ANEW
-            pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
-        seconds = time.monotonic() - flight.admitted
-        if flight.future.set_running_or_notify_cancel():
-            flight.future.set_result(Rendered(pixels, len(trajectory.table), seconds))
+    def _deliver(self, *, wait: bool) -> None:
+        """Hands over the pixels that have arrived. wait: for all that are on their way."""
+        while self._leaving and (wait or self._leaving[0].copy.ready):
+            landing = self._leaving.popleft()
+            for flight, *tensors in zip(landing.flights, *landing.copy.result(), strict=True):
+
+                def hand_over(flight: Flight, tensors: list[Tensor] = tensors) -> None:
+                    rendered = self._stages.rendered(flight, *tensors)
+                    if flight.future.set_running_or_notify_cancel():
+                        flight.future.set_result(rendered)
+
+                self._attempt(flight, hand_over)
 
 
-def _trajectory(flight: _Flight) -> Trajectory:
-    if flight.trajectory is None:
-        raise RuntimeError("a flight without a trajectory is still waiting")
-    return flight.trajectory
+def _fail(flight: Flight, error: BaseException) -> None:
+    if not flight.future.done() and flight.future.set_running_or_notify_cancel():
+        flight.future.set_exception(error)
 
 
-def _report_step(flight: _Flight) -> None:
-    trajectory = _trajectory(flight)
+def _report_step(flight: Flight) -> None:
+    trajectory = flight.flying
     if flight.on_step is not None:
         flight.on_step(trajectory.position, len(trajectory.table))
-
-
-def _to_tensor(pixels: Pixels) -> Tensor:
-    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
-    return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _latent_mask(mask: Pixels) -> Tensor:
-    """(H, W) uint8 to (1, h, w) float32: 1 where any pixel under a latent pixel is painted anew."""
-    anew = torch.tensor(mask)[None, None] >= PAINT_ANEW
-    return F.max_pool2d(anew.float(), LATENT_FACTOR)[0]

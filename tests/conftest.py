@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from tests.servers_s3 import aws, s3_address, s3_server  # noqa: F401 - fixtures
 # torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A shell starts what it runs in the background with SIGINT ignored; tests are about what a terminal
+# starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Where no cluster is. Else one that the developer runs would take the tests' jobs.
 os.environ["SDBATCH_LOCAL"] = f"{tempfile.gettempdir()}/sdbatch-no-cluster-{os.getpid()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from jobs.errors import InputError, NotFoundError, SdbatchError, StoreError
+from sd_core.memory import is_out_of_memory
 
 
 class DeviceLostError(SdbatchError):
@@ -20,14 +21,6 @@ class Reason(StrEnum):
     STORE = "store"
     FORMAT = "format"  # it was rendered, but cannot be written as its file or record
     OTHER = "other"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had no memory left: fewer images may still fit."""
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()  # torch's own class is a RuntimeError with such a text
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "enough memory" in text)
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import threading
 from concurrent.futures import CancelledError
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 
 from sd_core.device import resolve_dtype
-from sd_core.engine import Engine, EngineClosedError, Request, batch_rows
+from sd_core.engine import Batch, Engine, EngineClosedError, Request
 from sd_core.noise import draw_noise, generator_for
+from sd_core.rows import RECOVER_AFTER
 from sd_core.sampling import sample_latents
-from sd_core.spec import Sampling
+from sd_core.spec import SAMPLERS, Sampling
 from tests.sd_core.small import ODD, small_model
 
 # Where the CPU only emulates bfloat16, these tests take minutes in it.
@@ -202,7 +207,175 @@ def test_impossible_requests_name_what_is_wrong(build, said):
         build()
 
 
-def test_row_counts_are_even_and_bounded():
-    assert batch_rows("cpu", (64, 64)) == 2
-    assert batch_rows("cpu", (16, 16)) == 16
-    assert batch_rows("cpu", (128, 128)) == 2
+class TestPriority:
+    def test_urgent_work_waits_for_one_step(self, model):
+        """It arrives during a step of a full batch, and has the next one."""
+        with Engine(model, rows=2) as engine:
+            order: list[str] = []
+            arrived = threading.Event()
+
+            def slow(done: int, _all: int) -> None:
+                order.append("slow")
+                if done == 3:
+                    urgent.append(engine.submit(hurry, on_step=lambda *_: order.append("urgent")))
+                    arrived.set()
+
+            hurry = dataclasses.replace(request(seed=2, steps=3, sampler="ddim"), priority=9)
+            urgent: list = []
+            first = engine.submit(request(steps=10, sampler="ddim"), on_step=slow)
+            assert arrived.wait(60)
+            urgent[0].result(timeout=60)
+            first.result(timeout=60)
+        assert order == ["slow"] * 3 + ["urgent"] * 3 + ["slow"] * 7
+
+    def test_being_displaced_changes_nothing(self, model):
+        with Engine(model, rows=2) as engine:
+            (alone,) = render(engine, request(sampler="euler_a"))
+            reached = threading.Event()
+
+            def on_step(done: int, _all: int) -> None:
+                if done == 2:
+                    reached.set()
+
+            displaced = engine.submit(request(sampler="euler_a"), on_step=on_step)
+            assert reached.wait(60)
+            render(engine, dataclasses.replace(request(seed=5), priority=1))
+            assert torch.equal(displaced.result(timeout=60).pixels, alone)
+
+
+class TestFast:
+    def test_batches_have_no_more_rows_than_they_need(self, model):
+        batches: list[Batch] = []
+        with Engine(model, rows=8, on_batch=batches.append) as engine:
+            wanted = dataclasses.replace(request(), exact=False)
+            rendered = engine.submit(wanted).result(timeout=60)
+            exact = engine.submit(request()).result(timeout=60)
+        assert {(b.rows_used, b.rows) for b in batches[:7]} == {(2, 2)}
+        assert {(b.rows_used, b.rows) for b in batches[7:]} == {(2, 8)}
+        assert (rendered.exact, exact.exact) == (False, True)
+        assert (rendered.pixels - exact.pixels).abs().max() < (0.05 if NATIVE else 1e-3)
+
+    def test_beside_exact_ones_they_are_padded_too(self, model):
+        batches: list[Batch] = []
+        together = threading.Event()
+        with Engine(model, rows=8, on_batch=batches.append) as engine:
+            first = engine.submit(request(steps=30), on_step=lambda *_: together.set())
+            assert together.wait(60)
+            render(engine, dataclasses.replace(request(seed=2), exact=False))
+            first.result(timeout=60)
+        assert {b.rows for b in batches} == {8}
+
+
+class Short:
+    """Stands for the model's memory: an evaluation of more rows than `fits` runs out of it."""
+
+    def __init__(self, model, fits: int) -> None:
+        self.fits = fits
+        self.calls: list[int] = []
+        self._denoise = model.denoise
+
+    def denoise(self, latents, timesteps, context):
+        self.calls.append(len(latents))
+        if len(latents) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self._denoise(latents, timesteps, context)
+
+
+class TestMemory:
+    def test_fewer_rows_and_nothing_lost(self, model, monkeypatch):
+        with Engine(model, rows=8) as engine:
+            wanted = [request(seed=n) for n in range(4)]
+            calm = render(engine, *wanted)
+            short = Short(model, fits=2)
+            monkeypatch.setattr(model, "denoise", short.denoise)
+            futures = [engine.submit(r) for r in wanted]
+            rendered = [future.result(timeout=60) for future in futures]
+        assert short.calls[:3] == [8, 4, 2]
+        assert set(short.calls[3:]) == {2}
+        for image, usual in zip(rendered, calm, strict=True):
+            assert (image.pixels - usual).abs().max() < (0.05 if NATIVE else 1e-3)
+            assert not image.exact  # other row counts, so perhaps other bits
+
+    def test_the_row_count_recovers(self, model, monkeypatch):
+        short = Short(model, fits=4)
+        monkeypatch.setattr(model, "denoise", short.denoise)
+        batches: list[Batch] = []
+
+        def on_batch(batch: Batch) -> None:
+            batches.append(batch)
+            short.fits = 8
+
+        with Engine(model, rows=8, on_batch=on_batch) as engine:
+            engine.submit(request(steps=RECOVER_AFTER + 5, sampler="ddim")).result(timeout=60)
+            again = engine.submit(request()).result(timeout=60)
+        assert short.calls[-1] == 8
+        assert again.exact
+
+    def test_what_fits_in_no_way_fails_alone(self, model, monkeypatch):
+        short = Short(model, fits=0)
+        with Engine(model, rows=2) as engine:
+            with monkeypatch.context() as patch:
+                patch.setattr(model, "denoise", short.denoise)
+                with pytest.raises(torch.OutOfMemoryError):
+                    engine.submit(request()).result(timeout=60)
+            assert short.calls == [2, 1]
+            render(engine, request())  # the engine goes on
+
+    def test_an_image_that_the_device_cannot_hold_is_refused(self, model, monkeypatch):
+        monkeypatch.setattr("sd_core.engine.total_memory", lambda device: 50 * 2**20)
+        with Engine(model) as engine:
+            with pytest.raises(MemoryError, match="2048x2048 pixels needs about"):
+                engine.submit(request(width=2048, height=2048)).result(timeout=60)
+            assert engine.rows_of(request().sampling) >= 2
+            render(engine, request())
+
+
+@st.composite
+def arrivals(draw) -> list[tuple[int, Request]]:
+    """(after which evaluation of the first image it arrives, request), at most eight."""
+    settings = st.fixed_dictionaries(
+        {
+            "seed": st.integers(0, 2**64 - 1),
+            "steps": st.integers(1, 9),
+            "sampler": st.sampled_from(SAMPLERS),
+            "guidance": st.sampled_from((1.0, 0.0, 5.0)),
+            "width": st.sampled_from((64, 72)),
+            "init": st.booleans(),
+        }
+    )
+    found = []
+    for values in draw(st.lists(settings, min_size=1, max_size=8)):
+        made = request(draw(st.sampled_from(("a red circle", "a star", ""))), **values)
+        exact = draw(st.booleans())
+        priority = draw(st.integers(0, 2))
+        when = draw(st.integers(1, 12))
+        found.append((when, dataclasses.replace(made, exact=exact, priority=priority)))
+    return found
+
+
+WATCHED = request("a blue ring", seed=9, sampler="euler_a", steps=12)
+
+
+@pytest.fixture(scope="module")
+def watched_digest(model):
+    with Engine(model, rows=6) as engine:
+        return digest(engine.submit(WATCHED).result(timeout=60))
+
+
+def digest(rendered) -> str:
+    return hashlib.sha256(rendered.pixels.numpy().tobytes()).hexdigest()
+
+
+@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.given(crowd=arrivals())
+def test_no_arrivals_whatever_change_the_bytes_of_an_exact_image(model, watched_digest, crowd):
+    futures = []
+    with Engine(model, rows=6) as engine:
+
+        def on_step(done: int, _all: int) -> None:
+            futures.extend(engine.submit(r) for when, r in crowd if when == done)
+
+        watched = engine.submit(WATCHED, on_step=on_step)
+        assert digest(watched.result(timeout=60)) == watched_digest
+        for future in futures:
+            future.result(timeout=60)

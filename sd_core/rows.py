@@ -1,0 +1,93 @@
+"""How many rows a batch has: by device and latent shape, and fewer while memory is short."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Shape = tuple[int, int]
+
+# Latent pixels a batch holds, and its most rows, by device. A CPU gains nothing from more once its
+# cores are busy: two rows of a 512×512 image, or many of a small one.
+BATCH_LATENT_PIXELS = {"cpu": 2 * 64 * 64, "cuda": 16 * 64 * 64}
+MOST_ROWS = 16
+
+# Row counts of batches whose images need not be exact. An accelerator wants few static shapes; on
+# a CPU every row of padding is arithmetic for nothing, and no count costs more than another.
+FAST_ROWS = {"cpu": tuple(range(1, MOST_ROWS + 1)), "cuda": (1, 2, 4, 8, 12, 16)}
+
+# Images decoded together: always so many where they are exact, padded; up to so many otherwise.
+DECODE_EXACT = {"cpu": 1, "cuda": 4}
+DECODE_FAST_PIXELS = {"cpu": 8 * 16 * 16, "cuda": 4 * 64 * 64}  # latent pixels
+
+RECOVER_AFTER = 64
+"""Evaluations without trouble after which a batch that was cut down may have twice the rows."""
+
+
+def batch_rows(device: str, shape: Shape) -> int:
+    """Row count of batches of this latent shape (h, w): fixed, so that images are reproducible."""
+    fitting = BATCH_LATENT_PIXELS[device] // (shape[0] * shape[1])
+    return max(2, min(MOST_ROWS, fitting // 2 * 2))
+
+
+@dataclass
+class _Limit:
+    rows: int
+    good: int = 0  # evaluations since it last changed
+    patience: int = RECOVER_AFTER  # doubled each time that more rows did not fit
+
+
+class Rows:
+    """Row counts of one engine.
+
+    fixed: gives the row count of exact batches of a shape. device: cpu or cuda.
+    """
+
+    def __init__(self, device: str, fixed: Callable[[Shape], int]) -> None:
+        self._device = device
+        self._fixed = fixed
+        self._limits: dict[Shape, _Limit] = {}
+
+    def of(self, shape: Shape) -> int:
+        """The fixed row count of a shape: what a batch holds at most."""
+        return self._fixed(shape)
+
+    def padded(self, shape: Shape, used: int, *, exact: bool) -> int:
+        """Rows of a batch in which `used` hold an image."""
+        most = self.of(shape)
+        if exact:
+            return most
+        counts = FAST_ROWS[self._device]
+        return min(most, counts[bisect.bisect_left(counts, used)])
+
+    def decoded(self, shape: Shape, *, exact: bool) -> int:
+        """Images decoded together: exactly so many where they are exact, else at most."""
+        if exact:
+            return DECODE_EXACT[self._device]
+        return max(1, DECODE_FAST_PIXELS[self._device] // (shape[0] * shape[1]))
+
+    # What memory allows
+
+    def limit(self, shape: Shape, rows: int) -> int:
+        """Rows to evaluate in one call, of a batch of so many."""
+        known = self._limits.get(shape)
+        return rows if known is None else min(rows, known.rows)
+
+    def ran_out(self, shape: Shape, rows: int) -> bool:
+        """So many rows did not fit; False if there is nothing smaller to try."""
+        if rows <= 1:
+            return False
+        known = self._limits.get(shape)
+        patience = RECOVER_AFTER if known is None else 2 * known.patience
+        self._limits[shape] = _Limit(rows // 2, patience=patience)
+        return True
+
+    def went_well(self, shape: Shape) -> None:
+        """An evaluation of this shape was made; after enough of them, more rows are tried."""
+        known = self._limits.get(shape)
+        if known is None:
+            return
+        known.good += 1
+        if known.good >= known.patience:
+            known.good, known.rows = 0, min(2 * known.rows, self.of(shape))

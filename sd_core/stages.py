@@ -1,0 +1,288 @@
+"""What the model does for images in flight: start them, evaluate a batch, decode the finished.
+
+The engine decides who and when; here is only the arithmetic, on the engine's thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sd_core.device import CopyOut, release_memory
+from sd_core.memory import Capacity, is_out_of_memory
+from sd_core.model import LatentDiffusion
+from sd_core.noise import draw_noise, generator_for
+from sd_core.request import Batch, OnStep, Pixels, Rendered, Request
+from sd_core.rows import Rows, Shape
+from sd_core.samplers import StepTable, evaluations, step_table
+from sd_core.saving import load_trajectory, save_trajectory
+from sd_core.spec import LATENT_FACTOR, Sampling
+from sd_core.trajectory import (
+    Inpainting,
+    Trajectory,
+    advance,
+    from_latents,
+    from_noise,
+    guide,
+)
+
+CONTEXTS_KEPT = 512  # encoded prompts; at v1 size about 240 kB each in float32
+PAINT_ANEW = 128  # mask values from here on are painted anew
+
+
+@dataclass(eq=False)
+class Flight:
+    """A request on its way: waiting without a trajectory, then with one.
+
+    state: what it is to be continued from. exact: all evaluations so far had the fixed row count.
+    The other fields are those of `sd_core.lineup.Flight`.
+    """
+
+    request: Request
+    future: Future[Rendered]
+    on_step: OnStep | None
+    arrived: int
+    state: bytes | None = None
+    trajectory: Trajectory | None = None
+    contexts: list[Tensor] = field(default_factory=list)
+    admitted: float = 0.0
+    exact: bool = True
+    started: bool = False
+    overtaken: int = 0
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def shape(self) -> Shape:
+        return self.request.sampling.latent_shape
+
+    @property
+    def rows(self) -> int:
+        return self.request.rows
+
+    @property
+    def left(self) -> int:
+        """Evaluations to go."""
+        if self.trajectory is not None:
+            return len(self.trajectory.table) - self.trajectory.position
+        sampling = self.request.sampling
+        return evaluations(sampling.sampler, sampling.steps, _strength(self.request))
+
+    @property
+    def flying(self) -> Trajectory:
+        """The trajectory of a flight that was started."""
+        if self.trajectory is None:
+            raise RuntimeError("a flight without a trajectory is still waiting")
+        return self.trajectory
+
+
+@dataclass
+class Landing:
+    """Decoded images whose pixels are on their way to the CPU, one row for each flight."""
+
+    flights: list[Flight]
+    copy: CopyOut
+
+
+class Stages:
+    """The model's work for flights. rows: how many go together; capacity: the device's memory."""
+
+    def __init__(self, model: LatentDiffusion, rows: Rows, capacity: Capacity) -> None:
+        self.model = model
+        self._rows = rows
+        self._capacity = capacity
+        self._contexts: OrderedDict[str, Tensor] = OrderedDict()
+
+    # Start
+
+    def start(self, flight: Flight) -> None:
+        """Encodes the prompts and sets up the trajectory, or takes it from the saved state.
+
+        Raises `StateError` if that is not one of this request, and `MemoryError` if the device
+        cannot hold such an image.
+        """
+        request = flight.request
+        self._capacity.check(flight.shape, flight.rows)
+        flight.admitted = time.monotonic()
+        prompts = [request.prompt] if flight.rows == 1 else [request.negative, request.prompt]
+        flight.contexts = [self._encode(prompt) for prompt in prompts]
+        table = table_of(request)
+        if flight.state is None:
+            flight.trajectory = self._begin(request, table)
+        else:
+            flight.trajectory, flight.exact = load_trajectory(
+                flight.state,
+                table,
+                kind=self._kind(request),
+                guidance=request.sampling.guidance,
+                device=self.model.device,
+            )
+            flight.state = None
+
+    def save(self, flight: Flight) -> bytes:
+        """What `start` continues from, in any process with this model and kind of device."""
+        kind = self._kind(flight.request)
+        return save_trajectory(flight.flying, kind=kind, exact=flight.exact)
+
+    def _kind(self, request: Request) -> str:
+        """All that the next evaluations' numbers depend on, besides the saved tensors."""
+        shape = request.sampling.latent_shape
+        rows = self._rows.of(shape) if request.exact else 0
+        parts = [
+            request.digest(),
+            self.model.digest,
+            self.model.dtype,
+            self.model.device.type,
+            rows,
+        ]
+        return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+
+    def _begin(self, request: Request, table: StepTable) -> Trajectory:
+        sampling, device = request.sampling, self.model.device
+        generator = generator_for(sampling.seed)
+        if request.init_image is None:
+            latents = from_noise(table, generator, sampling.latent_shape).to(device)
+            return Trajectory(table, latents, generator, sampling.guidance)
+        # First the autoencoder's sample, then the noise, from one generator, as diffusers does.
+        images = _to_tensor(request.init_image)[None]
+        clean = self.model.encode_image(images, [generator])[0]
+        noise = draw_noise(generator, (4, *sampling.latent_shape)).to(device)
+        inpainting = None
+        if request.mask is not None:
+            inpainting = Inpainting(clean, noise, _latent_mask(request.mask).to(device))
+        latents = from_latents(table, clean, noise)
+        return Trajectory(table, latents, generator, sampling.guidance, inpainting)
+
+    def _encode(self, prompt: str) -> Tensor:
+        """(77, d) context of a prompt, from the cache of the most recent ones."""
+        context = self._contexts.get(prompt)
+        if context is None:
+            context = self._contexts[prompt] = self.model.encode_prompt([prompt])[0]
+            if len(self._contexts) > CONTEXTS_KEPT:
+                self._contexts.popitem(last=False)
+        self._contexts.move_to_end(prompt)
+        return context
+
+    # Evaluate
+
+    def evaluate(self, shape: Shape, flights: Sequence[Flight]) -> Batch:
+        """One evaluation for all of them, which are of this shape; each moves one row on."""
+        began = time.monotonic()
+        latents, timesteps, contexts = [], [], []
+        for flight in flights:
+            for context in flight.contexts:
+                latents.append(flight.flying.latents)
+                timesteps.append(flight.flying.timestep)
+                contexts.append(context)
+        used = len(latents)
+        rows = self._rows.padded(shape, used, exact=any(f.request.exact for f in flights))
+        latents += [torch.zeros_like(latents[0])] * (rows - used)
+        timesteps += [0.0] * (rows - used)
+        contexts += [contexts[0]] * (rows - used)
+        eps, fewest = self._denoise(shape, latents, timesteps, contexts)
+        guided, row = [], 0
+        for flight in flights:
+            own = eps[row : row + flight.rows]
+            row += flight.rows
+            guidance = flight.request.sampling.guidance
+            guided.append(own[0] if flight.rows == 1 else guide(own[0], own[1], guidance))
+            flight.exact &= fewest == self._rows.of(shape)
+        advance([flight.flying for flight in flights], torch.stack(guided))
+        return Batch(used, rows, time.monotonic() - began)
+
+    def _denoise(
+        self, shape: Shape, latents: list[Tensor], timesteps: list[float], contexts: list[Tensor]
+    ) -> tuple[Tensor, int]:
+        """The model's outputs, and the fewest rows of a call: parts, while memory is short."""
+        total, done, fewest = len(latents), 0, len(latents)
+        outputs: list[Tensor] = []
+        while done < total:
+            size = self._rows.limit(shape, total - done)
+            part = slice(done, done + size)
+            times = torch.tensor(timesteps[part], dtype=torch.float32, device=self.model.device)
+            try:
+                outputs.append(
+                    self.model.denoise(
+                        torch.stack(latents[part]), times, torch.stack(contexts[part])
+                    )
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._rows.ran_out(shape, size):
+                    raise
+                release_memory(self.model.device)
+                continue
+            done, fewest = done + size, min(fewest, size)
+        self._rows.went_well(shape)
+        return torch.cat(outputs), fewest
+
+    # Finish
+
+    def decode(self, flights: list[Flight]) -> Landing:
+        """Pixels of finished trajectories of one shape, all exact or none, on their way out."""
+        latents = torch.stack([flight.flying.latents for flight in flights])
+        padded = latents
+        if flights[0].request.exact:
+            rows = self._rows.decoded(flights[0].shape, exact=True) - len(flights)
+            padded = torch.cat([latents, latents.new_zeros(rows, *latents.shape[1:])])
+        try:
+            pixels = self.model.decode(padded)[: len(flights)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(padded) == 1:
+                raise
+            release_memory(self.model.device)
+            pixels = torch.cat([self.model.decode(one[None]) for one in latents])
+            for flight in flights:
+                flight.exact = False
+        return Landing(flights, CopyOut(pixels, latents))
+
+    def rendered(self, flight: Flight, pixels: Tensor, latents: Tensor) -> Rendered:
+        """The finished image. Raises `ArithmeticError` if its numbers went out of range."""
+        request, table = flight.request, flight.flying.table
+        if not torch.isfinite(latents).all():
+            raise ArithmeticError(
+                f"the latents are no longer finite after {len(table)} evaluations in "
+                f"{str(self.model.dtype).removeprefix('torch.')}; try dtype float32 or bfloat16"
+            )
+        if request.mask is not None and request.init_image is not None:
+            # The autoencoder would change what the mask keeps.
+            anew = torch.tensor(request.mask) >= PAINT_ANEW
+            pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
+        seconds = time.monotonic() - flight.admitted
+        return Rendered(pixels, len(table), seconds, flight.exact and request.exact)
+
+
+def table_of(request: Request) -> StepTable:
+    """The steps that a request goes through."""
+    sampling: Sampling = request.sampling
+    return step_table(
+        sampling.sampler,
+        sampling.steps,
+        strength=_strength(request),
+        eta=sampling.eta,
+        karras=sampling.karras,
+    )
+
+
+def _strength(request: Request) -> float | None:
+    return None if request.init_image is None else request.sampling.strength
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
+    return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _latent_mask(mask: Pixels) -> Tensor:
+    """(H, W) uint8 to (1, h, w) float32: 1 where any pixel under a latent pixel is painted anew."""
+    anew = torch.tensor(mask)[None, None] >= PAINT_ANEW
+    return F.max_pool2d(anew.float(), LATENT_FACTOR)[0]
