@@ -97,6 +97,9 @@ class Metrics:
         self._stalled_s = gauge(
             "sdbatch_engine_stalled_seconds", "Since the engine's work last moved on; 0 when idle"
         )
+        self._silent_s = gauge(
+            "sdbatch_ledger_silent_seconds", "Since the ledger last took this worker's report"
+        )
         self._info = gauge(
             "sdbatch_worker_info", "1", "owner", "model", "digest", "device", "version"
         )
@@ -113,6 +116,10 @@ class Metrics:
         self._stalled_s.set_function(stalled_s)
         if device.type == "cuda":
             self.registry.register(_CudaMemory(device))
+
+    def watch_reports(self, silent_s: Callable[[], float]) -> None:
+        """How old the queue's figures are: without the ledger, the last ones stay."""
+        self._silent_s.set_function(silent_s)
 
     def claimed(self, answer: ClaimAnswer) -> None:
         """The ledger answered a delivery."""

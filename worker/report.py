@@ -108,11 +108,20 @@ class QueueReader:
 class Reporter:
     """away: why the ledger did not take the last report, or None."""
 
-    def __init__(self, worker: Worker, metrics: Metrics) -> None:
+    def __init__(
+        self, worker: Worker, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._worker = worker
         self._metrics = metrics
         self._reader = QueueReader(worker.ledger)
+        self._clock = clock
+        self._taken_at = clock()
         self.away: str | None = None
+        metrics.watch_reports(self.silent_s)
+
+    def silent_s(self) -> float:
+        """Seconds since the ledger last took a report, or since this one began."""
+        return self._clock() - self._taken_at
 
     def report(self) -> None:
         """Once. Raises `LedgerError`."""
@@ -129,6 +138,7 @@ class Reporter:
         )
         worker.ledger.worker_seen(info, SEEN_S if worker.stopped is None else STOPPED_SEEN_S)
         self._metrics.queue = self._reader.read()
+        self._taken_at = self._clock()
 
     def run(self, stop: threading.Event, every_s: float = EVERY_S) -> None:
         """Reports until stop is set, and once more; for a thread of its own."""

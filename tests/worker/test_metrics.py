@@ -45,6 +45,7 @@ CONTRACT = {
     "sdbatch_oldest_job_seconds": {"model"},
     "sdbatch_failed_images": {"model"},
     "sdbatch_engine_stalled_seconds": set(),
+    "sdbatch_ledger_silent_seconds": set(),
     "sdbatch_worker_info": {"owner", "model", "digest", "device", "version"},
 }
 """What dashboards and alerts are built on."""
@@ -270,6 +271,22 @@ class TestQueue:
         reporter.run(stop)
         assert reporter.away == "no answer"
         assert service.value("sdbatch_pending_images", model="odd") == 4
+
+    def test_figures_tell_how_old_they_are(self, service, monkeypatch, clock):
+        reporter = Reporter(service.worker, service.metrics, clock)
+        clock.now_s += 7
+        assert service.value("sdbatch_ledger_silent_seconds") == 7  # never told yet
+        reporter.report()
+        assert service.value("sdbatch_ledger_silent_seconds") == 0
+
+        def full(*_):
+            raise LedgerError("it is full")
+
+        monkeypatch.setattr(service.ledger, "worker_seen", full)
+        clock.now_s += 30
+        with pytest.raises(LedgerError, match="full"):
+            reporter.report()
+        assert service.value("sdbatch_ledger_silent_seconds") == 30
 
 
 def test_claims_have_a_series_for_every_answer():
