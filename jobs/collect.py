@@ -82,7 +82,11 @@ def collect(
             tick(next(looked_at))
 
     wanted = "" if containing is None else containing.casefold()
-    records = (r for r in read_records(store, keys) if wanted in r["prompt"].casefold())
+    records = (
+        record
+        for record in read_records(store, keys, needs=("sha256", "prompt"))
+        if wanted in record["prompt"].casefold()
+    )
     found = False
     with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-collect") as pool:
         for chunk in _chunks(records, AT_ONCE):

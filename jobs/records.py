@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.errors import NotFoundError, StoreError
 from jobs.storage import JobKeys, Store
+from jobs.storage.base import is_segment
 from jobs.storage.keys import content_type
 
 Record = dict[str, Any]
@@ -68,30 +70,139 @@ def dump_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
 
 
+WHOLE = (
+    *("index", "path", "sha256", "bytes", "prompt", "seed", "width", "height"),
+    *("evaluations", "model"),
+)
+"""What totals, gallery and contact sheets need of a record."""
+
+
 def read_lines(store: Store, key: str) -> list[Record]:
-    """The objects of a JSON lines file; none if there is no such file."""
+    """The records of a shard; none if there is no such file.
+
+    Raises `StoreError`, with the line, if one has no index or path, or a field is not of its type.
+    """
+    return [row for _, row in _read_rows(store, key, _flaw_of_record)]
+
+
+def read_records(
+    store: Store, keys: JobKeys, *, needs: Collection[str] = (), images: int | None = None
+) -> Iterator[Record]:
+    """All records of a job, shard by shard, so in the order of the plan.
+
+    needs: fields that each must have. images: how many the job has. Raises like `read_lines`, and
+    if one lacks a field or is of no image of the job.
+    """
+    for info in store.list(keys.records_prefix):
+        for number, row in _read_rows(store, info.key, _flaw_of_record):
+            for name in needs:
+                if name not in row:
+                    raise _flawed(store, info.key, number, f"{name} is missing")
+            if images is not None and row["index"] >= images:
+                flaw = f"index {row['index']} of a job of {images} images"
+                raise _flawed(store, info.key, number, flaw)
+            yield row
+
+
+def _read_rows(
+    store: Store, key: str, flaw_of: Callable[[Record], str | None]
+) -> Iterator[tuple[int, Record]]:
+    """Line numbers and objects of a JSON lines file."""
     try:
         data = store.get(key)
     except NotFoundError:
-        return []
-    rows = []
+        return
     for number, line in enumerate(data.splitlines(), 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict):
-            raise StoreError(
-                f"{store.url(key)}, line {number}: no JSON object; delete the file and run again"
-            )
-        rows.append(row)
-    return rows
+        flaw = flaw_of(row) if isinstance(row, dict) else "no JSON object"
+        if flaw is not None:
+            raise _flawed(store, key, number, flaw)
+        yield number, row
 
 
-def read_records(store: Store, keys: JobKeys) -> Iterator[Record]:
-    """All records of a job, shard by shard, so in the order of the plan."""
-    for info in store.list(keys.records_prefix):
-        yield from read_lines(store, info.key)
+def _flawed(store: Store, key: str, number: int, flaw: str) -> StoreError:
+    return StoreError(f"{store.url(key)}, line {number}: {flaw}; delete the file and run again")
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_image_path(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and value.startswith("images/")
+        and all(is_segment(part) for part in value.split("/"))
+    )
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_text(value.get(n)) for n in ("name", "digest"))
+
+
+def _are_timings(value: object) -> bool:
+    return isinstance(value, dict) and all(type(s) in (int, float) for s in value.values())
+
+
+_RECORD: Mapping[str, Callable[[object], bool]] = {
+    "index": _is_count,
+    "path": _is_image_path,
+    "sha256": _is_sha256,
+    "bytes": _is_count,
+    "prompt": _is_text,
+    "seed": _is_count,
+    "width": _is_size,
+    "height": _is_size,
+    "evaluations": _is_count,
+    "model": _is_model,
+    "timings_s": _are_timings,
+}
+
+_FAILURE: Mapping[str, Callable[[object], bool]] = {
+    "index": _is_count,
+    "name": _is_text,
+    "prompt": _is_text,
+    "seed": _is_count,
+    "reason": _is_text,
+    "attempts": _is_count,
+}
+
+
+def _flaw_of_record(row: Record) -> str | None:
+    for name, is_right in _RECORD.items():
+        if name not in row:
+            if name in ("index", "path"):
+                return f"{name} is missing"
+        elif not is_right(row[name]):
+            return f"{name} is {row[name]!r:.80}"
+    return None
+
+
+def _flaw_of_failure(row: Record) -> str | None:
+    if row.keys() != _FAILURE.keys():
+        return f"not the fields of a failure: {', '.join(_FAILURE)}"
+    for name, is_right in _FAILURE.items():
+        if not is_right(row[name]):
+            return f"{name} is {row[name]!r:.80}"
+    return None
 
 
 def write_failures(store: Store, keys: JobKeys, failures: Iterable[Failure]) -> None:
@@ -105,8 +216,9 @@ def write_failures(store: Store, keys: JobKeys, failures: Iterable[Failure]) -> 
 
 
 def read_failures(store: Store, keys: JobKeys) -> list[Failure]:
-    """What `write_failures` wrote, in the order of the plan."""
-    return [Failure(**row) for row in read_lines(store, keys.failures)]
+    """What `write_failures` wrote, in the order of the plan. Raises `StoreError`."""
+    rows = _read_rows(store, keys.failures, _flaw_of_failure)
+    return [Failure(**row) for _, row in rows]
 
 
 def done_document(
