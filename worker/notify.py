@@ -69,10 +69,21 @@ class Notifier:
     def _tell_all(self, notice: Notice | None) -> None:
         try:
             while notice is not None:
-                self.tell(notice)
+                self._tell_whatever_comes(notice)
                 notice = self._ledger.take_notice(HOLD_S)
         except LedgerError as error:
             log.warning("telling webhooks failed, trying again: %s", error)
+
+    def _tell_whatever_comes(self, notice: Notice) -> None:
+        """Raises `LedgerError`, and nothing else: one job's webhook is not to stop the others'."""
+        try:
+            self.tell(notice)
+        except LedgerError:
+            raise
+        except Exception as error:
+            log.exception("job %s: telling its webhook failed", notice.job_id)
+            if notice.attempt > len(AGAIN_AFTER_S):  # else somebody takes it after HOLD_S
+                self._give_up(notice, type(error).__name__)
 
     def tell(self, notice: Notice) -> None:
         """One try. Raises `LedgerError`; the notice is then told again."""

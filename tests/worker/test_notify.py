@@ -341,3 +341,29 @@ class TestRounds:
             notifier.round()
             wait_for(lambda: not notifier.sending, "the end of the sending")
         assert len(receiver.got) == 2
+
+    def test_what_nobody_expects_of_one_job_stops_no_other(
+        self, ledger, receiver, clock, monkeypatch, caplog
+    ):
+        body = worker.notify.make_body
+
+        def odd(status):
+            if status.job_id == "a-odd":
+                raise KeyError("ended")
+            return body(status)
+
+        monkeypatch.setattr(worker.notify, "make_body", odd)
+        for job_id in ("a-odd", "b-good"):
+            end(ledger, receiver.url(), job_id)
+        notifier = Notifier(ledger, allow_private=True)
+        notifier.round()
+        wait_for(lambda: not notifier.sending, "the end of the sending")
+        assert len(receiver.got) == 1
+        assert "job a-odd: telling its webhook failed" in caplog.text
+        for _ in AGAIN_AFTER_S:  # it is tried again, but not for ever
+            clock.now_s += HOLD_S
+            notifier.round()
+            wait_for(lambda: not notifier.sending, "the end of the sending")
+        clock.now_s += HOLD_S
+        assert ledger.take_notice(HOLD_S) is None
+        assert len(receiver.got) == 1
