@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Sequence
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,9 +27,15 @@ class Health:
     def __init__(self, model: str) -> None:
         self._model = model
         self._watched: tuple[Worker, Reporter] | None = None
+        self._threads: Sequence[threading.Thread] = ()
 
-    def watch(self, worker: Worker, reporter: Reporter) -> None:
-        """From now on, this is the worker that is asked about."""
+    def watch(
+        self, worker: Worker, reporter: Reporter, threads: Sequence[threading.Thread] = ()
+    ) -> None:
+        """From now on, this is the worker that is asked about. threads: without any of these it is
+        of no use.
+        """
+        self._threads = threads
         self._watched = worker, reporter
 
     def document(self) -> tuple[int, dict[str, Any]]:
@@ -39,7 +46,7 @@ class Health:
         if self._watched is None:
             return 200, {"status": "ok", "state": "starting", "model": self._model}
         worker, reporter = self._watched
-        trouble = _trouble(worker)
+        trouble = _trouble(worker, self._threads)
         document: dict[str, Any] = {
             "status": "ok" if trouble is None else "failing",
             "state": worker.state.partition(":")[0],
@@ -52,11 +59,15 @@ class Health:
         return (200 if trouble is None else 503), document
 
 
-def _trouble(worker: Worker) -> str | None:
+def _trouble(worker: Worker, threads: Sequence[threading.Thread]) -> str | None:
     if worker.stopped is not None:
         return worker.stopped.why
     if not worker.engine.alive:
         return "the engine's thread has ended"
+    if not worker.draining.is_set():  # at its end they are told to end
+        for thread in threads:
+            if not thread.is_alive():
+                return f"the thread {thread.name} has ended"
     stalled_s = worker.engine.stalled_s()
     if stalled_s >= STALLED_S:
         return f"the engine has work and made no progress for {stalled_s:.0f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -49,10 +50,15 @@ def reporter(service):
 
 
 @pytest.fixture
-def client(service, reporter):
-    port = free_port()
+def health(service, reporter):
     health = Health("odd")
     health.watch(service.worker, reporter)
+    return health
+
+
+@pytest.fixture
+def client(service, health):
+    port = free_port()
     with Monitor(("127.0.0.1", port), service.metrics.registry, health):
         yield Client(port)
 
@@ -92,6 +98,22 @@ def test_an_engine_that_hangs_is_not(client, service, monkeypatch, stalled_s, ex
     status, document = client.health()
     assert status == expected
     assert ("no progress for 120 s" in document.get("reason", "")) is (expected == 503)
+
+
+def test_a_worker_without_one_of_its_threads_is_not(client, service, reporter, health):
+    go_on = threading.Event()
+    threads = [threading.Thread(target=go_on.wait, name=name) for name in ("heart", "reconcile")]
+    health.watch(service.worker, reporter, threads)
+    for thread in threads:
+        thread.start()
+    assert client.health()[0] == 200
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    status, document = client.health()
+    assert (status, document["reason"]) == (503, "the thread heart has ended")
+    service.worker.drain()  # where they are told to end
+    assert client.health()[0] == 200
 
 
 def test_a_worker_that_stopped_says_why(client, service):
