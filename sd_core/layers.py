@@ -8,6 +8,7 @@ own dtype.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,10 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
 
 
 class ResBlock(nn.Module):
-    """Residual block whose middle is shifted by the timestep embedding."""
+    """Residual block whose middle is shifted by what `emb_layers` makes of the timestep embedding.
+
+    The UNet calls those for all its blocks at once, for a shift depends on the timestep alone.
+    """
 
     def __init__(self, channels: int, out_channels: int, emb_channels: int, groups: int) -> None:
         super().__init__()
@@ -51,11 +55,14 @@ class ResBlock(nn.Module):
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
         )
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x: (B, channels, h, w); emb: (B, emb_channels)."""
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """x: (B, channels, h, w); shift: (B, out_channels)."""
         h = self.in_layers(x)
-        h = h + self.emb_layers(emb)[:, :, None, None]
+        h = h + shift[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
+
+
+KeysValues = tuple[Tensor, Tensor]
 
 
 class CrossAttention(nn.Module):
@@ -69,10 +76,14 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, T, dim); context: (B, S, context_dim)."""
-        context = x if context is None else context
-        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """context: (B, S, context_dim) -> keys and values, each (B, heads, S, dim / heads)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
+        """x: (B, T, dim); keys_values: of the context, by default x itself."""
+        q = self._split(self.to_q(x))
+        k, v = self.keys_values(x) if keys_values is None else keys_values
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
@@ -114,9 +125,10 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+        """x: (B, T, dim); keys_values: the prompt's, of attn2."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), keys_values)
         return x + self.ff(self.norm3(x))
 
 
@@ -127,16 +139,20 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=ATTENTION_NORM_EPS)
         self.proj_in = nn.Conv2d(channels, channels, 1)
+        # A list of one, as the checkpoints name it.
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x: (B, channels, h, w); context: (B, S, context_dim)."""
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """context: (B, S, context_dim) -> what the block attends to."""
+        return cast(TransformerBlock, self.transformer_blocks[0]).attn2.keys_values(context)
+
+    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+        """x: (B, channels, h, w)."""
         height, width = x.shape[-2:]
         # (B, h·w, channels); contiguous, or every layer of the block would copy it anew.
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+        tokens = self.transformer_blocks[0](tokens, keys_values)
         out = tokens.transpose(1, 2).unflatten(2, (height, width))
         return x + self.proj_out(out)
 

@@ -19,9 +19,9 @@ USABLE = 0.9
 # Maps alive at once, in multiples of a level's channels. In a transformer block's feed-forward:
 # the feature map and its skip, the tokens before and after the norm, the projection to 8 times the
 # width, its gated half of 4 times.
-_TRANSFORMER_MAPS = 24
+_TRANSFORMER_MAPS = 26
 # In a residual block: input with its skip concatenated (up to 3 widths), norm, activation, output.
-_RESIDUAL_MAPS = 13
+_RESIDUAL_MAPS = 14
 # In the decoder's last upsampling: its input at twice the width, enlarged, and the result.
 _DECODER_MAPS = 5
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_core.device import resolve_device, resolve_dtype
+from sd_core.layers import KeysValues
 from sd_core.noise import draw_noise
 from sd_core.spec import LATENT_FACTOR, ModelSpec
 from sd_core.text import TextEncoder
@@ -89,24 +90,43 @@ class LatentDiffusion(nn.Module):
             states = self.text(ids.to(self.device))
         return _plain(states)
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """The noise that the UNet predicts in latents.
-
-        latents: (B, 4, h, w). timesteps: (B,) within 0 to 999, fractional allowed. context:
-        (B, 77, context_dim), of `encode_prompt`. Returns (B, 4, h, w).
+    def embed_timesteps(self, timesteps: Tensor) -> Tensor:
+        """timesteps: (T,) within 0 to 999, fractional allowed -> (T, n), of the model's type: what
+        `denoise` takes instead of each, with that work done.
         """
-        spec = self.spec.unet
-        _check("latents", latents, (None, spec.in_channels, None, None))
-        rows = latents.shape[0]
-        _check("timesteps", timesteps, (rows,))
-        _check("context", context, (rows, None, spec.context_dim))
+        _check("timesteps", timesteps, (None,))
         with torch.inference_mode():
             # Timesteps stay float32: bfloat16 cannot tell 997 from 999.
-            eps = self.unet(
-                latents.to(self.device, self.dtype),
-                timesteps.to(self.device, torch.float32),
-                context.to(self.device, self.dtype),
-            )
+            return self.unet.embed(timesteps.to(self.device, torch.float32))
+
+    def project_context(self, context: Tensor) -> list[KeysValues]:
+        """context: (B, 77, context_dim), of `encode_prompt` -> what `denoise` takes instead, with
+        that work done: for each attention keys and values (B, heads, 77, d), of the model's type.
+        """
+        _check("context", context, (None, None, self.spec.unet.context_dim))
+        with torch.inference_mode():
+            return self.unet.project(context.to(self.device, self.dtype))
+
+    def denoise(
+        self, latents: Tensor, timesteps: Tensor, context: Tensor | Sequence[KeysValues]
+    ) -> Tensor:
+        """The noise that the UNet predicts in latents.
+
+        latents: (B, 4, h, w). timesteps: (B,) within 0 to 999, fractional allowed, or (B, n) of
+        `embed_timesteps`. context: (B, 77, context_dim), of `encode_prompt`, or what
+        `project_context` made of it. Returns (B, 4, h, w).
+        """
+        _check("latents", latents, (None, self.spec.unet.in_channels, None, None))
+        rows = latents.shape[0]
+        if timesteps.dim() == 1:
+            _check("timesteps", timesteps, (rows,))
+            timesteps = self.embed_timesteps(timesteps)
+        _check("timesteps", timesteps, (rows, None))
+        if isinstance(context, Tensor):
+            _check("context", context, (rows, None, self.spec.unet.context_dim))
+            context = self.project_context(context)
+        with torch.inference_mode():
+            eps = self.unet(latents.to(self.device, self.dtype), timesteps, context)
         return _plain(eps)
 
     def decode(self, latents: Tensor) -> Tensor:

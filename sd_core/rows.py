@@ -19,7 +19,7 @@ FAST_ROWS = {"cpu": tuple(range(1, MOST_ROWS + 1)), "cuda": (1, 2, 4, 8, 12, 16)
 
 # Images decoded together: always so many where they are exact, padded; up to so many otherwise.
 DECODE_EXACT = {"cpu": 1, "cuda": 4}
-DECODE_FAST_PIXELS = {"cpu": 8 * 16 * 16, "cuda": 4 * 64 * 64}  # latent pixels
+DECODE_FAST = {"cpu": 1, "cuda": 4}  # on a CPU several take as long as one after the other
 
 RECOVER_AFTER = 64
 """Evaluations without trouble after which a batch that was cut down may have twice the rows."""
@@ -61,11 +61,9 @@ class Rows:
         counts = FAST_ROWS[self._device]
         return min(most, counts[bisect.bisect_left(counts, used)])
 
-    def decoded(self, shape: Shape, *, exact: bool) -> int:
+    def decoded(self, *, exact: bool) -> int:
         """Images decoded together: exactly so many where they are exact, else at most."""
-        if exact:
-            return DECODE_EXACT[self._device]
-        return max(1, DECODE_FAST_PIXELS[self._device] // (shape[0] * shape[1]))
+        return (DECODE_EXACT if exact else DECODE_FAST)[self._device]
 
     # What memory allows
 

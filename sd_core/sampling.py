@@ -11,6 +11,7 @@ from torch import Tensor
 from sd_core.noise import generator_for
 from sd_core.samplers import step_table
 from sd_core.trajectory import Trajectory, advance, guide
+from sd_core.unet import stack_contexts
 
 if TYPE_CHECKING:
     from sd_core.model import LatentDiffusion
@@ -52,12 +53,15 @@ def sample_latents(
         Trajectory(table, x * table.initial_noise, generator, guidance)
         for x, generator in zip(x_T.float(), generators, strict=True)
     ]
-    context = torch.cat([uncond, cond]) if guided and uncond is not None else cond
-    for done, t in enumerate(table.t, start=1):
+    prompts = torch.cat([uncond, cond]) if guided and uncond is not None else cond
+    # One by one, and all timesteps at once: so the engine does it, and both give the same bits.
+    projected = [model.project_context(prompt[None]) for prompt in prompts]
+    context = stack_contexts([[(k[0], v[0]) for k, v in layers] for layers in projected])
+    times = model.embed_timesteps(torch.tensor(table.t, dtype=torch.float32))
+    for done, time in enumerate(times, start=1):
         latents = torch.stack([trajectory.latents for trajectory in batch])
         rows = torch.cat([latents, latents]) if guided else latents
-        timesteps = torch.full((len(rows),), float(t), device=rows.device)
-        eps = model.denoise(rows, timesteps, context)
+        eps = model.denoise(rows, time.expand(len(rows), -1), context)
         if guided:
             without, given = eps.chunk(2)
             eps = guide(without, given, guidance)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_core.device import CopyOut, release_memory
+from sd_core.layers import KeysValues
 from sd_core.memory import Capacity, is_out_of_memory
 from sd_core.model import LatentDiffusion
 from sd_core.noise import draw_noise, generator_for
@@ -33,8 +33,10 @@ from sd_core.trajectory import (
     from_noise,
     guide,
 )
+from sd_core.unet import stack_contexts
 
-CONTEXTS_KEPT = 512  # encoded prompts; at v1 size about 240 kB each in float32
+PROMPTS_KEPT = 64  # projected for every attention; at v1 size about 4 MB each in bfloat16
+TABLES_KEPT = 64  # embedded timesteps; at v1 size about 2 MB for 50 steps
 PAINT_ANEW = 128  # mask values from here on are painted anew
 
 
@@ -42,8 +44,9 @@ PAINT_ANEW = 128  # mask values from here on are painted anew
 class Flight:
     """A request on its way: waiting without a trajectory, then with one.
 
-    state: what it is to be continued from. exact: all evaluations so far had the fixed row count.
-    The other fields are those of `sd_core.lineup.Flight`.
+    state: what it is to be continued from. contexts: for each row what its prompt is to every
+    attention. times: (len(table), n) embedded timesteps. exact: all evaluations so far had the
+    fixed row count. The other fields are those of `sd_core.lineup.Flight`.
     """
 
     request: Request
@@ -52,7 +55,8 @@ class Flight:
     arrived: int
     state: bytes | None = None
     trajectory: Trajectory | None = None
-    contexts: list[Tensor] = field(default_factory=list)
+    contexts: list[list[KeysValues]] = field(default_factory=list)
+    times: Tensor | None = None
     admitted: float = 0.0
     exact: bool = True
     started: bool = False
@@ -101,7 +105,9 @@ class Stages:
         self.model = model
         self._rows = rows
         self._capacity = capacity
-        self._contexts: OrderedDict[str, Tensor] = OrderedDict()
+        self._contexts: OrderedDict[str, list[KeysValues]] = OrderedDict()
+        self._times: OrderedDict[int, tuple[StepTable, Tensor]] = OrderedDict()
+        self._joined: tuple[list[Flight], int, list[KeysValues]] = ([], 0, [])
 
     # Start
 
@@ -117,6 +123,7 @@ class Stages:
         prompts = [request.prompt] if flight.rows == 1 else [request.negative, request.prompt]
         flight.contexts = [self._encode(prompt) for prompt in prompts]
         table = table_of(request)
+        flight.times = self._embed(table)
         if flight.state is None:
             flight.trajectory = self._begin(request, table)
         else:
@@ -163,33 +170,40 @@ class Stages:
         latents = from_latents(table, clean, noise)
         return Trajectory(table, latents, generator, sampling.guidance, inpainting)
 
-    def _encode(self, prompt: str) -> Tensor:
-        """(77, d) context of a prompt, from the cache of the most recent ones."""
+    def _encode(self, prompt: str) -> list[KeysValues]:
+        """What a prompt is to each attention, (heads, 77, d), from the cache of the latest ones."""
         context = self._contexts.get(prompt)
         if context is None:
-            context = self._contexts[prompt] = self.model.encode_prompt([prompt])[0]
-            if len(self._contexts) > CONTEXTS_KEPT:
+            projected = self.model.project_context(self.model.encode_prompt([prompt]))
+            context = self._contexts[prompt] = [(keys[0], values[0]) for keys, values in projected]
+            if len(self._contexts) > PROMPTS_KEPT:
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(prompt)
         return context
 
+    def _embed(self, table: StepTable) -> Tensor:
+        """(len(table), n): the timesteps of a table, all embedded at once, from a like cache."""
+        if id(table) not in self._times:
+            times = self.model.embed_timesteps(torch.tensor(table.t, dtype=torch.float32))
+            self._times[id(table)] = table, times  # the table too, for its id is to stay its own
+            if len(self._times) > TABLES_KEPT:
+                self._times.popitem(last=False)
+        self._times.move_to_end(id(table))
+        return self._times[id(table)][1]
+
     # Evaluate
 
-    def evaluate(self, shape: Shape, flights: Sequence[Flight]) -> Batch:
+    def evaluate(self, shape: Shape, flights: list[Flight]) -> Batch:
         """One evaluation for all of them, which are of this shape; each moves one row on."""
         began = time.monotonic()
-        latents, timesteps, contexts = [], [], []
-        for flight in flights:
-            for context in flight.contexts:
-                latents.append(flight.flying.latents)
-                timesteps.append(flight.flying.timestep)
-                contexts.append(context)
-        used = len(latents)
+        used = sum(flight.rows for flight in flights)
         rows = self._rows.padded(shape, used, exact=any(f.request.exact for f in flights))
+        latents = [f.flying.latents for f in flights for _ in range(f.rows)]
         latents += [torch.zeros_like(latents[0])] * (rows - used)
-        timesteps += [0.0] * (rows - used)
-        contexts += [contexts[0]] * (rows - used)
-        eps, fewest = self._denoise(shape, latents, timesteps, contexts)
+        times = [_time_of(f) for f in flights for _ in range(f.rows)]
+        times += [times[0]] * (rows - used)
+        contexts = self._join(flights, rows)
+        eps, fewest = self._denoise(shape, torch.stack(latents), torch.stack(times), contexts)
         guided, row = [], 0
         for flight in flights:
             own = eps[row : row + flight.rows]
@@ -200,8 +214,16 @@ class Stages:
         advance([flight.flying for flight in flights], torch.stack(guided))
         return Batch(used, rows, time.monotonic() - began)
 
+    def _join(self, flights: list[Flight], rows: int) -> list[KeysValues]:
+        """The contexts of a batch, padded; kept while the same images go on together."""
+        if self._joined[:2] != (flights, rows):
+            contexts = [context for flight in flights for context in flight.contexts]
+            contexts += [contexts[0]] * (rows - len(contexts))
+            self._joined = list(flights), rows, stack_contexts(contexts)
+        return self._joined[2]
+
     def _denoise(
-        self, shape: Shape, latents: list[Tensor], timesteps: list[float], contexts: list[Tensor]
+        self, shape: Shape, latents: Tensor, times: Tensor, contexts: list[KeysValues]
     ) -> tuple[Tensor, int]:
         """The model's outputs, and the fewest rows of a call: parts, while memory is short."""
         total, done, fewest = len(latents), 0, len(latents)
@@ -209,13 +231,9 @@ class Stages:
         while done < total:
             size = self._rows.limit(shape, total - done)
             part = slice(done, done + size)
-            times = torch.tensor(timesteps[part], dtype=torch.float32, device=self.model.device)
+            own = [(keys[part], values[part]) for keys, values in contexts]
             try:
-                outputs.append(
-                    self.model.denoise(
-                        torch.stack(latents[part]), times, torch.stack(contexts[part])
-                    )
-                )
+                outputs.append(self.model.denoise(latents[part], times[part], own))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._rows.ran_out(shape, size):
                     raise
@@ -232,7 +250,7 @@ class Stages:
         latents = torch.stack([flight.flying.latents for flight in flights])
         padded = latents
         if flights[0].request.exact:
-            rows = self._rows.decoded(flights[0].shape, exact=True) - len(flights)
+            rows = self._rows.decoded(exact=True) - len(flights)
             padded = torch.cat([latents, latents.new_zeros(rows, *latents.shape[1:])])
         try:
             pixels = self.model.decode(padded)[: len(flights)]
@@ -259,6 +277,13 @@ class Stages:
             pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
         seconds = time.monotonic() - flight.admitted
         return Rendered(pixels, len(table), seconds, flight.exact and request.exact)
+
+
+def _time_of(flight: Flight) -> Tensor:
+    """(n,): the embedded timestep of the next evaluation."""
+    if flight.times is None:
+        raise RuntimeError("a flight without a trajectory is still waiting")
+    return flight.times[flight.flying.position]
 
 
 def table_of(request: Request) -> StepTable:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from sd_core.layers import (
     RES_NORM_EPS,
     Downsample,
+    KeysValues,
     ResBlock,
     SpatialTransformer,
     Upsample,
@@ -16,17 +20,32 @@ from sd_core.layers import (
 from sd_core.spec import UNetSpec
 
 
+def stack_contexts(rows: Sequence[Sequence[KeysValues]]) -> list[KeysValues]:
+    """Contexts of a batch from those of its rows, each without a batch axis."""
+    return [
+        (torch.stack([keys for keys, _ in layer]), torch.stack([values for _, values in layer]))
+        for layer in zip(*rows, strict=True)
+    ]
+
+
+B = TypeVar("B", bound=nn.Module)
+
+
 class Stage(nn.ModuleList):
-    """Layers run in turn, each given what it takes besides the feature map."""
+    """Layers run in turn, each taking the next of what it needs besides the feature map."""
 
     def forward(
-        self, x: Tensor, emb: Tensor, context: Tensor, size: tuple[int, int] | None = None
+        self,
+        x: Tensor,
+        shifts: Iterator[Tensor],
+        contexts: Iterator[KeysValues],
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, next(shifts))
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x, next(contexts))
             elif isinstance(layer, Upsample):
                 x = layer(x, size)
             else:
@@ -90,17 +109,42 @@ class UNet(nn.Module):
             nn.Conv2d(width, spec.out_channels, 3, padding=1),
         )
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """x: (B, 4, h, w); timesteps: (B,), fractional allowed; context: (B, S, context_dim)."""
-        emb = self.time_embed(timestep_embedding(timesteps, self.spec.channels).to(x.dtype))
+    def embed(self, timesteps: Tensor) -> Tensor:
+        """timesteps: (T,), fractional allowed -> (T, n): what they add in each residual block, side
+        by side in the order of `self.modules()`. It can be made for all steps of a table at once.
+        """
+        dtype = next(self.time_embed.parameters()).dtype
+        emb = self.time_embed(timestep_embedding(timesteps, self.spec.channels).to(dtype))
+        return torch.cat([block.emb_layers(emb) for block in self._blocks(ResBlock)], dim=1)
+
+    def project(self, context: Tensor) -> list[KeysValues]:
+        """context: (B, S, context_dim) -> keys and values for each attention to it, in the order of
+        `self.modules()`. They serve all steps of a prompt.
+        """
+        return [block.keys_values(context) for block in self._blocks(SpatialTransformer)]
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | Sequence[KeysValues]
+    ) -> Tensor:
+        """x: (B, 4, h, w); timesteps: (B,), or what `embed` made of them, (B, n); context:
+        (B, S, context_dim), or what `project` made of it.
+        """
+        emb = self.embed(timesteps) if timesteps.dim() == 1 else timesteps
+        widths = [block.emb_layers[1].out_features for block in self._blocks(ResBlock)]
+        shifts = iter(emb.split(widths, dim=1))
+        contexts = iter(self.project(context) if isinstance(context, Tensor) else context)
         skips = []
         for stage in self.input_blocks:
-            x = stage(x, emb, context)
+            x = stage(x, shifts, contexts)
             skips.append(x)
-        x = self.middle_block(x, emb, context)
+        x = self.middle_block(x, shifts, contexts)
         for stage in self.output_blocks:
             skip = skips.pop()
             # The size comes from the next skip, so sides that do not halve evenly still meet.
             size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else None
-            x = stage(torch.cat([x, skip], dim=1), emb, context, size)
+            x = stage(torch.cat([x, skip], dim=1), shifts, contexts, size)
         return self.out(x)
+
+    def _blocks(self, kind: type[B]) -> list[B]:
+        """All of a kind, in the order that `forward` comes by them."""
+        return [module for module in self.modules() if isinstance(module, kind)]
