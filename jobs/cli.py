@@ -15,7 +15,13 @@ from typing import Any
 import click
 
 from jobs import cli_jobs, cli_local, cli_queue, cli_worker
-from jobs.cli_common import allow_outside_option, json_option, manifest_argument, read_manifest
+from jobs.cli_common import (
+    allow_outside_option,
+    endpoint_option,
+    json_option,
+    manifest_argument,
+    read_manifest,
+)
 from jobs.console import EXIT_CODES, Terminal, escape_unencodable, size
 from jobs.errors import (
     ExitCode,
@@ -127,6 +133,7 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
 @cli.command()
 @manifest_argument
 @click.option("--store", metavar="URL", help="Folder or s3://bucket/prefix. [default: out]")
+@endpoint_option
 @click.option("--job", metavar="NAME", help="Name of the job's folder. [default: by content]")
 @click.option(
     "--model",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.console import Terminal
-from jobs.errors import InputError, NotFoundError
+from jobs.errors import ExitCode, InputError, NotFoundError
 from jobs.ledger import Ledger, open_ledger
-from jobs.ledger.base import JobStatus
+from jobs.ledger.base import JobState, JobStatus
 from jobs.manifest import Manifest, load_manifest
 from jobs.settings import Settings
-from jobs.storage import LocalStore, Store
+from jobs.storage import LocalStore, Store, open_store
 
 if TYPE_CHECKING:
     from jobs.submit import Submitted
@@ -38,6 +38,12 @@ redis_option = click.option(
     "[default: SDBATCH_REDIS, else that of a running `sdbatch local`, else "
     "redis://127.0.0.1:6379/0]",
 )
+endpoint_option = click.option(
+    "--endpoint",
+    metavar="URL",
+    help="The server of an s3:// store, http://host:port, for this command. A worker goes by its "
+    "own AWS_ENDPOINT_URL. [default: AWS_ENDPOINT_URL, else what the AWS configuration says]",
+)
 job_argument = click.argument("job", metavar="JOB")
 
 
@@ -58,11 +64,20 @@ def ledger_at(redis: str | None) -> Ledger:
     return open_ledger(settings_with(redis).redis)
 
 
+def open_store_at(settings: Settings, address: str, endpoint: str | None, *, given: bool) -> Store:
+    """The store that a command works with. given: a person named it. Raises `StoreError`."""
+    if endpoint is not None:
+        return open_store(address, endpoint=endpoint)
+    return open_store(address, access=settings.access(address, given=given))
+
+
 def find_job(ledger: Ledger, name: str) -> JobStatus:
     """The job of this name, or the only one whose name begins so.
 
-    Raises `NotFoundError` if there is none, `InputError` if there are several.
+    Raises `NotFoundError` if there is none, `InputError` if there are several or the name is empty.
     """
+    if not name.strip():  # an unset variable in a script must not mean whatever job there is
+        raise InputError("the job's name is empty; `sdbatch jobs` lists them")
     found = [job for job in ledger.jobs() if job.job_id.startswith(name)]
     for job in found:
         if job.job_id == name:
@@ -79,7 +94,17 @@ def job_line(job: JobStatus) -> str:
     """A job in one line, for people."""
     failed = f", {job.failed:,} failed" if job.failed else ""
     done = f"{job.done:,} of {job.total:,} ({_percent(job.done, job.total)})"
-    return f"{job.job_id}  {job.state}  {done}{failed}"
+    trouble = "" if job.error is None else f"; last error: {job.error}"
+    return f"{job.job_id}  {job.state}  {done}{failed}{trouble}"
+
+
+def job_code(job: JobStatus) -> ExitCode:
+    """How a job ended; `DONE` also while it goes on."""
+    if job.state is JobState.CANCELLED:
+        return ExitCode.CANCELLED
+    if job.state is JobState.DONE and job.failed:
+        return ExitCode.SOME_FAILED
+    return ExitCode.DONE
 
 
 def _percent(part: int, whole: int) -> str:
@@ -98,4 +123,6 @@ def say_submitted(terminal: Terminal, submitted: Submitted) -> None:
         return
     terminal.say(f"job       {submitted.job}{'' if submitted.new else ' (goes on)'}")
     terminal.say(f"images    {submitted.images:,}, {submitted.done:,} done")
+    if submitted.gone:
+        terminal.say(f"gone      {submitted.gone:,} that were done are not in the folder: again")
     terminal.say(f"folder    {submitted.url}")

@@ -9,21 +9,23 @@ from typing import Any
 import click
 
 from jobs.cli_common import (
+    endpoint_option,
     find_job,
     job_argument,
+    job_code,
     job_line,
     json_option,
     ledger_at,
+    open_store_at,
     redis_option,
     say_submitted,
     settings_with,
     store_address,
 )
 from jobs.console import Terminal
-from jobs.errors import InputError
+from jobs.errors import ExitCode, InputError
 from jobs.ledger import Ledger
 from jobs.ledger.base import JobState, JobStatus
-from jobs.storage import open_store
 
 
 @click.command()
@@ -50,8 +52,11 @@ def jobs(terminal: Terminal, redis: str | None) -> None:
 @redis_option
 @json_option
 @click.pass_obj
-def status(terminal: Terminal, job: str, redis: str | None) -> None:
+def status(terminal: Terminal, job: str, redis: str | None) -> ExitCode:
     """Show where a job stands. JOB may be shortened to a unique beginning.
+
+    The exit code is 0 while the job goes on and when all of it is done, 3 if it is done but for
+    images that failed, 8 if it was cancelled.
 
     \b
     Example:
@@ -60,9 +65,10 @@ def status(terminal: Terminal, job: str, redis: str | None) -> None:
     found = find_job(ledger_at(redis), job)
     if terminal.json:
         terminal.document(asdict(found))
-        return
-    for label, text in _status_lines(found):
-        terminal.say(f"{label:12} {text}")
+    else:
+        for label, text in _status_lines(found):
+            terminal.say(f"{label:12} {text}")
+    return job_code(found)
 
 
 @click.command()
@@ -126,19 +132,55 @@ pause = _changing(
 )
 unpause = _changing("unpause", "Let a paused job go on.", _to(JobState.ACTIVE))
 cancel = _changing(
-    "cancel", "End a job within one step; finished images stay.", _to(JobState.CANCELLED)
+    "cancel",
+    "End a job: its workers see it within about a second and stop after the step that they are at. "
+    "Finished images stay.",
+    _to(JobState.CANCELLED),
 )
 retry = _changing("retry", "Render the failed images of a job again.", _retry)
 
 
 @click.command()
 @job_argument
-@click.option("--store", metavar="URL", help="Where the job's folder is. [default: SDBATCH_STORE]")
+@click.option("--force", is_flag=True, help="Also a job that is neither done nor cancelled.")
 @redis_option
 @json_option
 @click.pass_obj
-def resume(terminal: Terminal, job: str, store: str | None, redis: str | None) -> None:
-    """Enter a job again from its folder, as after a lost Redis; only what is missing runs.
+def forget(terminal: Terminal, job: str, force: bool, redis: str | None) -> None:
+    """Take a job that is done or cancelled out of the ledger. Its folder stays as it is, pictures
+    and all; `sdbatch resume` enters it again.
+
+    \b
+    Example:
+      sdbatch forget shapes
+    """
+    ledger = ledger_at(redis)
+    found = find_job(ledger, job)
+    if found.state not in (JobState.DONE, JobState.CANCELLED) and not force:
+        raise InputError(
+            f"{found.job_id} is {found.state}; cancel it first (sdbatch cancel {found.job_id}), or "
+            "forget it as it is with --force"
+        )
+    ledger.forget(found.job_id)
+    folder = f"{found.store.rstrip('/')}/{found.job_id}"
+    if terminal.json:
+        terminal.document({"job": found.job_id, "folder": folder})
+    else:
+        terminal.say(f"{found.job_id}: forgotten; its pictures stay in {folder}")
+
+
+@click.command()
+@job_argument
+@click.option("--store", metavar="URL", help="Where the job's folder is. [default: SDBATCH_STORE]")
+@endpoint_option
+@redis_option
+@json_option
+@click.pass_obj
+def resume(
+    terminal: Terminal, job: str, store: str | None, endpoint: str | None, redis: str | None
+) -> None:
+    """Enter a job again from its folder, as after a lost Redis. The folder is the truth: only what
+    is missing there runs, also images that the ledger takes for done.
 
     \b
     Example:
@@ -149,7 +191,7 @@ def resume(terminal: Terminal, job: str, store: str | None, redis: str | None) -
 
     settings = settings_with(redis)
     address = store or settings.job_store
-    opened = open_store(address, access=settings.access(address, given=store is not None))
+    opened = open_store_at(settings, address, endpoint, given=store is not None)
     resumed = enter_again(
         job,
         opened,
@@ -169,11 +211,13 @@ COMMANDS: Sequence[click.Command] = (
     unpause,
     cancel,
     retry,
+    forget,
     resume,
 )
 
 
 def _status_lines(job: JobStatus) -> list[tuple[str, Any]]:
+    trouble = [] if job.error is None else [("last error", job.error)]
     return [
         ("job", job.job_id),
         ("state", job.state),
@@ -183,4 +227,5 @@ def _status_lines(job: JobStatus) -> list[tuple[str, Any]]:
         ("shards", f"{job.leased:,} rendering, {job.published:,} queued, {job.waiting:,} waiting"),
         ("priority", job.priority),
         ("store", job.store),
+        *trouble,
     ]

@@ -10,12 +10,15 @@ import click
 
 from jobs.cli_common import (
     allow_outside_option,
+    endpoint_option,
     find_job,
     job_argument,
+    job_code,
     job_line,
     json_option,
     ledger_at,
     manifest_argument,
+    open_store_at,
     read_manifest,
     redis_option,
     say_submitted,
@@ -25,8 +28,7 @@ from jobs.cli_common import (
 from jobs.console import Terminal, size
 from jobs.errors import ExitCode, Interrupted
 from jobs.ledger import Ledger
-from jobs.ledger.base import JobState
-from jobs.storage import JobKeys, open_store
+from jobs.storage import JobKeys
 
 
 @click.command()
@@ -37,13 +39,14 @@ from jobs.storage import JobKeys, open_store
     help="Folder or s3://bucket/prefix. [default: SDBATCH_STORE, else that of a running "
     "`sdbatch local`, else out]",
 )
+@endpoint_option
 @click.option("--job", metavar="NAME", help="Name of the job. [default: by content]")
 @click.option(
     "--priority",
     type=click.IntRange(1, 100),
     default=10,
     show_default=True,
-    help="Share of the workers against other jobs.",
+    help="Share of the workers against other jobs; submitting again sets it anew.",
 )
 @click.option("--wait", is_flag=True, help="Then watch the job until it ends.")
 @redis_option
@@ -54,6 +57,7 @@ def submit(
     terminal: Terminal,
     manifest: Path,
     store: str | None,
+    endpoint: str | None,
     job: str | None,
     priority: int,
     wait: bool,
@@ -62,7 +66,8 @@ def submit(
 ) -> int:
     """Queue a manifest for the workers of its model.
 
-    Submitting the same manifest again continues it; nothing is rendered twice.
+    Submitting the same manifest again continues it; nothing is rendered twice, and images that were
+    deleted from its folder are rendered again.
 
     \b
     Example:
@@ -75,7 +80,7 @@ def submit(
     read = read_manifest(terminal, manifest, allow_outside=allow_outside)
     given = store or read.output.store
     address = given or settings.job_store
-    opened = open_store(address, access=settings.access(address, given=bool(given)))
+    opened = open_store_at(settings, address, endpoint, given=bool(given))
     ledger = ledger_at(redis)
     submitted = submit_manifest(
         read,
@@ -86,6 +91,7 @@ def submit(
         job=job,
         priority=priority,
         webhook=read.output.webhook,
+        reproducible=settings.reproducible,
         status=terminal.status,
     )
     if not (terminal.json and wait):
@@ -99,7 +105,8 @@ def submit(
 @json_option
 @click.pass_obj
 def watch(terminal: Terminal, job: str, redis: str | None) -> int:
-    """Follow a job until it ends; Ctrl-C ends the watching, not the job.
+    """Follow a job until it ends; Ctrl-C ends the watching, not the job. The exit code says how it
+    ended, as that of `sdbatch status` does.
 
     \b
     Example:
@@ -121,9 +128,7 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
         terminal.document(asdict(ended))
     else:
         terminal.say(job_line(ended))
-    if ended.state is JobState.CANCELLED:
-        return ExitCode.CANCELLED
-    return ExitCode.SOME_FAILED if ended.failed else ExitCode.DONE
+    return job_code(ended)
 
 
 @click.command()
@@ -134,6 +139,7 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
     metavar="URL",
     help="Where the job is, so that no ledger is asked; JOB is then its whole name.",
 )
+@endpoint_option
 @click.option("--containing", metavar="TEXT", help="Only images whose prompt has this text.")
 @redis_option
 @json_option
@@ -143,6 +149,7 @@ def collect(
     job: str,
     dest: Path,
     store: str | None,
+    endpoint: str | None,
     containing: str | None,
     redis: str | None,
 ) -> int:
@@ -160,7 +167,7 @@ def collect(
     if store is None:
         found = find_job(ledger_at(redis), job)
         job, store, total = found.job_id, found.store, found.done
-    opened = open_store(store, access=settings_with(redis).access(store, given=given))
+    opened = open_store_at(settings_with(redis), store, endpoint, given=given)
     refuse_same(opened, dest)
     with terminal.counting("collecting", total if containing is None else None) as tick:
         collected = copy(opened, JobKeys(job), dest, containing=containing, tick=tick)

@@ -101,6 +101,10 @@ class StoreFullError(StoreError):
     """No space is left in the store."""
 
 
+class ForeignImageError(StoreError):
+    """Something else is stored under an image's key: damaged, or made from other parameters."""
+
+
 class JobConflictError(SdbatchError):
     """The folder holds another job."""
 

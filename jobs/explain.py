@@ -48,6 +48,7 @@ EXPECTED = {
     "version": "1, the version of the manifest format",
     "name": "a name of letters, digits, - _ and .",
     "model": "a name from the model list (letters, digits, . _ - : @ /), or demo",
+    "reproducible": "exact or fast",
     "defaults": "a mapping of settings",
     "matrix": "a mapping of settings to lists of values",
     "output": "a mapping of store, format, quality, name, webhook",

@@ -1,26 +1,31 @@
 """`job.json`: what a job is, beside its plan. With it a ledger is rebuilt from the folder alone.
 
-It is written after plan, inputs and manifest, so where it is, they are.
+It is written after plan and inputs, so where it is, they are; and it says whose folder it is, so
+nothing that may be another job's is replaced before it was looked at.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from jobs.errors import NotFoundError, StoreError
+from jobs.errors import JobConflictError, NotFoundError, StoreError
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
 
 PRIORITIES = range(1, 101)
 
+Reproducible = Literal["exact", "fast"]
+
 
 @dataclass(frozen=True)
 class JobFile:
-    """plan: `Manifest.digest`. quality: of jpeg and webp. priority, webhook: as submitted last."""
+    """plan: `Manifest.digest`. quality: of jpeg and webp. priority, webhook, reproducible: as
+    submitted last; see `sd_core.request.Request` for what exact means.
+    """
 
     name: str
     model: str
@@ -29,15 +34,41 @@ class JobFile:
     quality: Annotated[int, Field(ge=1, le=100)]
     priority: Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1])] = 10
     webhook: str | None = None
+    reproducible: Reproducible = "exact"
 
 
 _JOB_FILE = TypeAdapter(JobFile)
 
 
-def write_job_file(store: Store, keys: JobKeys, job: JobFile) -> None:
-    """Replaces an earlier one. Raises `StoreError`."""
+def write_job_file(store: Store, keys: JobKeys, job: JobFile, *, force: bool = False) -> None:
+    """Replaces an earlier one of the same plan; with `force`, of any.
+
+    Raises `JobConflictError` if the folder is another job's, also if that came only a moment
+    before, and `StoreError`.
+    """
     data = json.dumps(asdict(job), indent=2).encode() + b"\n"
-    store.put(keys.job, data, overwrite=True, content_type=content_type(keys.job))
+
+    def put(overwrite: bool) -> bool:
+        return store.put(keys.job, data, overwrite=overwrite, content_type=content_type(keys.job))
+
+    if not force:
+        if put(False):
+            return
+        check_folder(store, keys, job.plan)
+    put(True)
+
+
+def check_folder(store: Store, keys: JobKeys, plan: str) -> None:
+    """Raises `JobConflictError` if the folder is that of a job with another plan, `StoreError`."""
+    if store.head(keys.job) is None:
+        return
+    found = read_job_file(store, keys)
+    if found.plan != plan:
+        raise JobConflictError(
+            f"{store.url(keys.prefix.rstrip('/'))} holds another job, {found.name} of model "
+            f"{found.model} (plan {found.plan[:12]}…, not {plan[:12]}…); choose another folder or "
+            "job name"
+        )
 
 
 def read_job_file(store: Store, keys: JobKeys) -> JobFile:
@@ -54,4 +85,7 @@ def read_job_file(store: Store, keys: JobKeys) -> JobFile:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{store.url(keys.job)} is damaged: {place}: {first['msg']}") from None
+        raise StoreError(
+            f"{store.url(keys.job)} is damaged: {place}: {first['msg']}; delete it and submit the "
+            "job's manifest again"
+        ) from None

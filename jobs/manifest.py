@@ -21,6 +21,7 @@ from jobs.entries import Combination, Entry, EntryLog, expand
 from jobs.errors import ManifestError, Problem
 from jobs.explain import EXPECTED, NodePlace, explain, plain, without_errors
 from jobs.inputs import Inputs
+from jobs.job_file import Reproducible
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
 from jobs.naming import DEFAULT_TEMPLATE, job_name
 from jobs.problems import Place, ProblemList, found, one_of, quote
@@ -61,7 +62,7 @@ class Manifest:
     """A manifest that was read and found good.
 
     path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
-    total: how many images `tasks` gives.
+    total: how many images `tasks` gives. reproducible: None leaves it to the settings.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Manifest:
     total: int
     entries: EntryLog
     combinations: Sequence[Combination]
+    reproducible: Reproducible | None = None
 
     def tasks(self) -> Iterator[Task]:
         """Every image of the job in order: prompt by prompt, combination by combination, seed by
@@ -162,6 +164,7 @@ class _Loader:
             total=self._images,
             entries=self._entries,
             combinations=self._resolver.combinations,
+            reproducible=head.get("reproducible"),
         )
 
     def _head(self, top: Node, broken: set[str]) -> tuple[dict[str, Any], bool]:

@@ -26,7 +26,7 @@ def pin_model(
     data = json.dumps({"name": name, "digest": digest}, indent=2).encode() + b"\n"
     if store.put(keys.model, data, overwrite=overwrite, content_type=content_type(keys.model)):
         return
-    pinned = _read(store, keys)
+    pinned = read_pin(store, keys)
     if pinned["digest"] != digest:
         raise JobConflictError(
             f"{store.url(keys.prefix.rstrip('/'))} is rendered with another model "
@@ -35,7 +35,10 @@ def pin_model(
         )
 
 
-def _read(store: Store, keys: JobKeys) -> dict[str, str]:
+def read_pin(store: Store, keys: JobKeys) -> dict[str, str]:
+    """`name` and `digest` of the job's model. Raises `NotFoundError` before the first render,
+    `StoreError`.
+    """
     try:
         pinned = json.loads(store.get(keys.model))
         return {"name": str(pinned["name"]), "digest": str(pinned["digest"])}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from jobs.errors import InputError
-from jobs.job_file import JobFile, write_job_file
+from jobs.job_file import JobFile, Reproducible, check_folder, write_job_file
 from jobs.limits import MAX_IMAGE_BYTES
 from jobs.manifest import Manifest
 from jobs.plan import write_plan
@@ -22,24 +22,24 @@ def prepare(
     *,
     priority: int = JobFile.priority,
     webhook: str | None = None,
+    reproducible: Reproducible = JobFile.reproducible,
+    force: bool = False,
 ) -> tuple[JobFile, ShardTable]:
     """Writes what is not there yet; what the job is, and its shards.
 
+    reproducible: for a manifest that says nothing of it. force: images of another model or quality
+    are to be replaced, so the job that they were of gives way, if its prompts are the same.
     Raises `JobConflictError` for a folder that holds another plan, which then stays as it is, and
     `InputError` for a picture that changed since the manifest was read.
     """
+    if not force:
+        check_folder(store, keys, manifest.digest)
     shards = ShardTable(manifest.total)
     write_plan(store, keys, shards.watch(manifest.tasks()))  # first: it finds another job's folder
     for name, source in manifest.inputs.items():
         key = keys.input(name)
         if store.head(key) is None:
             store.put(key, _unchanged(name, source), content_type=content_type(key))
-    store.put(
-        keys.manifest,
-        manifest.source,
-        overwrite=True,
-        content_type=content_type(keys.manifest),
-    )
     job = JobFile(
         name=manifest.name,
         model=manifest.model,
@@ -48,8 +48,15 @@ def prepare(
         quality=manifest.output.quality,
         priority=priority,
         webhook=webhook,
+        reproducible=manifest.reproducible or reproducible,
     )
-    write_job_file(store, keys, job)
+    write_job_file(store, keys, job, force=force)
+    store.put(
+        keys.manifest,
+        manifest.source,
+        overwrite=True,
+        content_type=content_type(keys.manifest),
+    )
     return job, shards
 
 

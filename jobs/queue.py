@@ -31,6 +31,8 @@ CELERY_SETTINGS: Mapping[str, Any] = {
     "worker_pool": "threads",
     # Soft shutdown breaks threads pools; the worker drains by itself.
     "worker_soft_shutdown_timeout": 0,
+    # Nothing asks for it, and with a Redis that is full it fails once a second, with a traceback.
+    "worker_enable_remote_control": False,
     "task_serializer": "json",
     "accept_content": ["json"],  # never pickle: a broker is not to run code
 }

@@ -1,4 +1,4 @@
-"""From a job's folder back to a ledger that knows nothing of it: after a wiped or lost Redis."""
+"""From a job's folder back to the ledger: after a wiped or lost Redis, or with images gone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.queue import ShardQueue
 from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.storage.base import is_segment
-from jobs.submit import Submitted, enter
+from jobs.submit import Submitted, agreed_address, enter
 
 
 def resume(
@@ -26,15 +26,17 @@ def resume(
     address: str,
     status: Callable[[str], AbstractContextManager[object]],
 ) -> Submitted:
-    """Enters a job from its folder: images that are there count as done, the others run.
+    """Enters a job from its folder: images that are there count as done, the others run, also those
+    that the ledger takes for done.
 
     A job that the ledger still knows goes on. job: the folder's name, or its unique beginning.
     address: of the store, as workers are to open it. status: shows what takes its time.
-    Raises `NotFoundError`, `InputError`, `StoreError` and `LedgerError`.
+    Raises `NotFoundError`, `InputError`, `JobConflictError`, `StoreError` and `LedgerError`.
     """
     ledger.ping()
     keys = _find(store, job, status)
     described = read_job_file(store, keys)
+    address = agreed_address(ledger, keys, described.plan, address)
     with status("reading the plan"):
         shards = ShardTable(described.images)
         deque(shards.watch(read_plan(store, keys)), maxlen=0)

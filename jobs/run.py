@@ -33,6 +33,7 @@ class RunOptions:
     """What `sdbatch run` was given on its command line; None where the settings decide."""
 
     store: str | None = None
+    endpoint: str | None = None
     model: str | None = None
     vae: str | None = None
     config: Path | None = None
@@ -79,7 +80,8 @@ def run(
     )
     if options.job is not None and ("/" in options.job or not is_segment(options.job)):
         raise InputError(f"--job {options.job!r} is not a folder name")
-    store = open_store(options.store or manifest.output.store or settings.store)
+    address = options.store or manifest.output.store or settings.store
+    store = open_store(address, endpoint=options.endpoint)
     plan = summarize(manifest.tasks())
     with stopping_on_signals(terminal) as stop:
         return run_job(
@@ -88,6 +90,7 @@ def run(
             store,
             job=options.job,
             force=options.force,
+            reproducible=settings.reproducible,
             observe=lambda: RunProgress(plan.images, plan.evaluations, terminal.err),
             status=terminal.status,
             stop=stop,

@@ -22,6 +22,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
+from jobs.job_file import Reproducible
 from jobs.limits import MAX_IMAGES, MAX_PATH_CHARS, MAX_PROMPT_CHARS, MAX_TEMPLATE_CHARS
 from jobs.webhook import MAX_URL_CHARS
 from sd_core.spec import (
@@ -245,6 +246,14 @@ class Head(TypedDict, total=False):
         ModelName,
         Field(description="A name from the model list, or demo. Default demo.", examples=["demo"]),
     ]
+    reproducible: Annotated[
+        Reproducible,
+        Field(
+            description="exact: the same bytes whatever else is rendered beside an image, on every "
+            "worker of the same kind. fast: the quickest batches, and pictures that look the same. "
+            "Default exact, or what SDBATCH_REPRODUCIBLE says."
+        ),
+    ]
     defaults: Annotated[Settings, Field(description="Settings of all prompts.")]
     matrix: Annotated[Matrix, Field(description="Every prompt with every combination of these.")]
     output: Annotated[OutputFields, Field(description="Where images go, and as what.")]
@@ -300,7 +309,17 @@ EXAMPLE: dict[str, Any] = {
 
 TEXT_KEYS = frozenset(
     (
-        *("name", "model", "negative", "sampler", "init_image", "mask", "prompt", "file"),
+        *(
+            "name",
+            "model",
+            "reproducible",
+            "negative",
+            "sampler",
+            "init_image",
+            "mask",
+            "prompt",
+            "file",
+        ),
         *("store", "webhook"),
     )
 )

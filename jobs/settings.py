@@ -1,12 +1,18 @@
 """Settings from the environment. Nothing else reads it.
 
-SDBATCH_MODELS   a YAML or JSON file: {name: source} or {name: {source: …, digest: …}}
+SDBATCH_MODELS   a YAML or JSON file: {name: source} or {name: {source: …, digest: …}}; or the
+                 same itself, beginning with {
 SDBATCH_STORE    where jobs are written unless a manifest or --store says so; default out
 SDBATCH_DEVICE   auto (default), cpu, cuda or cuda:<number>
 SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
 SDBATCH_REDIS    the Redis server that holds queue and ledger; default redis://127.0.0.1:6379/0
 SDBATCH_MODEL    the model that a worker loads; default demo
+SDBATCH_STORES   addresses between spaces: a worker then refuses jobs whose store is at or below
+                 none of them. Without it, jobs may be anywhere that the worker may write
 SDBATCH_LEASE_S  seconds after which a worker that says nothing has lost its shards; default 60
+SDBATCH_REPRODUCIBLE  exact (default) or fast, for manifests that do not say
+SDBATCH_GRACE_S  seconds that a worker told to stop goes on with images it can finish in them;
+                 default 10. The others are saved between two steps
 SDBATCH_METRICS  host:port where a worker answers /metrics and /healthz; without it, nowhere
 SDBATCH_LOG      text (default) or json: the form of a worker's log lines
 SDBATCH_CACHE    folder for models that were fetched from S3; default ~/.cache/sdbatch
@@ -24,13 +30,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Required, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
 from jobs.errors import InputError
 from jobs.explain import NodePlace, plain
+from jobs.job_file import Reproducible
 from jobs.local.address import LocalCluster, running_cluster
 from jobs.problems import ProblemList, found, one_of, quote, suggest
 from jobs.sources import read_file, reason
@@ -67,7 +74,10 @@ class Settings:
     dtype: str = "auto"
     redis: str = field(default="redis://127.0.0.1:6379/0", repr=False)  # may hold a password
     worker_model: str = "demo"
+    stores: tuple[str, ...] = ()
     lease_s: float = 60.0
+    reproducible: Reproducible = "exact"
+    grace_s: float = 10.0
     metrics: tuple[str, int] | None = None  # host and port
     log: str = "text"
     cache: Path = Path("~/.cache/sdbatch")
@@ -94,13 +104,16 @@ class Settings:
         elsewhere = "SDBATCH_REDIS" in values or "SDBATCH_STORE" in values
         local = None if elsewhere else running_cluster(values)
         return cls(
-            models={} if models is None else load_models(Path(models)),
+            models={} if models is None else load_models(models),
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
             dtype=dtype,
             redis=values.get("SDBATCH_REDIS", cls.redis if local is None else local.redis),
             worker_model=values.get("SDBATCH_MODEL", cls.worker_model),
-            lease_s=_seconds(values.get("SDBATCH_LEASE_S", str(cls.lease_s))),
+            stores=tuple(values.get("SDBATCH_STORES", "").split()),
+            lease_s=_seconds(values, "SDBATCH_LEASE_S", cls.lease_s, least=1),
+            reproducible=_reproducible(values.get("SDBATCH_REPRODUCIBLE", cls.reproducible)),
+            grace_s=_seconds(values, "SDBATCH_GRACE_S", cls.grace_s, least=0),
             metrics=_address(values.get("SDBATCH_METRICS")),
             log=log,
             cache=Path(values.get("SDBATCH_CACHE", cls.cache)),
@@ -141,13 +154,22 @@ class Settings:
         )
 
 
-def _seconds(text: str) -> float:
+def _reproducible(text: str) -> Reproducible:
+    for allowed in get_args(Reproducible):
+        if text == allowed:
+            return allowed
+    expected = one_of(get_args(Reproducible))
+    raise InputError(f"SDBATCH_REPRODUCIBLE: found {quote(text)}, expected {expected}")
+
+
+def _seconds(values: Mapping[str, str], name: str, otherwise: float, *, least: int) -> float:
+    text = values.get(name, str(otherwise))
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 1.0 <= seconds <= 3600.0:
-        raise InputError(f"SDBATCH_LEASE_S: found {quote(text)}, expected seconds within 1 to 3600")
+    if not least <= seconds <= 3600.0:
+        raise InputError(f"{name}: found {quote(text)}, expected seconds within {least} to 3600")
     return seconds
 
 
@@ -175,33 +197,43 @@ class _Pinned(TypedDict, total=False):
 _SOURCE: TypeAdapter[Any] = TypeAdapter(Annotated[str, Field(min_length=1)] | _Pinned)
 
 
-def load_models(path: Path) -> dict[str, ModelSource]:
+def load_models(given: Path | str) -> dict[str, ModelSource]:
     """A model list, YAML or JSON. Paths in it are relative to it.
 
-    Raises `InputError`, for mistakes in the file as `ManifestError` with their places.
+    given: its path; or, as a text that begins with {, the list itself, whose paths are relative to
+    the working directory.
+    Raises `InputError`, for mistakes in the list as `ManifestError` with their places.
     """
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        name, folder, source = "SDBATCH_MODELS", Path(), given.encode()
+    else:
+        path = Path(given)
+        name, folder, source = str(path), path.parent, _read_list(path)
+    problems = ProblemList()
+    top, _ = YamlFile(source, name, problems).mapping()
+    models = {}
+    for model, listed in plain(top).items():
+        try:
+            value = _SOURCE.validate_python(listed)
+        except ValidationError:
+            message = (
+                f"found {found(listed)}, expected a source (demo, a checkpoint, a diffusers "
+                "folder, hf:owner/name, s3://bucket/key) or {source: …, digest: 64 hex digits}"
+            )
+            problems.at(NodePlace(name, "", top), (model,), message)
+            continue
+        pinned = {"source": value} if isinstance(value, str) else value
+        models[model] = ModelSource(_located(pinned["source"], folder), pinned.get("digest"))
+    problems.raise_if_any()
+    return models
+
+
+def _read_list(path: Path) -> bytes:
     try:
-        source = read_file(path, _MAX_LIST_BYTES)
+        return read_file(path, _MAX_LIST_BYTES)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"SDBATCH_MODELS: {path} cannot be read: {why}") from None
-    problems = ProblemList()
-    top, _ = YamlFile(source, str(path), problems).mapping()
-    models = {}
-    for name, given in plain(top).items():
-        try:
-            value = _SOURCE.validate_python(given)
-        except ValidationError:
-            message = (
-                f"found {found(given)}, expected a source (demo, a checkpoint, a diffusers folder, "
-                "hf:owner/name, s3://bucket/key) or {source: …, digest: 64 hex digits}"
-            )
-            problems.at(NodePlace(str(path), "", top), (name,), message)
-            continue
-        pinned = {"source": value} if isinstance(value, str) else value
-        models[name] = ModelSource(_located(pinned["source"], path.parent), pinned.get("digest"))
-    problems.raise_if_any()
-    return models
 
 
 def _located(source: str, folder: Path) -> str:

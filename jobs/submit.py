@@ -6,14 +6,14 @@ plan, the ledger knows the job by its id, and messages are only ever sent for wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.errors import InputError
-from jobs.job_file import PRIORITIES, JobFile
-from jobs.ledger.base import Ledger, NewJob
+from jobs.errors import InputError, NotFoundError
+from jobs.job_file import PRIORITIES, JobFile, Reproducible
+from jobs.ledger.base import Ledger, NewJob, Place, check_same
 from jobs.manifest import Manifest
 from jobs.prepare import prepare
 from jobs.publish import LEAST_WINDOW, publish
@@ -22,17 +22,21 @@ from jobs.records import read_records
 from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.storage.base import is_segment
+from jobs.storage.places import canonical_address, same_place
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job in the ledger. new: False if it was there already and goes on."""
+    """A job in the ledger. new: False if it was there already and goes on. gone: images that
+    counted as done, but are in the store no more; workers look at them again.
+    """
 
     job: str
     url: str
     images: int
     done: int
     new: bool
+    gone: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -41,6 +45,7 @@ class Submitted:
             "images": self.images,
             "done": self.done,
             "new": self.new,
+            "gone": self.gone,
         }
 
 
@@ -54,12 +59,14 @@ def submit(
     job: str | None = None,
     priority: int = NewJob.priority,
     webhook: str | None = None,
+    reproducible: Reproducible = JobFile.reproducible,
     status: Callable[[str], AbstractContextManager[object]],
 ) -> Submitted:
     """Enters a job for the workers of its model, or continues it.
 
     address: of the store, as workers are to open it. job: names the folder; by default the name
-    derived from the manifest's content. status: shows what takes its time.
+    derived from the manifest's content. reproducible: for a manifest that says nothing of it.
+    status: shows what takes its time.
     Raises `InputError`, `JobConflictError`, `StoreError` and `LedgerError`.
     """
     if job is not None and ("/" in job or not is_segment(job)):
@@ -70,8 +77,11 @@ def submit(
     store.check_writable()
     with status("naming the job"):
         keys = JobKeys(job if job is not None else manifest.job_id())
+        address = agreed_address(ledger, keys, manifest.digest, address)
     with status("writing the plan"):
-        described, shards = prepare(manifest, store, keys, priority=priority, webhook=webhook)
+        described, shards = prepare(
+            manifest, store, keys, priority=priority, webhook=webhook, reproducible=reproducible
+        )
     return enter(described, shards, store, keys, ledger, queue, address=address, status=status)
 
 
@@ -86,10 +96,15 @@ def enter(
     address: str,
     status: Callable[[str], AbstractContextManager[object]],
 ) -> Submitted:
-    """A job whose folder is complete into the ledger, and its first messages into the queue.
+    """A job whose folder is complete into the ledger, and its first messages into the queue. The
+    folder is the truth: images that it holds are done, and what is done but not there runs again.
 
-    Raises like `submit`.
+    address: as `agreed_address` has it. Raises like `submit`.
     """
+    with status("looking at what is there"):
+        # In this order: what was done before the store was looked at has to be there.
+        to_do = _to_do(ledger, keys.job_id, described.images)
+        present = rendered_before(store, keys, described.images)
     with status("entering the job"):
         new = ledger.create(
             NewJob(
@@ -104,8 +119,12 @@ def enter(
                 webhook=described.webhook,
                 quality=described.quality,
             ),
-            done=rendered_before(store, keys),
+            done=(index for index, there in enumerate(present) if there),
         )
+        gone = 0
+        if to_do is not None and not new:
+            lacking = (index for index, there in enumerate(present) if not there)
+            gone = ledger.reopen(keys.job_id, (index for index in lacking if index not in to_do))
         # A few at once, so that a worker can begin; the reconciler fills the window.
         publish(ledger, queue, ledger.status(keys.job_id), LEAST_WINDOW)
     return Submitted(
@@ -114,15 +133,44 @@ def enter(
         images=described.images,
         done=ledger.status(keys.job_id).done,
         new=new,
+        gone=gone,
     )
 
 
-def rendered_before(store: Store, keys: JobKeys) -> Iterator[int]:
-    """Images that have a record and are in the store, as after a run without a ledger.
+def agreed_address(ledger: Ledger, keys: JobKeys, plan: str, address: str) -> str:
+    """The store's address as the ledger has it, if it knows the job: the same place may be written
+    in several ways. Asked before anything is written, so that a folder that the ledger would refuse
+    stays as it is.
+
+    Raises `JobConflictError` if the ledger's job has another plan, or is in another place.
+    """
+    address = canonical_address(address)
+    try:
+        known = ledger.status(keys.job_id)
+    except NotFoundError:
+        return address
+    if same_place(known.store, address):
+        address = known.store
+    check_same(keys.job_id, Place(known.plan, known.store), Place(plan, address))
+    return address
+
+
+def _to_do(ledger: Ledger, job_id: str, images: int) -> set[int] | None:
+    """Images that the ledger wants rendered; None if it does not know the job."""
+    try:
+        return set(ledger.pending(job_id, 0, images))
+    except NotFoundError:
+        return None
+
+
+def rendered_before(store: Store, keys: JobKeys, images: int) -> bytearray:
+    """For each image 1 if it has a record and is in the store, else 0.
 
     Those without a record are not among them: the worker that looks at them mends it.
+    One list of the images and the records are read, however many there are. Raises `StoreError`.
     """
-    present = {hash(keys.path(info.key)) for info in store.list(keys.images_prefix)}
-    for record in read_records(store, keys):
-        if hash(record["path"]) in present:
-            yield record["index"]
+    there = {hash(keys.path(info.key)) for info in store.list(keys.images_prefix)}
+    rendered = bytearray(images)
+    for record in read_records(store, keys, images=images):
+        rendered[record["index"]] = hash(record["path"]) in there
+    return rendered

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.text import Text
 
 from jobs.errors import LedgerError
 from jobs.ledger.base import JobState, JobStatus, Ledger
@@ -26,7 +27,8 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> JobStatus:
-    """Shows images, steps, rate and time left until the job is done or cancelled; how it ended.
+    """Shows images, steps, rate, time left and what holds the job up, until it is done or
+    cancelled; how it ended.
 
     Raises `NotFoundError` if it is forgotten meanwhile, `LedgerError` if the ledger is away for
     longer than a restart takes.
@@ -37,9 +39,13 @@ def watch(
     begun, evaluated = status.done, status.evaluated
     answered_at = clock()
     left = status.evaluations - evaluated
+    told = None
     with RunProgress(status.total, max(0, left), console, clock=clock) as progress:
         progress.at(reused=begun)
         while status.state not in ENDED:
+            if status.error is not None and status.error != told:
+                console.print(Text(f"last error: {status.error}", style="red"))
+            told = status.error
             sleep(EVERY_S)
             try:
                 status = ledger.status(job_id)

@@ -38,6 +38,12 @@ _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _BRACKETED = re.compile(r"\[(?P<v6>[0-9A-Fa-f:.]+)\](:[0-9]*)?")
 _SIGNATURE = re.compile(r"t=(?P<t>[0-9]{1,12}),v1=(?P<v1>[0-9a-f]{64})", re.ASCII)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_INSIDE = (
+    ipaddress.IPv4Network("168.63.129.16/32"),  # what Azure tells its machines, secrets too
+    ipaddress.IPv4Network("192.0.0.0/24"),  # of protocols; Oracle's cloud tells secrets at .192
+    ipaddress.IPv6Network("64:ff9b:1::/48"),  # wraps IPv4 addresses of a private network
+)
+"""Public by their number, but not of a host in the internet."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -142,6 +148,8 @@ def is_public(address: Address) -> bool:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if address.sixtofour is not None or address.teredo is not None or address.is_site_local:
             return False
+    if any(address in network for network in _INSIDE):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 

@@ -12,15 +12,18 @@ import os
 from typing import Any
 
 import celery.apps.worker
+import click
 from celery import Celery, signals
+from click.core import ParameterSource
 
 from jobs.queue import celery_settings, queue_name
 from jobs.settings import Settings
-from worker import lifecycle, logs
+from worker import incoming, lifecycle, logs
 
 settings = Settings.from_env(os.environ)
 owner = lifecycle.new_owner()
 
+incoming.be_careful()
 app = Celery("sdbatch", include=["worker.tasks"])
 app.conf.update(celery_settings(settings.redis))
 app.conf.update(
@@ -41,7 +44,10 @@ def _log(instance: Any, **_: object) -> None:
 @signals.setup_logging.connect
 def _set_level(loglevel: int, **_: object) -> None:
     """Being connected keeps Celery from setting up handlers of its own."""
-    logging.getLogger().setLevel(loglevel)
+    # Celery's default is WARNING, at which a worker never says what it does.
+    command = click.get_current_context(silent=True)
+    given = command is not None and command.get_parameter_source("loglevel")
+    logging.getLogger().setLevel(logging.INFO if given is ParameterSource.DEFAULT else loglevel)
 
 
 @signals.worker_init.connect
@@ -56,5 +62,5 @@ def _drain(**_: object) -> None:
 
 
 @signals.worker_shutdown.connect
-def _stop(**_: object) -> None:
-    lifecycle.stop()
+def _stop(sender: Any, **_: object) -> None:
+    lifecycle.stop(sender.exitcode)

@@ -96,7 +96,7 @@ def _set_latest(folder: Path, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if latest.read_text() == name:
             return
-    unfinished = folder / f"latest.{os.getpid()}"
+    unfinished = folder / f"latest.{os.getpid()}-{threading.get_ident()}"  # of one writer
     unfinished.write_text(name)
     unfinished.replace(latest)
 

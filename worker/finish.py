@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.errors import StoreError
+from jobs.errors import ForeignImageError
 from jobs.records import Record, dump_lines, read_lines
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
@@ -171,21 +171,28 @@ class Finisher:
         return Finished(line, reused=not written)
 
     def record_of(self, key: str, spec: str, index: int) -> Record:
-        """The line of an image in the store, read off the image itself; it must be of this spec.
+        """See `record_in_store`."""
+        return record_in_store(self.store, self.keys, key, spec, index)
 
-        index: in this job, for the image may have been made for another one.
-        """
-        data = self.store.get(key)
-        try:
-            line = record_from_image(data, self.keys.path(key))
-        except ValueError as error:
-            raise self._foreign(key, str(error)) from error
-        if line.get("spec") != spec:
-            raise self._foreign(key, "it was made from other parameters")
-        return line | {"index": index}
 
-    def _foreign(self, key: str, flaw: str) -> StoreError:
-        return StoreError(
-            f"{self.store.url(key)} is in the way of this job's image: {flaw}; "
-            "move it away, or render anew with --force"
-        )
+def record_in_store(store: Store, keys: JobKeys, key: str, spec: str, index: int) -> Record:
+    """The line of an image in the store, read off the image itself; it must be of this spec.
+
+    index: in this job, for the image may have been made for another one. Raises
+    `ForeignImageError` if it is not, `NotFoundError` and `StoreError`.
+    """
+    data = store.get(key)
+    try:
+        line = record_from_image(data, keys.path(key))
+    except ValueError as error:
+        raise _foreign(store, key, str(error)) from error
+    if line.get("spec") != spec:
+        raise _foreign(store, key, "it was made from other parameters")
+    return line | {"index": index}
+
+
+def _foreign(store: Store, key: str, flaw: str) -> ForeignImageError:
+    return ForeignImageError(
+        f"{store.url(key)} is in the way of this job's image: {flaw}; "
+        "move it away, or render anew with --force"
+    )

@@ -1,14 +1,22 @@
-"""Renews the leases that this process holds, all in one round trip."""
+"""Renews the leases that this process holds, all in one round trip; sees jobs being cancelled."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
 from jobs.errors import LedgerError
-from jobs.ledger.base import LEASE_S, Beat, Ledger
+from jobs.ledger.base import LEASE_S, Beat, JobState, Ledger
 from worker.shard import Holding, StopReason
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Between two looks at the jobs, each a read of a word per job: whoever cancels a job waits so long
+and for the step that its images are at.
+"""
 
 _REASONS = {Beat.LOST: StopReason.LOST, Beat.CANCELLED: StopReason.CANCELLED}
 
@@ -70,6 +78,24 @@ class Heart:
             if beat in _REASONS:
                 holding.end(_REASONS[beat])
 
+    def look(self) -> None:
+        """Ends what is of jobs that are cancelled or forgotten. Renews nothing."""
+        holdings = self.holdings
+        jobs = sorted({holding.lease.job_id for holding in holdings})
+        if not jobs:
+            return
+        try:
+            states = dict(zip(jobs, self._ledger.states(jobs), strict=True))
+        except LedgerError:
+            self._give_up_on_the_old()
+            return
+        for holding in holdings:
+            state = states[holding.lease.job_id]
+            if state is None:
+                holding.end(StopReason.LOST)
+            elif state is JobState.CANCELLED:
+                holding.end(StopReason.CANCELLED)
+
     def _give_up_on_the_old(self) -> None:
         with self._lock:
             known = list(self._holdings.items())
@@ -78,6 +104,15 @@ class Heart:
                 holding.end(StopReason.LOST)
 
     def run(self, stop: threading.Event) -> None:
-        """Beats until stop is set; for a thread of its own."""
-        while not stop.wait(self._every_s):
-            self.beat()
+        """Beats, and looks in between, until stop is set; for a thread of its own."""
+        beat_at = self._clock() + self._every_s
+        while not stop.wait(max(0.0, min(LOOK_S, beat_at - self._clock()))):
+            try:
+                if self._clock() < beat_at:
+                    self.look()
+                    continue
+                beat_at = self._clock() + self._every_s
+                self.beat()
+            except Exception:  # without this thread, every lease would run out, one after the other
+                log.exception("the leases cannot be renewed, trying again")
+                self._give_up_on_the_old()

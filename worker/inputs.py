@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from jobs.storage.base import Store
+from jobs.storage.base import Store, is_segment
 from jobs.storage.keys import JobKeys
 
 KEPT = 8  # decoded inputs in memory; a sweep uses the same picture for many tasks in a row
@@ -34,6 +34,8 @@ class Inputs:
         return self._decoded(name, "L", width, height)
 
     def _load(self, name: str, mode: str, width: int, height: int) -> Pixels:
+        if "/" in name or not is_segment(name):  # of a plan that somebody changed
+            raise ValueError(f"{name!r} is not valid as the name of an input")
         data = self._store.get(self._keys.input(name))
         try:
             with Image.open(io.BytesIO(data)) as image:

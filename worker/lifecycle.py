@@ -19,7 +19,7 @@ from jobs.ledger import open_ledger
 from jobs.ledger.base import Ledger
 from jobs.queue import CeleryQueue
 from jobs.settings import Settings
-from jobs.storage import open_store
+from jobs.storage.places import opener
 from sd_core.engine import Engine
 from worker.health import Health, Monitor
 from worker.heart import Heart
@@ -82,6 +82,7 @@ def start(settings: Settings, owner: str) -> None:
 
 def _begin(settings: Settings, owner: str) -> _Life:
     name = settings.worker_model
+    open_store = opener(settings.stores)
     metrics, health = Metrics(name), Health(name)
     # First of all, for a model may take minutes to load.
     monitor = (
@@ -104,7 +105,15 @@ def _begin(settings: Settings, owner: str) -> _Life:
     heart = Heart(ledger, every_s=settings.lease_s / 4, lease_s=settings.lease_s)
     engine = Engine(model, on_batch=metrics.evaluated)
     worker = Worker(
-        owner, engine, info, ledger, open_store, metrics=metrics, heart=heart, on_stop=_end
+        owner,
+        engine,
+        info,
+        ledger,
+        open_store,
+        metrics=metrics,
+        heart=heart,
+        on_stop=_end,
+        grace_s=settings.grace_s,
     )
     reporter = Reporter(worker, metrics)
     metrics.describe(
@@ -117,7 +126,6 @@ def _begin(settings: Settings, owner: str) -> _Life:
     metrics.watch(
         leases=lambda: len(heart.holdings), stalled_s=engine.stalled_s, device=model.device
     )
-    health.watch(worker, reporter)
     stop = threading.Event()
     reconciler = Reconciler(
         ledger,
@@ -138,6 +146,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
     ]
     for thread in threads:
         thread.start()
+    health.watch(worker, reporter, threads)
     log.info("worker %s has model %s on %s", owner, name, model.device)
     return _Life(worker, ledger, threads, stop, monitor)
 
@@ -160,9 +169,11 @@ def _end(stopped: Stopped) -> None:
     threading.Thread(target=insist, name="sdbatch-end", daemon=True).start()
 
 
-def stop() -> None:
-    """Ends the threads and the engine. Raises `SystemExit` if the worker stopped by itself, for
-    not everything that starts Celery passes its exit code on.
+def stop(code: int | None = 0) -> None:
+    """Ends the threads and the engine. Raises `SystemExit` if the worker stopped by itself or
+    Celery failed, for not everything that starts Celery passes its exit code on.
+
+    code: what Celery would end with; 0 if it was told to stop.
     """
     global _life
     life, _life = _life, None
@@ -180,3 +191,7 @@ def stop() -> None:
         sys.exit(stopped.code)
     with contextlib.suppress(LedgerError):
         life.ledger.worker_gone(life.worker.owner)
+    if code != 0 and not life.worker.draining.is_set():
+        # With 0, whoever looks after workers would take it for the wanted end.
+        log.critical("ended without being told to")
+        sys.exit(ExitCode.UNEXPECTED)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import InputError, Interrupted, JobConflictError, ModelError
+from jobs.job_file import JobFile, Reproducible
 from jobs.manifest import Manifest
 from jobs.pin import pin_model
 from jobs.plan import read_plan
@@ -29,7 +30,8 @@ from sd_core.weights.errors import CheckpointError
 from worker.finish import Finisher
 from worker.inputs import Inputs
 from worker.record import ModelInfo
-from worker.runner import JobRecords, Observer, Runner
+from worker.runner import JobRecords, Manner, Observer, Runner
+from worker.saved import SavedImages
 from worker.tail import write_tail
 
 
@@ -113,13 +115,15 @@ def run_job(
     *,
     job: str | None = None,
     force: bool = False,
+    reproducible: Reproducible = JobFile.reproducible,
     observe: Callable[[], AbstractContextManager[Observer]],
     status: Callable[[str], AbstractContextManager[object]],
     stop: threading.Event,
 ) -> RunSummary:
     """Renders what the job's folder does not hold yet, and writes its report.
 
-    job: names the folder; by default the name derived from the manifest's content.
+    job: names the folder; by default the name derived from the manifest's content. reproducible:
+    for a manifest that says nothing of it.
     observe: opens the progress of rendering. status: shows what else takes its time.
     stop: set to end between two steps; raises `Interrupted` once all that is finished is kept.
     Raises the errors of `jobs.errors`; failed images are counted in the summary.
@@ -131,7 +135,7 @@ def run_job(
         model = load(choice)
     load_s = time.monotonic() - started
     with status("writing the plan"):
-        _, shards = prepare(manifest, store, keys)
+        described, shards = prepare(manifest, store, keys, reproducible=reproducible, force=force)
     revision = None if model.provenance is None else model.provenance.revision
     info = ModelInfo(choice.name, model.digest, choice.source, revision)
     _pin(store, keys, info, force=force)
@@ -149,6 +153,8 @@ def run_job(
                 Inputs(store, keys),
                 observer,
                 device=model.device.type,
+                saved=SavedImages(store, keys),
+                manner=Manner(exact=described.reproducible == "exact", save=lambda: True),
                 force=force,
             )
             # From the plan in the store: the files that a manifest names may change meanwhile.

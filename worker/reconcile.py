@@ -8,25 +8,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
-from jobs.errors import LedgerError, NotFoundError, SdbatchError
+from jobs.errors import SdbatchError
 from jobs.ledger.base import JobState, JobStatus, Ledger
-from jobs.plan import PlanReader
 from jobs.publish import publish, window
 from jobs.queue import ShardQueue
-from jobs.records import Failure, write_failures
-from jobs.storage import JobKeys, Store
+from jobs.storage import Store
+from worker.ending import Ender
 from worker.notify import Notifier
-from worker.tail import write_tail
 
 log = logging.getLogger(__name__)
 
 EVERY_S = 2.0
 LOCK_S = 10.0  # a reconciler that hangs for longer loses its turn
-LOST_AFTER_S = 30.0  # a shard published so long ago, with an empty queue, has no message any more
-FINISHING_S = 600.0  # longest time to write the gallery of a job before another worker tries
+LOST_AFTER_S = 30.0
+"""A shard published so long ago, with an empty queue, has no message any more."""
+
+MISSED_AFTER_S = 600.0
+"""A shard published so long ago may have none, if the queue has fewer messages than shards are
+published: other jobs' messages keep it from ever being empty.
+"""
 
 
 class Reconciler:
@@ -42,16 +44,14 @@ class Reconciler:
         *,
         owner: str,
         slots: int,
-        lost_after_s: float = LOST_AFTER_S,
         notifier: Notifier | None = None,
     ) -> None:
         self._ledger = ledger
         self._queue = queue
-        self._open_store = open_store
         self._owner = owner
         self._slots = slots
-        self._lost_after_s = lost_after_s
         self._notifier = notifier
+        self._ender = Ender(ledger, open_store, owner=owner)
 
     def run(self, stop: threading.Event, every_s: float = EVERY_S) -> None:
         """Rounds until stop is set; for a thread of its own."""
@@ -60,6 +60,9 @@ class Reconciler:
                 self.round()
             except SdbatchError as error:
                 log.warning("reconciling failed, trying again: %s", error)
+            except Exception:  # without this thread, no job of any worker would move on
+                log.exception("reconciling failed, trying again")
+        self._ender.wait()
 
     def round(self) -> None:
         """One round, if no other worker is at it. Raises `LedgerError`."""
@@ -73,8 +76,7 @@ class Reconciler:
                     expired.deaths,
                 )
             self._publish()
-        for job_id in self._ledger.settled_jobs():
-            self._finish(job_id)
+        self._ender.round()
         if self._notifier is not None:
             self._notifier.round()
 
@@ -82,52 +84,26 @@ class Reconciler:
         jobs = self._ledger.jobs()
         active = [job for job in jobs if job.state is JobState.ACTIVE and not job.settled]
         workers = Counter(worker.model for worker in self._ledger.workers())
+        published: Counter[str] = Counter()
         for job in active:
             slots = self._slots * max(1, workers[job.model])
-            publish(self._ledger, self._queue, job, window(job, active, slots))
-        self._send_again(active)
+            sent = publish(self._ledger, self._queue, job, window(job, active, slots))
+            published[job.model] += job.published + sent
+        self._send_again(active, published)
 
-    def _send_again(self, jobs: Sequence[JobStatus]) -> None:
-        """Shards whose message is lost: their queue is empty, and nobody claimed them."""
+    def _send_again(self, jobs: Sequence[JobStatus], published: Mapping[str, int]) -> None:
+        """Shards whose message is lost, or seems to be: a claim refuses the second of two.
+
+        published: shards by model. As many messages as that are never added to, so that a queue
+        which nobody reads does not grow.
+        """
         for job in jobs:
-            if job.published and self._queue.length(job.model) == 0:
-                shards = self._ledger.unclaimed(job.job_id, self._lost_after_s)
+            if not job.published:
+                continue
+            length = self._queue.length(job.model)
+            if length < published[job.model]:
+                after_s = MISSED_AFTER_S if length else LOST_AFTER_S
+                shards = self._ledger.unclaimed(job.job_id, after_s)
                 if shards:
                     log.warning("job %s: %d messages were lost", job.job_id, len(shards))
                     self._queue.send(job.model, shards)
-
-    def _finish(self, job_id: str) -> None:
-        """Writes the gallery, the failures and `done.json` of a job whose images are settled."""
-        if not self._ledger.lock(f"finish:{job_id}", self._owner, FINISHING_S):
-            return
-        try:
-            status = self._ledger.status(job_id)
-            keys, store = JobKeys(job_id), self._open_store(status.store)
-            failures = _with_prompts(self._ledger.failures(job_id), PlanReader(store, keys))
-            write_failures(store, keys, failures)
-            write_tail(store, keys, failures, {"name": status.model})
-            self._ledger.set_state(job_id, JobState.DONE)
-            log.info("job %s is done", job_id)
-        except LedgerError:
-            raise
-        except SdbatchError as error:
-            log.error("job %s cannot be finished yet: %s", job_id, error)
-        finally:
-            self._ledger.unlock(f"finish:{job_id}", self._owner)
-
-
-def _with_prompts(failures: Sequence[Failure], plan: PlanReader) -> list[Failure]:
-    """The ledger gives images up without knowing the plan (`jobs.ledger.base.given_up`)."""
-    filled = []
-    for failure in failures:
-        if not failure.name:
-            try:
-                (task,) = plan.tasks([failure.index])
-            except NotFoundError as error:
-                log.warning("an image that failed has no prompt: %s", error)
-            else:
-                failure = replace(
-                    failure, name=task.name, prompt=task.prompt, seed=task.sampling.seed
-                )
-        filled.append(failure)
-    return filled

@@ -50,13 +50,14 @@ class RenderInfo:
     """How one image was rendered.
 
     device: its kind and, of an accelerator, its name. evaluations: of the UNet. batch_rows: rows of
-    the batch it ran in, which its bytes depend on. render_s: from admission to the last pixel.
+    the batches it ran in, which its bytes depend on; None if there was not one fixed count.
+    render_s: from admission to the last pixel.
     """
 
     device: str
     dtype: str
     evaluations: int
-    batch_rows: int
+    batch_rows: int | None
     render_s: float
 
 
@@ -70,11 +71,18 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         **task.canonical(),
         "model": model.to_json(),
         "evaluations": render.evaluations,
-        "batch_rows": render.batch_rows,
+        **_reproducible(render.batch_rows),
         "device": render.device,
         "dtype": render.dtype,
         "software": dict(software_versions()),
     }
+
+
+def _reproducible(batch_rows: int | None) -> dict[str, Any]:
+    """Whether rendering anew gives the same bytes, on a worker of the same kind."""
+    if batch_rows is None:
+        return {"reproducible": "fast"}
+    return {"reproducible": "exact", "batch_rows": batch_rows}
 
 
 def record_line(

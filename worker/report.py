@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -21,39 +22,14 @@ SEEN_S = 20.0
 STOPPED_SEEN_S = 60.0
 """How long a worker that stopped by itself is listed, for somebody to read why."""
 
-_EVENTS = 1000  # read at a time
-
-
-class LedgerClock:
-    """The ledger's time, as far as its events tell; workers' clocks may be hours apart.
-
-    Never later than the real one; behind it by at most the time since the ledger last noted
-    something when this worker began.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._offset_s: float | None = None
-
-    def noted(self, time_s: float) -> None:
-        """A time that the ledger wrote down before now."""
-        offset_s = time_s - self._clock()
-        self._offset_s = offset_s if self._offset_s is None else max(self._offset_s, offset_s)
-
-    def since(self, time_s: float) -> float:
-        """Seconds from then to now, at least 0."""
-        if self._offset_s is None:
-            return 0.0
-        return max(0.0, self._clock() + self._offset_s - time_s)
+log = logging.getLogger(__name__)
 
 
 class QueueReader:
     """Reads the figures of all models from a ledger."""
 
-    def __init__(self, ledger: Ledger, clock: LedgerClock | None = None) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._clock = LedgerClock() if clock is None else clock
-        self._read_to: dict[str, str] = {}  # the last event seen of the oldest jobs
 
     def read(self) -> dict[str, QueueFigures]:
         """By model, for models that have workers or active jobs. Raises `LedgerError`."""
@@ -63,45 +39,25 @@ class QueueReader:
             for worker in self._ledger.workers()
             if not worker.state.startswith("stopped")
         )
-        for job in jobs:
-            self._clock.noted(job.created_s)
+        now_s = self._ledger.time_s()  # workers' clocks may be hours apart
         active = [job for job in jobs if job.state is JobState.ACTIVE]
         models = sorted({*workers, *(job.model for job in active)})
-        oldest = {model: self._oldest(active, model) for model in models}
-        self._look_at_events([job for job in oldest.values() if job is not None])
         return {
             model: self._figures(
-                [job for job in active if job.model == model], oldest[model], workers[model]
+                [job for job in active if job.model == model], workers[model], now_s
             )
             for model in models
         }
 
-    def _oldest(self, active: Sequence[JobStatus], model: str) -> JobStatus | None:
-        unsettled = [job for job in active if job.model == model and not job.settled]
-        return min(unsettled, key=lambda job: job.created_s, default=None)
-
-    def _look_at_events(self, jobs: Sequence[JobStatus]) -> None:
-        read_to = {job.job_id: self._read_to.get(job.job_id, "0") for job in jobs}
-        for job_id in read_to:
-            full = True
-            while full:
-                events = self._ledger.events(job_id, read_to[job_id], _EVENTS)
-                if events:
-                    self._clock.noted(events[-1].time_s)
-                    read_to[job_id] = events[-1].id
-                full = len(events) == _EVENTS
-        self._read_to = read_to
-
-    def _figures(
-        self, active: Sequence[JobStatus], oldest: JobStatus | None, workers: int
-    ) -> QueueFigures:
+    def _figures(self, active: Sequence[JobStatus], workers: int, now_s: float) -> QueueFigures:
+        begun_s = [job.created_s for job in active if not job.settled]
         return QueueFigures(
             pending_images=sum(max(0, job.total - job.done - job.failed) for job in active),
             leased_shards=sum(job.leased for job in active),
             published_shards=sum(job.published for job in active),
             failed_images=sum(job.failed for job in active),
             workers=workers,
-            oldest_job_s=0.0 if oldest is None else self._clock.since(oldest.created_s),
+            oldest_job_s=max(0.0, now_s - min(begun_s, default=now_s)),
         )
 
 
@@ -149,6 +105,9 @@ class Reporter:
                 self.away = None
             except LedgerError as error:  # it is told again in a few seconds
                 self.away = str(error)
+            except Exception as error:  # without this thread, nobody would know of the worker
+                log.exception("reporting failed, trying again")
+                self.away = type(error).__name__
             if ending:
                 return
             stop.wait(every_s)

@@ -7,20 +7,23 @@ A bounded number of images is between the two ends, whatever the job's size.
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jobs.errors import SdbatchError
+from jobs.errors import ForeignImageError, NotFoundError, SdbatchError
 from jobs.plan import evaluations_of
 from jobs.records import Failure, Record, read_lines
 from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.task import Task, spec_digest
-from sd_core.engine import MOST_ROWS, Engine, Rendered, Request
+from sd_core.engine import MOST_ROWS, Engine, Rendered, Request, Suspended
+from sd_core.saving import StateError
 from worker import logs
 from worker.encode import to_uint8
 from worker.faults import DeviceLostError, Reason, is_device_lost, reason_of
@@ -28,6 +31,9 @@ from worker.finish import Finisher, ShardRecords
 from worker.inputs import Inputs
 from worker.meter import NO_METER, Meter
 from worker.record import RenderInfo
+from worker.saved import SavedImages
+
+log = logging.getLogger(__name__)
 
 FINISHERS = 2  # threads that encode and store
 IN_FLIGHT = 2 * MOST_ROWS  # images submitted and not yet stored: a full batch and one waiting
@@ -58,6 +64,21 @@ class Outcome:
     @property
     def settled(self) -> int:
         return self.rendered + self.reused + len(self.failures)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How images are rendered, beside what they are.
+
+    priority: of the job. exact: see `sd_core.request.Request`. save: asked when a run is stopped:
+    whether images that were begun are saved for somebody to go on with, or dropped. grace_s: those
+    that end within so long are finished first.
+    """
+
+    priority: int = 0
+    exact: bool = True
+    save: Callable[[], bool] = lambda: False
+    grace_s: float = 0.0
 
 
 class ImageRecords(Protocol):
@@ -107,7 +128,8 @@ class JobRecords:
 class Runner:
     """Renders tasks of one job on one engine.
 
-    force: render also what is in the store, and replace it.
+    force: render also what is in the store, and replace it. saved: images that an earlier worker
+    left half-way are continued from there.
     """
 
     def __init__(
@@ -119,6 +141,8 @@ class Runner:
         observer: Observer,
         *,
         device: str,
+        saved: SavedImages,
+        manner: Manner,
         force: bool = False,
         meter: Meter = NO_METER,
     ) -> None:
@@ -128,12 +152,15 @@ class Runner:
         self._inputs = inputs
         self._observer = observer
         self._device = device
+        self._saved = saved
+        self._manner = manner
         self._force = force
         self._meter = meter
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(IN_FLIGHT)
         self._rendering: set[Future[Rendered]] = set()
         self._fatal: BaseException | None = None
+        self._stopped_at: float | None = None
         self.outcome = Outcome()
 
     def render(self, tasks: Iterable[Task], stop: threading.Event) -> Outcome:
@@ -170,6 +197,9 @@ class Runner:
         try:
             with logs.context(image=task.index):
                 return not self._reuse(task) and self._submit(task, pool)
+        except ForeignImageError as error:
+            self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
+            return False
         except BaseException:
             self._slots.release()
             raise
@@ -190,20 +220,23 @@ class Runner:
         self._observer.reused(task.index, evaluations_of(task))
         return True
 
-    def _submit(self, task: Task, pool: ThreadPoolExecutor) -> bool:
+    def _submit(self, task: Task, pool: ThreadPoolExecutor, *, anew: bool = False) -> bool:
+        """anew: whatever was saved of it."""
         try:
             request = self._request(task)
-        except ValueError as error:  # an input that does not decode any more
+        except (ValueError, NotFoundError) as error:  # an input that is gone or damaged
             self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
             return False
         left = evaluations_of(task)
+        spec = spec_digest(task, self._finisher.model.digest)
+        state = None if anew or self._force else self._saved.take(task.index, spec)
 
         def step(done: int, total: int) -> None:
             nonlocal left
             left = total - done
             self._observer.step()
 
-        future = self._engine.submit(request, on_step=step)
+        future = self._engine.submit(request, on_step=step, state=state)
         self._meter.submitted()
         with self._lock:
             self._rendering.add(future)
@@ -212,7 +245,7 @@ class Runner:
         context = contextvars.copy_context()
 
         def rendered(future: Future[Rendered]) -> None:
-            pool.submit(context.run, self._finish, task, future, left)
+            pool.submit(context.run, self._end, task, spec, future, left, pool)
 
         future.add_done_callback(rendered)
         return True
@@ -221,9 +254,39 @@ class Runner:
         size = task.sampling.width, task.sampling.height
         picture = None if task.init_image is None else self._inputs.picture(task.init_image, *size)
         mask = None if task.mask is None else self._inputs.mask(task.mask, *size)
-        return Request(task.prompt, task.sampling, task.negative, picture, mask)
+        manner = self._manner
+        return Request(
+            task.prompt, task.sampling, task.negative, picture, mask, manner.priority, manner.exact
+        )
 
-    def _finish(self, task: Task, future: Future[Rendered], evaluations_left: int) -> None:
+    def _end(
+        self,
+        task: Task,
+        spec: str,
+        future: Future[Rendered],
+        evaluations_left: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """What became of an image, on a finishing thread; then its slot is free."""
+        error = None if future.cancelled() else future.exception()
+        begun_anew = False
+        try:
+            if isinstance(error, Suspended):
+                self._saved.keep(task.index, spec, error.state)
+            elif isinstance(error, StateError):
+                log.warning("begins anew: %s", error)
+                begun_anew = self._submit(task, pool, anew=True)
+            elif self._finish(task, future, evaluations_left):
+                self._saved.drop(task.index, spec)
+        finally:
+            self._meter.left()
+            with self._lock:
+                self._rendering.discard(future)
+            if not begun_anew:
+                self._slots.release()
+
+    def _finish(self, task: Task, future: Future[Rendered], evaluations_left: int) -> bool:
+        """Encodes and stores a rendered image; whether it is in the store."""
         rendered = None
         try:
             rendered = future.result()
@@ -239,8 +302,11 @@ class Runner:
             else:
                 self._meter.rendered(rendered.seconds)
                 self._observer.rendered(task.index)
+            return True
         except CancelledError:
             pass  # a stop is no failure
+        except ForeignImageError as error:
+            self._fail(task, error, evaluations_left, reason_of(error, rendered=True))
         except SdbatchError as error:
             self._fatal = error
             self._cancel()
@@ -252,18 +318,14 @@ class Runner:
             else:
                 reason = reason_of(error, rendered=rendered is not None)
                 self._fail(task, error, evaluations_left, reason)
-        finally:
-            self._meter.left()
-            with self._lock:
-                self._rendering.discard(future)
-            self._slots.release()
+        return False
 
     def _render_info(self, task: Task, rendered: Rendered) -> RenderInfo:
         return RenderInfo(
             device=self._device,
             dtype=str(self._engine.model.dtype).removeprefix("torch."),
             evaluations=rendered.evaluations,
-            batch_rows=self._engine.rows_of(task.sampling),
+            batch_rows=self._engine.rows_of(task.sampling) if rendered.exact else None,
             render_s=rendered.seconds,
         )
 
@@ -281,10 +343,22 @@ class Runner:
         for future in rendering:
             future.cancel()
 
+    def _suspend(self) -> None:
+        """What was begun is saved, but for what will be finished within the grace."""
+        now = time.monotonic()
+        if self._stopped_at is None:
+            self._stopped_at = now
+        with self._lock:
+            rendering = list(self._rendering)
+        left_s = max(0.0, self._stopped_at + self._manner.grace_s - now)
+        self._engine.suspend(rendering, grace_s=left_s)
+
     def _wait_for_all(self, stop: threading.Event) -> None:
-        """Until every slot is free again; a stop cancels what is still rendering."""
+        """Until every slot is free again; a stop ends what is still rendering."""
         for _ in range(IN_FLIGHT):
             while not self._slots.acquire(timeout=_POLL_S):
-                if stop.is_set() or self._fatal:
+                if self._fatal or (stop.is_set() and not self._manner.save()):
                     self._cancel()
+                elif stop.is_set():
+                    self._suspend()
         self._slots.release(IN_FLIGHT)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from jobs.errors import ExitCode, InputError, NotFoundError, SdbatchError, StoreError, exit_code
+from jobs.job_file import read_job_file
 from jobs.ledger.base import Claim, ClaimAnswer, JobStatus, Ledger, Shard
 from jobs.pin import pin_model
 from jobs.plan import PlanReader
@@ -21,18 +22,21 @@ from worker.inputs import Inputs
 from worker.logs import masked
 from worker.metrics import Metrics
 from worker.record import ModelInfo
+from worker.runner import Manner
+from worker.saved import SavedImages
 from worker.shard import Holding, StopReason, render_shard
+from worker.trouble import note_error
 from worker.turns import Turns
 
 log = logging.getLogger(__name__)
 
 JOBS_KEPT = 8  # whose plan parts and inputs stay in memory
 PAUSE_S = (5.0, 20.0, 60.0)
-"""After one, two, three or more shards in a row that failed as a whole: a store that is away is not
-asked again at once."""
+"""After one, two, three or more shards in a row that a store failed: one that is away is not asked
+again at once. What is a job's own fault pauses for the first of these, for other jobs wait."""
 
 STORE_FAILURES = 3
-"""Shards in a row that failed because of the store, after which the worker stops taking work."""
+"""Shards in a row that failed because a store is away, after which the worker stops taking work."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,38 @@ class Stopped:
     code: ExitCode
 
 
+@dataclass(frozen=True)
+class _Identity:
+    """What makes a job the same one: a job that was forgotten and entered again under its name may
+    have another plan, or another folder.
+    """
+
+    job_id: str
+    plan: str
+    store: str
+    model: str
+    created_s: float
+
+    @classmethod
+    def of(cls, status: JobStatus) -> _Identity:
+        return cls(status.job_id, status.plan, status.store, status.model, status.created_s)
+
+
 class _Job:
     """What a worker keeps of a job."""
 
-    def __init__(self, status: JobStatus, store: Store) -> None:
-        self.status = status
+    def __init__(self, store: Store, keys: JobKeys) -> None:
         self.store = store
-        self.keys = JobKeys(status.job_id)
-        self.plan = PlanReader(store, self.keys)
-        self.inputs = Inputs(store, self.keys)
+        self.keys = keys
+        self.exact = read_job_file(store, keys).reproducible == "exact"
+        self.plan = PlanReader(store, keys)
+        self.inputs = Inputs(store, keys)
 
 
 class Worker:
     """owner: unique to this process. on_stop: called once, when the worker stops by itself, with
-    the reason; what it held is about to be released. Threads may handle shards at the same time.
+    the reason; what it held is about to be released. grace_s: when it drains, images that end
+    within so long are finished. Threads may handle shards at the same time.
     """
 
     def __init__(
@@ -71,6 +93,7 @@ class Worker:
         heart: Heart | None = None,
         on_stop: Callable[[Stopped], None] = lambda stopped: None,
         pause_s: tuple[float, ...] = PAUSE_S,
+        grace_s: float = 0.0,
     ) -> None:
         self.owner = owner
         self.engine = engine
@@ -81,13 +104,13 @@ class Worker:
         self.stopped: Stopped | None = None
         self._metrics = metrics
         self._on_stop = on_stop
-        self._open_store = open_store
-        self._job = lru_cache(maxsize=JOBS_KEPT)(self._load_job)
+        self._store_at = lru_cache(maxsize=JOBS_KEPT)(open_store)
+        self._loaded = lru_cache(maxsize=JOBS_KEPT)(self._load_job)
         self._pause_s = pause_s
+        self._grace_s = grace_s
         self._turns = Turns()
-        self._failed_in_a_row = 0
         self._store_failed_in_a_row = 0
-        self._lock = threading.Lock()  # of the two counts, and of stopping once
+        self._lock = threading.Lock()  # of the count, and of stopping once
         self.images = 0  # settled since this worker began
 
     @property
@@ -99,11 +122,12 @@ class Worker:
             return "draining"
         return "busy" if self.heart.holdings else "idle"
 
-    def handle(self, shard: Shard) -> None:
+    def handle(self, shard: Shard) -> bool:
         """Renders the shard that a message named, if the ledger says so; then forget the message.
 
-        Raises `LedgerError` if the ledger is away: then it is not known whether the shard was
-        claimed, and its lease runs out if it was.
+        False if this worker takes no more work: the message is for another one. Raises
+        `LedgerError` if the ledger is away: then it is not known whether the shard was claimed, and
+        its lease runs out if it was.
         """
         with self._turns.together():
             claim = self._claim(shard)
@@ -117,17 +141,17 @@ class Worker:
 
     def _claim(self, shard: Shard) -> Claim | None:
         if self.draining.is_set():
-            return None  # unclaimed, so the ledger publishes it again
+            return None
         claim = self.ledger.claim(shard.job_id, shard.number, self.owner)
         self._metrics.claimed(claim.answer)
         return claim
 
-    def _run(self, shard: Shard, claim: Claim | None) -> None:
+    def _run(self, shard: Shard, claim: Claim | None) -> bool:
         if claim is None:
-            return
+            return False
         if claim.lease is None or claim.answer is not ClaimAnswer.RUN:
             log.info("not rendered: %s", claim.answer)
-            return
+            return True
         log.info("claimed, %d images to do", len(claim.indices))
         holding = Holding(claim.lease)
         self.heart.hold(holding)
@@ -140,6 +164,7 @@ class Worker:
             if holding.why is StopReason.LOST:
                 self._metrics.lease_lost()
                 log.warning("the lease is lost")
+        return True
 
     def drain(self) -> None:
         """Ends all work between two steps; unfinished images go back at once."""
@@ -160,8 +185,11 @@ class Worker:
         self._on_stop(stopped)
 
     def _render(self, shard: Shard, indices: tuple[int, ...], holding: Holding) -> None:
+        store = None
         try:
-            job = self._job(shard.job_id)
+            status = self.ledger.status(shard.job_id)
+            store = self._store_at(status.store)
+            job = self._loaded(_Identity.of(status))
             records = ShardRecords(job.store, job.keys, shard.number)
             self.images += render_shard(
                 job.plan.tasks(indices),
@@ -172,38 +200,46 @@ class Worker:
                     job.keys,
                     self.model,
                     records,
-                    quality=job.status.quality,
+                    quality=status.quality,
                     meter=self._metrics,
                 ),
                 records=records,
                 inputs=job.inputs,
                 ledger=self.ledger,
+                saved=SavedImages(job.store, job.keys),
+                manner=Manner(
+                    priority=status.priority,
+                    exact=job.exact,
+                    save=lambda: holding.why is StopReason.DRAINING,
+                    grace_s=self._grace_s,
+                ),
                 meter=self._metrics,
             )
         except (DeviceLostError, EngineClosedError) as error:
             self.stop(Stopped(masked(str(error)), ExitCode.UNEXPECTED))
         except SdbatchError as error:
             log.error("the shard failed: %s", error)
-            holding.stop.wait(self._failed(error))
+            note_error(self.ledger, shard.job_id, self.owner, error)
+            holding.stop.wait(self._failed(error, store))
         else:
             with self._lock:
-                self._failed_in_a_row = self._store_failed_in_a_row = 0
+                self._store_failed_in_a_row = 0
         self._release(holding)
 
-    def _failed(self, error: SdbatchError) -> float:
+    def _failed(self, error: SdbatchError, store: Store | None) -> float:
         """Counts a shard that failed as a whole, and stops if it is one too many; seconds to pause.
 
-        Only the store's failures end a worker. A job whose folder is gone, or that wants other
-        weights, would end all workers one by one; a ledger that is away is away for a new process
-        too.
+        Only stores that are away end a worker. A job whose folder is gone or damaged, or that wants
+        other weights, would end all workers one by one; a ledger that is away is away for a new
+        process too.
         """
+        if not isinstance(error, StoreError) or (store is not None and _works(store)):
+            return self._pause_s[0]
         with self._lock:
-            self._failed_in_a_row += 1
-            if isinstance(error, StoreError):
-                self._store_failed_in_a_row += 1
-            failed, by_store = self._failed_in_a_row, self._store_failed_in_a_row
-        if by_store >= STORE_FAILURES:
-            why = f"{by_store} shards in a row failed: {masked(str(error))}"
+            self._store_failed_in_a_row += 1
+            failed = self._store_failed_in_a_row
+        if failed >= STORE_FAILURES:
+            why = f"{failed} shards in a row failed: {masked(str(error))}"
             self.stop(Stopped(why, exit_code(error)))
         return self._pause_s[min(failed, len(self._pause_s)) - 1]
 
@@ -214,12 +250,21 @@ class Worker:
         left = self.ledger.release(lease)
         log.info("released, %d images left", left)
 
-    def _load_job(self, job_id: str) -> _Job:
-        status = self.ledger.status(job_id)
-        if status.model != self.model.name:
-            raise InputError(f"it wants model {status.model}, this worker has {self.model.name}")
-        store = self._open_store(status.store)
+    def _load_job(self, identity: _Identity) -> _Job:
+        job_id = identity.job_id
+        if identity.model != self.model.name:
+            raise InputError(f"it wants model {identity.model}, this worker has {self.model.name}")
+        store = self._store_at(identity.store)
         if store.head(JobKeys(job_id).plan_part(0)) is None:
             raise NotFoundError(f"{store.url(job_id)} has no plan")
         pin_model(store, JobKeys(job_id), self.model.name, self.model.digest)
-        return _Job(status, store)
+        return _Job(store, JobKeys(job_id))
+
+
+def _works(store: Store) -> bool:
+    """Whether the store itself answers: then a failure was of one job's folder."""
+    try:
+        store.check_writable()
+    except StoreError:
+        return False
+    return True

@@ -17,7 +17,8 @@ from sd_core.engine import Engine
 from worker.finish import Finisher, ShardRecords
 from worker.inputs import Inputs
 from worker.meter import NO_METER, Meter
-from worker.runner import Runner
+from worker.runner import Manner, Runner
+from worker.saved import SavedImages
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,8 @@ def render_shard(
     records: ShardRecords,
     inputs: Inputs,
     ledger: Ledger,
+    saved: SavedImages,
+    manner: Manner,
     meter: Meter = NO_METER,
 ) -> int:
     """Renders the tasks, those of the claim, until all are settled or the holding's stop is set;
@@ -169,7 +172,17 @@ def render_shard(
     """
     settler = Settler(ledger, holding, records)
     device = engine.model.device.type
-    runner = Runner(engine, finisher, records, inputs, settler, device=device, meter=meter)
+    runner = Runner(
+        engine,
+        finisher,
+        records,
+        inputs,
+        settler,
+        device=device,
+        saved=saved,
+        manner=manner,
+        meter=meter,
+    )
     try:
         outcome = runner.render(tasks, holding.stop)
     finally:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jobs.records import Failure, Totals, done_document, read_records, write_done
+from jobs.records import WHOLE, Failure, Totals, done_document, read_records, write_done
 from jobs.report import write_report
 from jobs.storage import JobKeys, Store
 from worker.record import software_versions
+from worker.saved import SavedImages
 
 
 def write_tail(
@@ -23,11 +24,12 @@ def write_tail(
 
     def counted() -> Iterator[dict[str, Any]]:
         nonlocal model
-        for record in read_records(store, keys):
+        for record in read_records(store, keys, needs=WHOLE):
             totals.add(record)
             model = record["model"]
             yield record
 
+    SavedImages(store, keys).drop_all()
     write_report(store, keys, counted(), failures)
     document = done_document(
         keys.job_id, totals, failed=len(failures), model=model, software=software_versions()

@@ -37,6 +37,7 @@ def status(job_id: str, record: Mapping[bytes, bytes], published: int, leased: i
         evaluated=int(text["evaluated"]),
         created_s=int(text["created"]) / 1e6,
         ended_s=int(text["ended"]) / 1e6 if "ended" in text else None,
+        error=text.get("error"),
     )
 
 

@@ -20,8 +20,9 @@ import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from jobs.errors import JobConflictError
 from jobs.records import Failure
 
 LEASE_S = 60.0
@@ -47,12 +48,12 @@ class JobState(enum.StrEnum):
 class NewJob:
     """A job as it is entered. Raises `ValueError` if shards or priority are not as said here.
 
-    job_id: also its folder in the store. plan: sha256 of the plan, 64 hex digits: two jobs of one
-    id must agree in it. store: where its folder is (`jobs.storage.open_store`). model: a name of
-    the workers' model list. shard_ends: for each shard the index after its last image, growing;
-    the last is the number of images; no shard has more than `MOST_IMAGES`. evaluations: of the
-    model, over all images. priority: weight against other jobs, 1 to 100. webhook: URL told when
-    the job ends, or None. quality: of jpeg and webp images.
+    job_id: also its folder in the store. plan: sha256 of the plan, 64 hex digits. store: where its
+    folder is (`jobs.storage.open_store`); two jobs of one id must agree in both, to the letter.
+    model: a name of the workers' model list. shard_ends: for each shard the index after its last
+    image, growing; the last is the number of images; no shard has more than `MOST_IMAGES`.
+    evaluations: of the model, over all images. priority: weight against other jobs, 1 to 100.
+    webhook: URL told when the job ends, or None. quality: of jpeg and webp images.
     """
 
     job_id: str
@@ -79,6 +80,10 @@ class NewJob:
             start = stop
 
     @property
+    def place(self) -> Place:
+        return Place(self.plan, self.store)
+
+    @property
     def total(self) -> int:
         """Images."""
         return self.shard_ends[-1] if self.shard_ends else 0
@@ -91,7 +96,8 @@ class JobStatus:
     done, failed: images. published, leased, waiting: shards whose message is out, that a worker
     holds, and that wait (not yet published, or to be published again). evaluations: all of the
     job's; evaluated: those that were made, also by workers that died. created_s, ended_s: Unix
-    time by the ledger's clock; ended_s is None until the job is done or cancelled.
+    time by the ledger's clock; ended_s is None until the job is done or cancelled. error: why a
+    shard of it failed as a whole, with no image done since.
     """
 
     job_id: str
@@ -114,6 +120,7 @@ class JobStatus:
     evaluated: int
     created_s: float
     ended_s: float | None
+    error: str | None = None
 
     @property
     def settled(self) -> bool:
@@ -216,7 +223,7 @@ class WorkerInfo:
 @dataclass(frozen=True)
 class Event:
     """Something that happened to a job; `values` are strings. kind: created, claimed, released,
-    expired, failed, paused, active, cancelled, retried, done.
+    expired, failed, paused, active, cancelled, retried, reopened, done.
     """
 
     id: str
@@ -243,6 +250,37 @@ def given_up(index: int) -> Failure:
     return Failure(index=index, name="", prompt="", seed=0, reason=reason, attempts=MOST_DEATHS)
 
 
+class Place(NamedTuple):
+    """What two jobs of one id must agree in, as in `NewJob`."""
+
+    plan: str
+    store: str
+
+
+def check_same(job_id: str, known: Place, given: Place) -> None:
+    """known: of the job of this id in the ledger. Raises `JobConflictError` if they differ."""
+    if given.plan != known.plan:
+        raise JobConflictError(
+            f"{job_id} is in the ledger with another plan "
+            f"({known.plan[:12]}…, not {given.plan[:12]}…); choose another name for the job"
+        )
+    if given.store != known.store:
+        raise JobConflictError(
+            f"{job_id} is in the ledger with its folder in {known.store}, not in {given.store}; "
+            f"go on with --store {known.store}, choose another name for the job, or take it out of "
+            f"the ledger first: sdbatch forget {job_id}"
+        )
+
+
+def check_images(indices: Iterable[int], total: int) -> list[int]:
+    """These as a list. Raises `ValueError` if one of them is not in [0, total)."""
+    checked = list(indices)
+    for index in checked:
+        if not 0 <= index < total:
+            raise ValueError(f"image {index} is not of this job, which has {total}")
+    return checked
+
+
 class Ledger(Protocol):
     """All methods are atomic and may be called from any thread or machine. They raise
     `LedgerError` if the ledger cannot be reached or is full; nothing has then changed, or all of
@@ -254,9 +292,19 @@ class Ledger(Protocol):
     def create(self, job: NewJob, *, done: Iterable[int] = ()) -> bool:
         """Enter a job, active, with these images done already; True if it is new.
 
-        False if it is there with the same plan: submitting again continues it (a cancelled job is
-        made active again, `done` is added, its webhook is the new one). Raises `JobConflictError`
-        if its plan is another, and `ValueError` if one of `done` is no image of the job.
+        False if it is there with the same plan in the same store: submitting again continues it (a
+        cancelled job is made active again, `done` is added, webhook and priority are the new ones).
+        Raises `JobConflictError` if its plan or its store is another, and `ValueError` if one of
+        `done` is no image of the job.
+        """
+        ...
+
+    def reopen(self, job_id: str, images: Iterable[int]) -> int:
+        """Images that count as done are to do again, as they are gone from the store; how many.
+
+        Those that are not done stay as they are. A job that was done is active again. Raises
+        `ValueError` if one of them is no image of the job. Of many images each thousand is a step
+        of its own; after a `LedgerError` in between, asking again does the rest.
         """
         ...
 
@@ -266,12 +314,23 @@ class Ledger(Protocol):
         """All jobs, the latest first."""
         ...
 
+    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        """The state of each, None if there is no such job: one cheap round trip."""
+        ...
+
     def set_state(self, job_id: str, state: JobState) -> JobState:
         """Pause (PAUSED), go on (ACTIVE), cancel (CANCELLED) or end (DONE); the state after it.
 
-        A job that is done stays done; a cancelled one stays cancelled except by `create` and
-        `retry`. Cancelling drops what is published and waiting; what is leased learns it by
-        heartbeat and is released by its worker. DONE only if every image is settled.
+        A job that is done stays done, except by `reopen`; a cancelled one stays cancelled except by
+        `create` and `retry`. Cancelling drops what is published and waiting; whoever holds a lease
+        learns it by `states` or a heartbeat, and releases it. DONE only if every image is settled.
+        """
+        ...
+
+    def note_error(self, job_id: str, error: str) -> None:
+        """Keep why the job does not move on, until an image of it is done or it ends well.
+
+        error: without secrets. Nothing happens if there is no such job.
         """
         ...
 
@@ -400,6 +459,10 @@ class Ledger(Protocol):
 
     def workers(self) -> list[WorkerInfo]:
         """By name."""
+        ...
+
+    def time_s(self) -> float:
+        """Unix time by the ledger's own clock."""
         ...
 
     def ping(self) -> None:

@@ -16,7 +16,7 @@ _SAID = {
     "Authentication required|NOAUTH": "it wants a password; give one in its URL, "
     "redis://:PASSWORD@host:port",
     "without any password configured": "it knows no password; leave the one in its URL out",
-    "OOM": "it is full; raise its maxmemory or remove old jobs, then go on",
+    "OOM": "it is full; raise its maxmemory or remove old jobs (sdbatch forget), then go on",
     "READONLY": "it is a read-only replica; give the address of its primary",
     "NOPERM": "this user may not do that; give it all commands on keys that begin with sdbatch:",
     "MISCONF": "it cannot save to its disk, so it refuses changes; free some space there",

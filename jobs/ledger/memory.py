@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from jobs.errors import JobConflictError, NotFoundError
+from jobs.errors import NotFoundError
 from jobs.ledger.base import (
     LEASE_S,
     MOST_DEATHS,
@@ -28,6 +28,8 @@ from jobs.ledger.base import (
     Notice,
     Shard,
     WorkerInfo,
+    check_images,
+    check_same,
     event_order,
     given_up,
 )
@@ -50,21 +52,13 @@ class MemoryLedger:
     # Jobs
 
     def create(self, job: NewJob, *, done: Iterable[int] = ()) -> bool:
-        indices = list(done)
-        for index in indices:
-            if not 0 <= index < job.total:
-                raise ValueError(f"image {index} is not of this job, which has {job.total}")
+        indices = check_images(done, job.total)
         with self._lock:
             known = self._jobs.get(job.job_id)
             if known is None:
                 return self._enter(job, indices)
-            if known.new.plan != job.plan:
-                raise JobConflictError(
-                    f"{job.job_id} is in the ledger with another plan "
-                    f"({known.new.plan[:12]}…, not {job.plan[:12]}…); "
-                    "choose another name for the job"
-                )
-            known.new = replace(known.new, webhook=job.webhook)
+            check_same(job.job_id, known.new.place, job.place)
+            known.new = replace(known.new, webhook=job.webhook, priority=job.priority)
             for index in indices:
                 known.finish(index)
             if known.state == JobState.CANCELLED:
@@ -83,9 +77,28 @@ class MemoryLedger:
         self._tell(entered, "created", images=job.total, done=entered.done)
         return True
 
+    def reopen(self, job_id: str, images: Iterable[int]) -> int:
+        with self._lock:
+            job = self._job(job_id)
+            indices = check_images(images, job.new.total)
+            count = job.reopen(indices)
+            if not count:
+                return 0
+            if job.state == JobState.DONE:
+                job.go_on()
+            elif job.state != JobState.CANCELLED:
+                job.let_open_wait()
+            self._tell(job, "reopened", images=count)
+            return count
+
     def status(self, job_id: str) -> JobStatus:
         with self._lock:
             return self._job(job_id).status()
+
+    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        with self._lock:
+            jobs = [self._jobs.get(job_id) for job_id in job_ids]
+            return [None if job is None else job.state for job in jobs]
 
     def jobs(self) -> list[JobStatus]:
         with self._lock:
@@ -102,9 +115,16 @@ class MemoryLedger:
             job.state = state
             if state in (JobState.DONE, JobState.CANCELLED):
                 job.end(self._clock())
+            if state == JobState.DONE:
+                job.error = None
             counts = {"done": job.done, "failed": len(job.failures)}
             self._tell(job, state, **counts if state == JobState.DONE else {})
             return state
+
+    def note_error(self, job_id: str, error: str) -> None:
+        with self._lock:
+            if job_id in self._jobs:
+                self._jobs[job_id].error = error
 
     def retry(self, job_id: str) -> int:
         with self._lock:
@@ -203,8 +223,11 @@ class MemoryLedger:
                         f"shard {lease.shard} of {lease.job_id} has images "
                         f"{shard.start} to {shard.stop - 1}"
                     )
+            before = job.done
             for index in done:
                 job.finish(index)
+            if job.done > before:
+                job.error = None
             for failure in failed:
                 self._fail(job, failure)
             job.left(lease.shard)
@@ -326,6 +349,9 @@ class MemoryLedger:
             now = self._clock()
             found = [worker for worker, expires_s in self._workers.values() if expires_s > now]
         return sorted(found, key=lambda worker: worker.name)
+
+    def time_s(self) -> float:
+        return self._clock()
 
     def ping(self) -> None:
         """It always answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jobs.ledger.base import Event, JobState, JobStatus, Lease, NewJob, Shard
@@ -36,6 +37,7 @@ class MemoryJob:
     ended_s: float | None = None
     notice_s: float | None = None
     notices: int = 0
+    error: str | None = None
     evaluated: int = 0
     done: int = 0
     failures: dict[int, Failure] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class MemoryJob:
             evaluated=self.evaluated,
             created_s=self.created_s,
             ended_s=self.ended_s,
+            error=self.error,
         )
 
     def end(self, now_s: float) -> None:
@@ -121,6 +124,15 @@ class MemoryJob:
         self.failures[failure.index] = failure
         self.image_deaths.pop(failure.index, None)
         return before == _TO_DO
+
+    def reopen(self, indices: Iterable[int]) -> int:
+        """Done images are to do again; how many of these were done."""
+        before = self.done
+        for index in indices:
+            if self._images[index] == _DONE:
+                self._images[index] = _TO_DO
+                self.done -= 1
+        return before - self.done
 
     def unfail(self) -> int:
         """Failed images are to do again; how many."""

@@ -5,7 +5,8 @@ The first image is the highest bit of the first byte, as Redis counts bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -40,6 +41,15 @@ def open_shards(done: bytes | bytearray, shard_ends: Sequence[int]) -> bytes:
     missing = 1 - np.unpackbits(np.frombuffer(done, np.uint8), count=shard_ends[-1])
     starts = [0, *shard_ends[:-1]]
     return np.packbits(np.add.reduceat(missing, starts, dtype=np.int64) > 0).tobytes()
+
+
+def by_shard(indices: Iterable[int], bounds: bytes) -> Iterator[tuple[int, list[int]]]:
+    """The number of each shard that has some of these images, and those. bounds: `pack_bounds`."""
+    ends = np.frombuffer(bounds, ">u4")[1:]
+    ordered = sorted(set(indices))
+    shards = np.searchsorted(ends, ordered, side="right").tolist()
+    for shard, group in itertools.groupby(zip(shards, ordered, strict=True), lambda pair: pair[0]):
+        yield shard, [index for _, index in group]
 
 
 def missing_images(bitmaps: Iterable[bytes], start: int, stop: int) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import Redis
 
-from jobs.errors import JobConflictError, LedgerError, NotFoundError
+from jobs.errors import LedgerError, NotFoundError
 from jobs.ledger import answers, packing
 from jobs.ledger.base import (
     LEASE_S,
@@ -31,8 +31,11 @@ from jobs.ledger.base import (
     Lease,
     NewJob,
     Notice,
+    Place,
     Shard,
     WorkerInfo,
+    check_images,
+    check_same,
     event_order,
     given_up,
 )
@@ -47,6 +50,9 @@ UPLOAD_LASTS_MS = 3_600_000
 
 SHARDS_PER_CALL = 200
 """Looked at in one call, during which the server does nothing else: a few milliseconds."""
+
+IMAGES_PER_CALL = 1000
+"""Reopened in one call, each perhaps of a shard of its own."""
 
 
 class RedisLedger:
@@ -70,9 +76,7 @@ class RedisLedger:
             self._upload(token, bitmap)
         record: dict[str, str | int] = {
             "name": job.name,
-            "store": job.store,
             "model": job.model,
-            "priority": job.priority,
             "quality": job.quality,
             "shards": len(job.shard_ends),
             "total": job.total,
@@ -87,13 +91,13 @@ class RedisLedger:
             packing.open_shards(bitmap, job.shard_ends),
             int(uploaded),
             job.webhook or "",
+            job.priority,
+            job.store,
             *(part for pair in record.items() for part in pair),
         )
         if answer == b"conflict":
-            raise JobConflictError(
-                f"{job.job_id} is in the ledger with another plan "
-                f"({more[0].decode()[:12]}…, not {job.plan[:12]}…); choose another name for the job"
-            )
+            plan, store = more
+            check_same(job.job_id, Place(plan.decode(), store.decode()), job.place)
         if answer == b"stale":
             raise LedgerError(f"{job.job_id} took too long to enter; submit it again")
         if answer == b"there" and uploaded:
@@ -119,6 +123,24 @@ class RedisLedger:
         while shard is not None:
             shard = self._server.run("review", job_id, shard, SHARDS_PER_CALL)
 
+    def reopen(self, job_id: str, images: Iterable[int]) -> int:
+        total, bounds = self._server.ask(
+            lambda client: (
+                client.hget(_key("job", job_id), "total"),
+                client.get(_key("bounds", job_id)),
+            )
+        )
+        indices = check_images(images, int(_known(total, job_id)))
+        reopened = 0
+        for start in range(0, len(indices), IMAGES_PER_CALL):
+            part = indices[start : start + IMAGES_PER_CALL]
+            args: list[int] = []
+            for shard, of_shard in packing.by_shard(part, bounds):
+                args += (shard, len(of_shard), *of_shard)
+            answer = self._server.run("reopen", _token(), job_id, *args)
+            reopened += int(_known(answer, job_id))
+        return reopened
+
     def status(self, job_id: str) -> JobStatus:
         for status in self._statuses([job_id]):
             return status
@@ -143,9 +165,22 @@ class RedisLedger:
         rows = zip(job_ids, read_out, read_out, read_out, strict=True)
         return [answers.status(*row) for row in rows if row[1]]
 
+    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        def read(client: Any) -> Any:
+            with client.pipeline(transaction=False) as pipe:
+                for job_id in job_ids:
+                    pipe.hget(_key("job", job_id), "state")
+                return pipe.execute()
+
+        states = self._server.ask(read)
+        return [None if state is None else JobState(state.decode()) for state in states]
+
     def set_state(self, job_id: str, state: JobState) -> JobState:
         answer = self._server.run("set_state", job_id, state)
         return JobState(_known(answer, job_id).decode())
+
+    def note_error(self, job_id: str, error: str) -> None:
+        self._server.run("note_error", job_id, error)
 
     def retry(self, job_id: str) -> int:
         return int(_known(self._server.run("retry", _token(), job_id), job_id))
@@ -309,6 +344,10 @@ class RedisLedger:
     def workers(self) -> list[WorkerInfo]:
         found = (WorkerInfo(**json.loads(line)) for line in self._server.run("workers"))
         return sorted(found, key=lambda worker: worker.name)
+
+    def time_s(self) -> float:
+        seconds, us = self._server.ask(lambda client: client.time())
+        return float(seconds + us / 1e6)
 
     def ping(self) -> None:
         self._server.ask(lambda client: client.ping())

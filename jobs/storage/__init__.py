@@ -28,13 +28,13 @@ def open_store(url: str, *, endpoint: str | None = None, access: S3Access | None
     if not url.strip():
         raise StoreError("the store's address is empty; give a folder or s3://bucket/prefix")
     if "://" not in url:
-        return _local(url)
+        return _local(url, endpoint)
     scheme, _, rest = url.partition("://")
     if scheme == "file":
         path = unquote(rest.removeprefix("localhost"))
         if not path.startswith("/"):
             raise StoreError(f"{url}: a file URL has three slashes: file:///folder")
-        return _local(path)
+        return _local(path, endpoint)
     if scheme == "s3":
         from jobs.storage.s3 import S3Store  # boto3 takes a while to import
         from jobs.storage.s3_address import S3Address, check_endpoint
@@ -48,7 +48,9 @@ def open_store(url: str, *, endpoint: str | None = None, access: S3Access | None
     )
 
 
-def _local(path: str) -> LocalStore:
+def _local(path: str, endpoint: str | None) -> LocalStore:
+    if endpoint is not None:
+        raise StoreError(f"{path!r} is a folder; only s3://bucket/prefix has an endpoint")
     try:
         if b"\0" in os.fsencode(path):
             raise ValueError("it holds a NUL")

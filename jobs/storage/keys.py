@@ -4,6 +4,7 @@
   manifest.yaml  job.json  plan/part-00000.jsonl.gz       inputs/<name>       model.json
   images/<name>-<spec16>.<ext>                            records/000000.jsonl
   failures.jsonl           index.html, grid-0000.jpg      done.json
+  saved/<index>-<spec16>.safetensors, while an image is left half-way
 """
 
 from __future__ import annotations
@@ -107,6 +108,14 @@ class JobKeys:
 
     def records(self, shard: int) -> str:
         return self(f"records/{shard:06d}.jsonl")
+
+    @property
+    def saved_prefix(self) -> str:
+        return f"{self.job_id}/saved/"
+
+    def saved(self, index: int, spec_digest: str) -> str:
+        """Where an image was left between two steps."""
+        return self(f"saved/{index:06d}-{spec_digest[:SPEC_DIGITS]}.safetensors")
 
     def sheet(self, number: int) -> str:
         """A contact sheet."""

@@ -4,8 +4,10 @@ Model evaluation: the UNet at v1 size, one 512×512 image with guidance (2 rows)
 random weights, eager; the peer is diffusers' `UNet2DConditionModel` as it comes. Runs alternate,
 medians are compared. Peak memory: each side alone in a process of its own.
 
-Then what no peer has: the control plane (`tests.bench.control_plane`) and how well storing overlaps
-rendering (`tests.bench.overlap`), some ten minutes together; `--only peer` leaves them out.
+Then a mixed job beside diffusers (`tests.bench.inflight`), PNG files beside Pillow
+(`tests.bench.files`), and what no peer has: the control plane, what an image costs beside its
+rendering, and how well storing overlaps it (`control_plane`, `overhead`, `overlap`). Together some
+twenty minutes; `--only peer` leaves them out.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Callable
 import torch
 
 ROWS, LATENT_SIDE = 2, 64
+MODULES = ("inflight", "files", "control_plane", "overhead", "overlap")
 
 
 def ours() -> Callable[[], torch.Tensor]:
@@ -121,7 +124,7 @@ def main() -> None:
         "peak_memory_mib": compared(peaks, 0),
     }
     if args.only is None:
-        report |= {name: of_module(name) for name in ("control_plane", "overlap")}
+        report |= {name: of_module(name) for name in MODULES}
     print(json.dumps(report, indent=2))
 
 

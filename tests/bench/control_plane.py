@@ -6,6 +6,8 @@ million    a job of a million images: submitted, submitted again, and into a wip
            status costs, beside that of a job of a thousand images
 settling   workers that settle each image at once: images a second that ledger and queue carry
 waiting    32 workers whose engine only waits: their share of the ideal throughput
+
+With --check the exit code is 1 if a figure is not as wanted.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from jobs.ledger import open_ledger
 from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.storage import JobKeys
 from jobs.storage.local import LocalStore
+from tests.bench.wanted import Wanted, exit_code, judged
 from tests.servers import Valkey
 from tests.servers_s3 import BUCKET, WRITER, S3Server
 
@@ -250,7 +253,6 @@ def waiting(
             "images_per_s": round(images / seconds, 2),
             "ideal_images_per_s": ideal,
             "share_of_ideal": round(images / seconds / ideal, 4),
-            "wanted": 0.95,
         }
     finally:
         valkey.kill()
@@ -271,10 +273,21 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "waiting": waiting,
 }
 
+WANTED = {
+    "million": (
+        Wanted("new.seconds", most=300),
+        Wanted("new.peak_memory_mib", most=400),
+        Wanted("redis_mib", most=16),
+    ),
+    "settling": (Wanted("images_per_s", least=500),),
+    "waiting": (Wanted("share_of_ideal", least=0.95),),
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all of them")
+    parser.add_argument("--check", action="store_true", help="fail if a wanted figure is missed")
     parser.add_argument("--submit", nargs=2, metavar=("MANIFEST", "STORE"), help="for itself")
     args = parser.parse_args()
     if args.submit:
@@ -282,9 +295,9 @@ def main() -> int:
     report = {}
     for part in args.part or PARTS:
         with tempfile.TemporaryDirectory(prefix="sdbatch-bench-") as folder:
-            report[part] = PARTS[part](Path(folder))
+            report[part] = judged(PARTS[part](Path(folder)), WANTED[part])
     print(json.dumps(report, indent=2))
-    return 0
+    return exit_code(report, check=args.check)
 
 
 if __name__ == "__main__":

@@ -77,12 +77,25 @@ class LedgerMachine(RuleBasedStateMachine):
         job_id=JOBS,
         layout=st.sampled_from(LAYOUTS),
         done=st.sets(st.integers(0, MOST_IMAGES - 1), max_size=MOST_IMAGES),
+        priority=st.sampled_from([10, 10, 90]),
+        store=st.sampled_from(["s3://a", "s3://a", "s3://a", "s3://b"]),
     )
-    def create(self, job_id: str, layout: list[int], done: set[int]) -> None:
+    def create(
+        self, job_id: str, layout: list[int], done: set[int], priority: int, store: str
+    ) -> None:
         plan, webhook = f"{LAYOUTS.index(layout)}" * 64, "https://a" if job_id == "a" else None
-        job = new_job(job_id, layout, plan=plan, webhook=webhook)
+        values = {"plan": plan, "webhook": webhook, "priority": priority, "store": store}
+        job = new_job(job_id, layout, **values)
         if self.both_may_fail(lambda ledger: ledger.create(job, done=done)) is True:
             self.layouts[job_id] = layout
+
+    @rule(job_id=JOBS, images=st.sets(st.integers(0, MOST_IMAGES - 1), max_size=MOST_IMAGES))
+    def reopen(self, job_id: str, images: set[int]) -> None:
+        self.both_may_fail(lambda ledger: ledger.reopen(job_id, images))
+
+    @rule(job_id=JOBS)
+    def note_error(self, job_id: str) -> None:
+        self.both_may_fail(lambda ledger: ledger.note_error(job_id, "why"))
 
     @rule(job_id=JOBS, window=st.integers(0, 3))
     def publish(self, job_id: str, window: int) -> None:
@@ -227,7 +240,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 shown.append(dataclasses.replace(status, created_s=0.0, ended_s=float(ended)))
                 shown += [ledger.pending(job_id, 0, MOST_IMAGES), ledger.failures(job_id)]
                 shown += [(event.kind, event.values) for event in ledger.events(job_id)]
-            return shown, ledger.settled_jobs(), [job.job_id for job in ledger.jobs()]
+            states = ledger.states(["a", "b"])
+            return shown, states, ledger.settled_jobs(), [job.job_id for job in ledger.jobs()]
 
         self.both(looks)
 

@@ -61,6 +61,52 @@ def ledger(world: World) -> MemoryLedger | RedisLedger:
     return world.ledger
 
 
+class TestErrors:
+    def test_a_job_keeps_its_last_error(self, ledger):
+        ledger.create(new_job())
+        assert ledger.status("job").error is None
+        for error in ("the store is away", "w1: out/job has no plan"):
+            ledger.note_error("job", error)
+        assert ledger.status("job").error == "w1: out/job has no plan"
+        assert [job.error for job in ledger.jobs()] == ["w1: out/job has no plan"]
+
+    def test_until_an_image_is_done(self, ledger):
+        ledger.create(new_job())
+        ledger.publish("job", 1)
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0])
+        ledger.note_error("job", "why")
+        ledger.settle(lease, [0], [failure(1)])
+        assert ledger.status("job").error == "why"  # nothing was rendered since
+        ledger.settle(lease, [2])
+        assert ledger.status("job").error is None
+
+    def test_or_until_it_ends_well(self, ledger):
+        ledger.create(new_job(), done=range(10))
+        ledger.note_error("job", "the gallery cannot be written")
+        ledger.set_state("job", JobState.DONE)
+        assert ledger.status("job").error is None
+
+    def test_a_cancelled_job_still_says_why_it_stood_still(self, ledger):
+        ledger.create(new_job())
+        ledger.note_error("job", "why")
+        ledger.set_state("job", JobState.CANCELLED)
+        assert ledger.status("job").error == "why"
+
+    def test_of_no_job(self, ledger):
+        ledger.note_error("nobody", "why")
+        assert ledger.jobs() == []
+        with pytest.raises(NotFoundError):
+            ledger.status("nobody")
+
+
+def test_the_time_is_the_ledgers_own(world):
+    ledger = world.ledger
+    before_s = ledger.time_s()
+    ledger.create(new_job())
+    assert before_s <= ledger.status("job").created_s <= ledger.time_s()
+
+
 def shards(ledger: Ledger, job_id: str = "job") -> tuple[int, int, int]:
     """waiting, published, leased"""
     status = ledger.status(job_id)
@@ -200,6 +246,22 @@ class TestCreate:
             ledger.create(new_job(plan="cd" * 32), done=[2])
         assert ledger.status("job").done == 1
 
+    def test_another_store(self, ledger):
+        ledger.create(new_job(store="/data/a"), done=[1])
+        with pytest.raises(JobConflictError) as caught:
+            ledger.create(new_job(store="/data/b", priority=90), done=[2])
+        for said in ("its folder in /data/a, not in /data/b", "--store /data/a", "forget job"):
+            assert said in str(caught.value)
+        status = ledger.status("job")
+        assert (status.store, status.done, status.priority) == ("/data/a", 1, 10)
+        ledger.forget("job")
+        assert ledger.create(new_job(store="/data/b"), done=[2]) is True
+
+    def test_again_with_another_priority(self, ledger):
+        ledger.create(new_job(priority=10))
+        assert ledger.create(new_job(priority=90)) is False
+        assert ledger.status("job").priority == ledger.jobs()[0].priority == 90
+
     @pytest.mark.parametrize("job_id", ["a:b", "job:job", "0/a", "50% é", "a b", "-", "x" * 200])
     def test_odd_names_do_not_mix(self, ledger, job_id):
         for name in ("job", job_id):
@@ -289,6 +351,7 @@ class TestJobs:
             lambda: ledger.status("none"),
             lambda: ledger.set_state("none", JobState.PAUSED),
             lambda: ledger.retry("none"),
+            lambda: ledger.reopen("none", [0]),
             lambda: ledger.publish("none", 5),
             lambda: ledger.unclaimed("none", 5),
             lambda: ledger.pending("none", 0, 5),
@@ -376,6 +439,108 @@ class TestStates:
         ledger.set_state("job", JobState.CANCELLED)
         ledger.settle(lease, [0])
         assert ledger.settled_jobs() == []
+
+    def test_of_several_jobs_at_once(self, ledger):
+        for name, state in (("a", JobState.PAUSED), ("b", JobState.CANCELLED), ("c", None)):
+            ledger.create(new_job(name))
+            if state is not None:
+                ledger.set_state(name, state)
+        states = ledger.states(["c", "none", "b", "a", "b"])
+        assert states == ["active", None, "cancelled", "paused", "cancelled"]
+        assert ledger.states([]) == []
+
+    def test_asking_for_states_renews_nothing(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        run_out(ledger, lease)
+        assert ledger.states(["job"]) == [JobState.ACTIVE]
+        assert len(ledger.expire()) == 1
+
+
+class TestReopen:
+    def test_images_that_are_gone_run_again(self, ledger):
+        ledger.create(new_job(), done=[0, 1, 2, 3, 4, 8])
+        assert ledger.reopen("job", [8, 1, 5, 1]) == 2
+        assert ledger.status("job").done == 4
+        assert ledger.pending("job", 0, 10) == [1, 5, 6, 7, 8, 9]
+        assert shards(ledger) == (3, 0, 0)
+        assert ledger.publish("job", 10) == SHARDS
+        assert ledger.claim("job", 0, "w1").indices == (1,)
+        assert [dict(e.values) for e in ledger.events("job") if e.kind == "reopened"] == [
+            {"images": "2"}
+        ]
+
+    def test_a_job_that_was_done_is_active_again(self, ledger):
+        ledger.create(new_job(webhook=HOOK), done=range(10))
+        ledger.set_state("job", JobState.DONE)
+        assert ledger.reopen("job", [9]) == 1
+        status = ledger.status("job")
+        assert (status.state, status.ended_s, status.done) == (JobState.ACTIVE, None, 9)
+        assert ledger.settled_jobs() == []
+        assert ledger.take_notice(60) is None
+        assert ledger.publish("job", 10) == [SHARDS[2]]
+        finish(ledger, 2)
+        assert ledger.settled_jobs() == ["job"]
+        assert ledger.set_state("job", JobState.DONE) == JobState.DONE
+        assert ledger.take_notice(60) is not None
+
+    def test_nothing_is_gone(self, ledger):
+        ledger.create(new_job(), done=range(10))
+        ledger.set_state("job", JobState.DONE)
+        assert ledger.reopen("job", []) == 0
+        assert ledger.status("job").state == JobState.DONE
+
+    def test_failed_images_stay_failed(self, ledger):
+        ledger.create(new_job())
+        ledger.settle(take(ledger, 0), [0, 2, 3], [failure(1)])
+        assert ledger.reopen("job", [0, 1]) == 1
+        assert ledger.failures("job") == [failure(1)]
+        assert ledger.pending("job", 0, 4) == [0]
+
+    def test_an_image_that_had_failed_before_it_was_done(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        ledger.settle(lease, [1, 2, 3], [failure(0)])
+        ledger.release(lease)
+        ledger.create(new_job(), done=[0])
+        assert ledger.reopen("job", [0]) == 1
+        finish(ledger, 0)
+        status = ledger.status("job")
+        assert (status.done, status.failed) == (4, 0)
+
+    def test_shards_that_are_out_are_not_published_twice(self, ledger):
+        ledger.create(new_job(), done=[0, 4])
+        ledger.publish("job", 2)
+        lease = take(ledger, 0)
+        assert ledger.reopen("job", [0, 4]) == 2
+        assert shards(ledger) == (1, 1, 1)
+        ledger.settle(lease, [1, 2, 3])
+        assert ledger.release(lease) == 1
+        assert ledger.publish("job", 10) == [SHARDS[0], SHARDS[2]]
+
+    @pytest.mark.parametrize("state", [JobState.PAUSED, JobState.CANCELLED])
+    def test_a_job_that_rests_goes_on_resting(self, ledger, state):
+        ledger.create(new_job(), done=range(10))
+        ledger.set_state("job", state)
+        assert ledger.reopen("job", range(10)) == 10
+        assert ledger.status("job").state == state
+        assert ledger.publish("job", 10) == []
+        ledger.create(new_job())
+        ledger.set_state("job", JobState.ACTIVE)
+        assert ledger.publish("job", 10) == SHARDS
+
+    def test_more_images_than_one_call_takes(self, ledger):
+        ledger.create(new_job(ends=range(1, 2502)), done=range(2501))
+        assert ledger.reopen("job", range(1, 2501)) == 2500
+        assert ledger.pending("job", 0, 2501) == list(range(1, 2501))
+        assert len(ledger.publish("job", 3000)) == 2500
+
+    @pytest.mark.parametrize("index", [-1, 10])
+    def test_an_image_that_is_not_of_the_job(self, ledger, index):
+        ledger.create(new_job(), done=range(10))
+        with pytest.raises(ValueError, match=f"image {index} .* has 10"):
+            ledger.reopen("job", [1, index])
+        assert ledger.status("job").done == 10
 
 
 class TestRetry:

@@ -146,7 +146,12 @@ def main() -> int:
             if figures["problems"]:
                 bad += 1
                 if args.keep is not None:
-                    shutil.copytree(folder / str(seed), args.keep / str(seed), dirs_exist_ok=True)
+                    shutil.copytree(
+                        folder / str(seed),
+                        args.keep / str(seed),
+                        ignore=shutil.ignore_patterns("*.sock"),
+                        dirs_exist_ok=True,
+                    )
             with args.log.open("a") as log:
                 log.write(json.dumps(figures) + "\n")
             shutil.rmtree(folder / str(seed), ignore_errors=True)

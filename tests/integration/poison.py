@@ -22,7 +22,11 @@ def be_poisoned_by(prompt: str) -> None:
     submit = Engine.submit
 
     def deadly_submit(
-        engine: Engine, request: Request, *, on_step: Callable[[int, int], None] | None = None
+        engine: Engine,
+        request: Request,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        state: bytes | None = None,
     ) -> Future[Rendered]:
         def step(done: int, of: int) -> None:
             if request.prompt == prompt:
@@ -30,7 +34,7 @@ def be_poisoned_by(prompt: str) -> None:
             if on_step is not None:
                 on_step(done, of)
 
-        return submit(engine, request, on_step=step)
+        return submit(engine, request, on_step=step, state=state)
 
     Engine.submit = deadly_submit  # type: ignore[method-assign]
 

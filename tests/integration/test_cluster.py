@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sd_core.weights.export import save_single_file
 from tests.integration.cluster import Cluster, undisturbed
 from tests.sd_core.small import ODD, small_model
 from tests.servers import wait_for
+from worker.reconcile import LOST_AFTER_S
 
 IMAGES = 63
 MANIFEST = """\
@@ -32,6 +34,14 @@ prompts:
     strength: 0.7
   - prompt: a black cross
     width: 96
+"""
+
+LONG = """\
+version: 1
+name: long
+model: odd
+defaults: {width: 64, height: 64, steps: 5}
+prompts: [{prompt: a red circle, seeds: {start: 0, count: 200}}]
 """
 
 
@@ -98,6 +108,43 @@ def test_a_worker_told_to_stop_gives_its_images_back(cluster, manifest, model, t
     assert cluster.ledger.workers() == []
     cluster.start_worker()
     check(cluster, manifest, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_others_go_on_at_once_with_what_it_gives_back(tmp_path, valkey):
+    with valkey.client() as client:
+        client.flushall()
+    path = tmp_path / "long.yaml"
+    path.write_text(LONG)
+    # No lease runs out meanwhile: what is taken up was given back.
+    cluster = Cluster(
+        tmp_path,
+        valkey,
+        tmp_path / "no-model",
+        environ={"SDBATCH_LEASE_S": "600", "SDBATCH_GRACE_S": "0"},
+        entry=("tests.integration.waiting", "--seconds", "0.1"),
+    )
+    try:
+        first, _ = cluster.start_worker(), cluster.start_worker()
+        cluster.wait_for_workers(2)
+        cluster.submit(path)
+        cluster.wait_for_images(20)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait() == 0, cluster.logs()
+        status = cluster.wait_until_done()
+        assert (status.done, status.failed) == (200, 0), cluster.logs()
+        events = cluster.ledger.events(status.job_id)
+    finally:
+        cluster.close()
+    claimed_s = defaultdict(list)
+    for event in events:
+        if event.kind == "claimed":
+            claimed_s[event.values["shard"]].append(event.time_s)
+    given_back = [e for e in events if e.kind == "released" and e.values["left"] != "0"]
+    assert given_back
+    for event in given_back:
+        again_s = min(at for at in claimed_s[event.values["shard"]] if at >= event.time_s)
+        assert again_s - event.time_s < LOST_AFTER_S / 2
 
 
 @pytest.mark.slow

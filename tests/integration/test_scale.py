@@ -1,4 +1,6 @@
-"""Large jobs and many workers, with an engine that only waits. How fast: `tests/bench`."""
+"""Large jobs and many workers, with an engine that only waits. How fast they are is not asked here:
+`python -m tests.bench.control_plane --check` is.
+"""
 
 from __future__ import annotations
 

@@ -52,11 +52,20 @@ class WaitingEngine:
         return 0.0
 
     def submit(
-        self, request: Request, *, on_step: Callable[[int, int], None] | None = None
+        self,
+        request: Request,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        state: bytes | None = None,
     ) -> Future[Rendered]:
         future: Future[Rendered] = Future()
         self._inbox.put((request, future, on_step, time.monotonic()))
         return future
+
+    def suspend(self, futures: Iterable[Future[Rendered]], *, grace_s: float = 0.0) -> None:
+        """There is nothing to go on with: an image begins anew."""
+        for future in futures:
+            future.cancel()
 
     def rows_of(self, sampling: Sampling) -> int:
         return 2

@@ -65,7 +65,7 @@ def total(paths: Iterable[Path]) -> Witnessed:
 
 def write_down(path: Path) -> None:
     """Patches this process's engine and finisher."""
-    from sd_core.engine import Engine, Rendered, Request
+    from sd_core.engine import Engine, Rendered, Request, Suspended
     from worker.finish import Finisher
 
     out = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
@@ -75,7 +75,11 @@ def write_down(path: Path) -> None:
         os.write(out, f"{time.time():.6f} {kind} {seed}\n".encode())
 
     def noting_submit(
-        engine: Engine, request: Request, *, on_step: Callable[[int, int], None] | None = None
+        engine: Engine,
+        request: Request,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        state: bytes | None = None,
     ) -> Future[Rendered]:
         seed = request.sampling.seed
 
@@ -86,8 +90,13 @@ def write_down(path: Path) -> None:
             if on_step is not None:
                 on_step(done, of)
 
-        future = submit(engine, request, on_step=step)
-        future.add_done_callback(lambda f: note("cancel", seed) if f.cancelled() else None)
+        future = submit(engine, request, on_step=step, state=state)
+
+        def left(future: Future[Rendered]) -> None:
+            if future.cancelled() or isinstance(future.exception(), Suspended):
+                note("cancel", seed)
+
+        future.add_done_callback(left)
         return future
 
     def noting_finish(finisher: Finisher, pixels: Any, task: Any, render: Any) -> Any:

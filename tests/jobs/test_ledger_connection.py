@@ -257,8 +257,9 @@ class TestFull:
         ledger, client = full
         ledger.settle(take(ledger, 0), [0], [failure(1)])
         before = everything(client)
-        with pytest.raises(LedgerError, match="full"):
-            ledger.retry("job")
+        for begin in (lambda: ledger.retry("job"), lambda: ledger.reopen("job", [0])):
+            with pytest.raises(LedgerError, match="full"):
+                begin()
         assert everything(client) == before
 
     def test_what_is_out_is_finished(self, full):

@@ -93,6 +93,33 @@ def test_mistakes_in_the_model_list(tmp_path, text, place):
     assert place in str(caught.value)
 
 
+def test_the_model_list_itself_in_the_environment(monkeypatch, tmp_path):
+    listed = f'{{"a": "hf:owner/a", "b": {{"source": "b.ckpt", "digest": "{DIGEST}"}}}}'
+    settings = Settings.from_env({"SDBATCH_MODELS": f" {listed}"})
+    assert settings.model("a") == ModelSource("hf:owner/a")
+    assert settings.model("b") == ModelSource("b.ckpt", DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 5}', "SDBATCH_MODELS:1:7: a: found 5, expected a source"),
+        ('{"a": "x", "a": "y"}', "SDBATCH_MODELS:1:12: a: key 'a' is already there"),
+        ('{"a": ', "SDBATCH_MODELS"),
+    ],
+)
+def test_mistakes_in_a_list_in_the_environment(text, said):
+    with pytest.raises(ManifestError) as caught:
+        Settings.from_env({"SDBATCH_MODELS": text})
+    assert str(caught.value).startswith(said)
+
+
+def test_stores_that_a_worker_may_use():
+    assert Settings.from_env({}).stores == ()
+    settings = Settings.from_env({"SDBATCH_STORES": " s3://bucket/jobs  /data/jobs "})
+    assert settings.stores == ("s3://bucket/jobs", "/data/jobs")
+
+
 def test_unknown_model(tmp_path):
     settings = Settings(models={"sd-v1-4": ModelSource("x")})
     with pytest.raises(InputError, match="did you mean 'sd-v1-4'"):

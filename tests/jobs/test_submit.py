@@ -16,7 +16,7 @@ from jobs.manifest import load_manifest
 from jobs.plan import read_plan
 from jobs.prepare import prepare
 from jobs.publish import LEAST_WINDOW
-from jobs.records import dump_lines
+from jobs.records import dump_lines, read_lines
 from jobs.resume import resume
 from jobs.storage import JobKeys, LocalStore
 from jobs.submit import submit
@@ -65,14 +65,14 @@ def quiet(text):
     return contextlib.nullcontext()
 
 
-def enter(manifest, store, ledger, queue=None, **options):
+def enter(manifest, store, ledger, queue=None, address="out", **options):
     queue = Messages() if queue is None else queue
-    return submit(manifest, store, ledger, queue, address="out", status=quiet, **options)
+    return submit(manifest, store, ledger, queue, address=address, status=quiet, **options)
 
 
-def again(job, store, ledger, queue=None):
+def again(job, store, ledger, queue=None, address="out"):
     queue = Messages() if queue is None else queue
-    return resume(job, store, ledger, queue, address="out", status=quiet)
+    return resume(job, store, ledger, queue, address=address, status=quiet)
 
 
 def render(store, job, indices):
@@ -96,6 +96,13 @@ def test_a_job_goes_to_the_store_the_ledger_and_the_queue(manifest, store):
     assert status.evaluations == 40 * 5  # PLMS asks once more than it steps
     assert len(list(read_plan(store, JobKeys(submitted.job)))) == 40
     assert [model for model, _ in queue.sent] == ["demo"] * LEAST_WINDOW
+
+
+def test_a_record_of_no_image_of_the_job_is_named(manifest, store):
+    first = enter(manifest, store, MemoryLedger())
+    render(store, first.job, [0, 40])
+    with pytest.raises(StoreError, match="line 2: index 40 of a job of 40 images"):
+        enter(manifest, store, MemoryLedger())
 
 
 def test_submitting_again_continues(manifest, store):
@@ -134,6 +141,106 @@ def test_another_manifest_under_the_same_name_is_refused(manifest, store, tmp_pa
     assert read_job_file(store, JobKeys("mine")).plan == manifest.digest
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("old", "new"), [("version: 1", "version: 1\nmodel: other"), ("80", "70")])
+def test_a_refused_job_leaves_the_folder_as_it_was(manifest, store, tmp_path, old, new):
+    """Its plan is the same, to the letter; only model or quality differ."""
+    enter(manifest, store, MemoryLedger(), job="mine")
+    before = contents(store.root)
+    other = load_manifest(write(tmp_path, TEXT.replace(old, new)))
+    ledger = MemoryLedger()  # it was wiped: the folder alone says whose it is
+    with pytest.raises(JobConflictError, match=r"mine holds another job, shapes of model demo"):
+        enter(other, store, ledger, job="mine")
+    assert contents(store.root) == before
+    assert ledger.jobs() == []
+
+
+def test_of_two_submitters_at_once_with_one_name_the_first_keeps_it(manifest, store, tmp_path):
+    """The second has looked before the first wrote."""
+    other = load_manifest(write(tmp_path, TEXT.replace("80", "70")))
+
+    class Late(LocalStore):
+        looked = False
+
+        def head(self, key):
+            found = super().head(key)
+            if key == "mine/job.json" and not self.looked:
+                self.looked = True
+                enter(manifest, store, ledger, job="mine")
+            return found
+
+    ledger = MemoryLedger()
+    with pytest.raises(JobConflictError, match="holds another job"):
+        enter(other, Late(store.root), ledger, job="mine")
+    assert read_job_file(store, JobKeys("mine")).quality == 80
+    assert store.get(JobKeys("mine").manifest) == manifest.source
+
+
+def test_a_job_that_the_ledger_refuses_writes_nothing(manifest, store, tmp_path):
+    ledger = MemoryLedger()
+    enter(manifest, store, ledger, job="mine")
+    elsewhere = LocalStore(tmp_path / "elsewhere")
+    other = load_manifest(write(tmp_path, TEXT.replace("red", "blue")))
+    with pytest.raises(JobConflictError, match="another plan"):
+        enter(other, elsewhere, ledger, job="mine")
+    with pytest.raises(JobConflictError, match="in the ledger with its folder in out, not in els"):
+        enter(manifest, elsewhere, ledger, job="mine", address="elsewhere")
+    assert contents(elsewhere.root) == {}
+
+
+def test_the_same_place_written_otherwise_is_the_same(manifest, store, tmp_path):
+    ledger = MemoryLedger()
+    store.root.mkdir()
+    (tmp_path / "link").symlink_to(store.root)
+    first = enter(manifest, store, ledger, address=str(store.root))
+    for address in (f"{store.root}/", f"file://{store.root}", str(tmp_path / "link")):
+        again = enter(
+            manifest, LocalStore(address.removeprefix("file://")), ledger, address=address
+        )
+        assert (again.job, again.new) == (first.job, False)
+        assert ledger.status(first.job).store == str(store.root)
+
+
+def test_submitting_again_takes_the_new_settings(manifest, store, tmp_path):
+    ledger = MemoryLedger()
+    job = enter(manifest, store, ledger, priority=10).job
+    text = f"# in a hurry\n{TEXT}"
+    hurried = load_manifest(write(tmp_path, text))
+    hook = "https://example.com/x"
+    enter(hurried, store, ledger, priority=90, webhook=hook, reproducible="fast")
+    described = read_job_file(store, JobKeys(job))
+    assert (described.priority, described.webhook, described.reproducible) == (90, hook, "fast")
+    assert store.get(JobKeys(job).manifest) == text.encode()
+    status = ledger.status(job)
+    assert (status.priority, status.webhook) == (90, hook)
+
+
+def test_force_replaces_the_job_of_another_quality(manifest, store, tmp_path):
+    keys = JobKeys("mine")
+    prepare(manifest, store, keys)
+    other = load_manifest(write(tmp_path, TEXT.replace("80", "70")))
+    prepare(other, store, keys, force=True)
+    assert read_job_file(store, keys).quality == 70
+
+
+def test_images_deleted_from_the_folder_run_again(manifest, store):
+    ledger = MemoryLedger()
+    job = enter(manifest, store, ledger).job
+    render(store, job, range(40))
+    assert enter(manifest, store, ledger).done == 40
+    ledger.set_state(job, JobState.DONE)
+    (image,) = store.list(JobKeys(job).image("000007", f"{7:064x}", "jpeg"))
+    store.delete(image.key)
+    queue = Messages()
+    submitted = enter(manifest, store, ledger, queue)
+    assert (submitted.done, submitted.gone, submitted.new) == (39, 1, False)
+    assert ledger.pending(job, 0, 40) == [7]
+    assert [shard.start <= 7 < shard.stop for _, shard in queue.sent] == [True]
+
+
 @pytest.mark.parametrize("job", ["a/b", "..", ""])
 def test_job_names_that_are_no_folder(manifest, store, job):
     with pytest.raises(InputError, match="is not a folder name"):
@@ -168,6 +275,82 @@ class TestResume:
         ledger.set_state(job, JobState.CANCELLED)
         assert again(job, store, ledger).new is False
         assert ledger.status(job).state is JobState.ACTIVE
+
+    def test_the_bucket_is_the_truth(self, manifest, store):
+        """One image is gone, of another the record; others came without the ledger's knowing."""
+        ledger, queue = MemoryLedger(), Messages()
+        job = enter(manifest, store, ledger).job
+        keys = JobKeys(job)
+        render(store, job, range(10))
+        again(job, store, ledger)
+        store.delete(keys.image("000003", f"{3:064x}", "jpeg"))
+        kept = [line for line in read_lines(store, keys.records(0)) if line["index"] != 5]
+        store.put(keys.records(0), dump_lines(kept), overwrite=True)
+        resumed = again(job, store, ledger, queue)
+        assert (resumed.done, resumed.gone, resumed.new) == (8, 2, False)
+        assert ledger.pending(job, 0, 12) == [3, 5, 10, 11]
+        assert again(job, store, ledger).gone == 0
+
+    def test_a_done_job_with_images_gone_runs_again(self, manifest, store):
+        ledger, queue = MemoryLedger(), Messages()
+        job = enter(manifest, store, ledger).job
+        render(store, job, range(40))
+        again(job, store, ledger)
+        assert ledger.set_state(job, JobState.DONE) is JobState.DONE
+        assert again(job, store, ledger, queue).gone == 0
+        assert ledger.status(job).state is JobState.DONE
+        assert queue.sent == []
+        for info in list(store.list(JobKeys(job).images_prefix)):
+            store.delete(info.key)
+        assert again(job, store, ledger, queue).gone == 40
+        assert ledger.status(job).state is JobState.ACTIVE
+        assert len(queue.sent) == LEAST_WINDOW
+
+    def test_what_workers_finish_meanwhile_counts(self, manifest, store):
+        ledger = MemoryLedger()
+        job = enter(manifest, store, ledger).job
+        keys = JobKeys(job)
+
+        class Looked(LocalStore):
+            """A worker stores and settles an image just after the list was read."""
+
+            def list(self, prefix):
+                found = list(super().list(prefix))
+                if prefix == keys.images_prefix and not ledger.status(job).done:
+                    render(store, job, [0])
+                    claim = ledger.claim(job, 0, "w1")
+                    assert ledger.settle(claim.lease, [0])
+                return iter(found)
+
+        resumed = again(job, Looked(store.root), ledger)
+        assert (resumed.done, resumed.gone) == (1, 0)
+
+    def test_it_reads_lists_and_records_and_asks_for_no_single_image(self, manifest, store):
+        ledger = MemoryLedger()
+        job = enter(manifest, store, ledger).job
+        render(store, job, range(40))
+        asked = []
+
+        class Counting(LocalStore):
+            def head(self, key):
+                asked.append(key)
+                return super().head(key)
+
+            def get(self, key):
+                asked.append(key)
+                return super().get(key)
+
+        again(job, Counting(store.root), ledger)
+        assert asked
+        assert not [key for key in asked if "/images/" in key]
+
+    def test_a_job_that_is_elsewhere(self, manifest, store, tmp_path):
+        ledger = MemoryLedger()
+        job = enter(manifest, store, ledger).job
+        with pytest.raises(JobConflictError, match=f"in out, not in other.*sdbatch forget {job}"):
+            again(job, store, ledger, address="other")
+        ledger.forget(job)
+        assert again(job, store, ledger, address="other").new is True
 
     def test_by_the_beginning_of_its_name(self, manifest, store):
         job = enter(manifest, store, MemoryLedger()).job

@@ -63,6 +63,18 @@ def test_images_from_before_do_not_count_for_the_speed():
     assert scene.pipe.getvalue().startswith("8/8 images, 0.20 images/s, 40/40 steps")
 
 
+def test_it_says_why_a_job_does_not_move_on_once_each_time():
+    def fail(error):
+        return lambda scene: scene.ledger.note_error("job", error)
+
+    away = "w1: out/job has no plan"
+    story = (fail(away), fail(away), fail("[red]no rights"), render(0), fail(away), render(1))
+    scene = Scene(*story, become(JobState.DONE))
+    scene.watch()
+    told = [line for line in scene.pipe.getvalue().splitlines() if line.startswith("last error")]
+    assert told == [f"last error: {away}", "last error: [red]no rights", f"last error: {away}"]
+
+
 def test_cancelled_jobs_end_too():
     assert Scene(become(JobState.CANCELLED)).watch().state is JobState.CANCELLED
 

@@ -130,6 +130,9 @@ class TestAddresses:
             *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "fec0::1"),
             *("ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254"),
             *("64:ff9b::a9fe:a9fe", "2002:7f00:1::1", "2001:0:1::1", "::7f00:1"),
+            # What clouds answer their machines at.
+            *("168.63.129.16", "192.0.0.192", "::ffff:168.63.129.16", "64:ff9b::c000:c0"),
+            *("192.0.0.9", "64:ff9b:1::a9fe:a9fe"),
         ],
     )
     def test_not_public(self, address):

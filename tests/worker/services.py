@@ -22,15 +22,21 @@ version: 1
 name: small
 model: odd
 defaults: {{width: 64, height: 64, steps: 3, guidance: 7.5}}
-prompts: [{{prompt: a red circle, seeds: {{start: 0, count: {images}}}}}]
+prompts: [{prompts}]
 """
 
 
 class FailingStore(LocalStore):
-    """Does not take images while `broken`."""
+    """Does not take images while `broken`; `away`: it says itself that it is."""
 
     broken = False
+    away = False
     error: Exception = StoreError("the store is away")
+
+    def check_writable(self):
+        if self.away:
+            raise self.error
+        super().check_writable()
 
     def put(self, key, data, **options):
         if self.broken and "/images/" in key:
@@ -42,6 +48,7 @@ class Service:
     """A worker and the ledger, jobs and stores that it works with. A context manager."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.ledger = MemoryLedger()
         self.store = FailingStore(folder / "out")
@@ -65,12 +72,19 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.engine.close(cancel=True)
 
-    def enter(self, job: str = "job", images: int = 4, model: str = "odd") -> None:
-        """A job with shards of two images, all published."""
+    def enter(
+        self, job: str = "job", images: int = 4, model: str = "odd", prompts: str | None = None
+    ) -> None:
+        """A job with shards of two images, all published. prompts: of the manifest, as YAML; by
+        default a prompt with so many seeds.
+        """
+        if prompts is None:
+            prompts = f"{{prompt: a red circle, seeds: {{start: 0, count: {images}}}}}"
         path = self.folder / f"{job}.yaml"
-        path.write_text(MANIFEST.format(images=images))
-        prepare(load_manifest(path), self.store, JobKeys(job))
-        self.enter_without_folder(job, images, model)
+        path.write_text(MANIFEST.format(prompts=prompts))
+        manifest = load_manifest(path)
+        prepare(manifest, self.store, JobKeys(job))
+        self.enter_without_folder(job, manifest.total, model)
 
     def enter_without_folder(self, job: str, images: int = 4, model: str = "odd") -> None:
         ends = range(SHARD, images + 1, SHARD)

@@ -22,7 +22,6 @@ from jobs.errors import (
     Interrupted,
     JobConflictError,
     ModelError,
-    StoreError,
     StoreFullError,
 )
 from jobs.manifest import load_manifest
@@ -277,7 +276,7 @@ def test_an_image_that_fails_fails_alone(manifest_path, checkpoint, tmp_path, un
     assert digests(store, job) == expected
 
 
-def test_a_damaged_image_without_its_record_ends_the_run(
+def test_a_damaged_image_without_its_record_fails_alone(
     manifest_path, checkpoint, tmp_path, undisturbed
 ):
     store = LocalStore(tmp_path / "out")
@@ -286,8 +285,12 @@ def test_a_damaged_image_without_its_record_ends_the_run(
     damaged = sorted(expected)[3]
     store.put(f"{job}/{damaged}", b"damaged", overwrite=True)
     store.delete(JobKeys(job).records(0))
-    with pytest.raises(StoreError, match=damaged):
-        run(manifest_path, checkpoint, store)
+    summary = run(manifest_path, checkpoint, store)
+    assert (summary.reused, summary.failed) == (IMAGES - 1, 1)
+    (failure,) = read_failures(store, JobKeys(job))
+    assert damaged in failure.reason
+    assert "render anew with --force" in failure.reason
+    assert digests(store, job)[damaged] == hashlib.sha256(b"damaged").hexdigest()  # left alone
 
 
 def test_full_disk_keeps_finished_images_valid(manifest_path, checkpoint, small_disk, undisturbed):

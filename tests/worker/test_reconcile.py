@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections import defaultdict
 
 import pytest
@@ -12,13 +13,14 @@ from jobs.errors import StoreError
 from jobs.ledger.base import MOST_DEATHS, JobState, NewJob, given_up
 from jobs.ledger.memory import MemoryLedger
 from jobs.plan import write_plan
-from jobs.records import Failure, read_failures
+from jobs.records import Failure, dump_lines, read_failures
 from jobs.storage import JobKeys, LocalStore
 from jobs.task import Task
 from sd_core.spec import Sampling
 from tests.servers import wait_for
+from worker.ending import HOLD_S
 from worker.notify import Notifier
-from worker.reconcile import LOCK_S, LOST_AFTER_S, Reconciler
+from worker.reconcile import LOCK_S, LOST_AFTER_S, MISSED_AFTER_S, Reconciler
 
 KEYS = JobKeys("job")
 
@@ -114,6 +116,44 @@ def test_messages_that_only_wait_are_not_sent_again(reconciler, queue, clock):
     assert queue.length("demo") == 5
 
 
+def test_lost_messages_are_sent_again_while_other_jobs_keep_the_queue_full(
+    reconciler, queue, ledger, clock
+):
+    one = reconciler()
+    one.round()
+    lost = list(queue.messages["demo"])  # popped by a worker that was killed
+    queue.messages.clear()
+    ledger.create(NewJob("long", "long", "p" * 64, "out", "demo", range(1, 1001), evaluations=1))
+    one.round()
+
+    def serve() -> None:
+        """What workers do in a few seconds: they take a shard and render it."""
+        shard = queue.take()
+        claim = ledger.claim(shard.job_id, shard.number, "w1")
+        ledger.settle(claim.lease, claim.indices)
+        ledger.release(claim.lease)
+        clock.now += 2
+        one.round()
+
+    served_at = clock.now
+    while clock.now - served_at < MISSED_AFTER_S - LOST_AFTER_S:
+        serve()
+    assert ledger.status("job").done == 0
+    while clock.now - served_at < MISSED_AFTER_S + LOST_AFTER_S:
+        serve()
+    assert ledger.status("job").done >= len(lost)
+
+
+def test_a_queue_that_nobody_reads_does_not_grow(reconciler, queue, clock):
+    one = reconciler()
+    one.round()
+    sent = list(queue.messages["demo"])
+    for _ in range(5):
+        clock.now += MISSED_AFTER_S + 1
+        one.round()
+    assert queue.messages["demo"] == sent
+
+
 def test_the_shard_of_a_dead_worker_is_published_again(reconciler, queue, ledger, clock):
     one = reconciler()
     one.round()
@@ -124,22 +164,41 @@ def test_the_shard_of_a_dead_worker_is_published_again(reconciler, queue, ledger
     assert shard in queue.messages["demo"]
 
 
-def settle_all(ledger, queue, reconciler):
+def a_record(index):
+    return {
+        "index": index,
+        "path": f"images/{index}.png",
+        "sha256": "0f" * 32,
+        "bytes": 1,
+        "prompt": "a ring",
+        "seed": 0,
+        "width": 64,
+        "height": 64,
+        "evaluations": 1,
+        "model": {"name": "demo", "digest": "5a" * 32},
+    }
+
+
+def settle_all(ledger, queue, reconciler, store):
+    """As workers do it: the record of each image is there before the ledger knows of it."""
     while queue.length("demo"):
         shard = queue.take()
         claim = ledger.claim("job", shard.number, "w1")
         failed = [Failure(7, "seven", "a ring", 0, "broke")] if shard.number == 7 else []
         done = [] if failed else list(claim.indices)
+        if done:
+            store.put(KEYS.records(shard.number), dump_lines(map(a_record, done)))
         assert ledger.settle(claim.lease, done, failed)
         assert ledger.release(claim.lease) == 0
         if not queue.length("demo"):
             reconciler.round()
+    reconciler._ender.wait()
 
 
 def test_a_settled_job_is_finished_in_the_store(reconciler, queue, ledger, tmp_path):
     one = reconciler()
     one.round()
-    settle_all(ledger, queue, one)
+    settle_all(ledger, queue, one, LocalStore(tmp_path))
     assert ledger.status("job").state is JobState.DONE
     store = LocalStore(tmp_path)
     assert json.loads(store.get(KEYS.done))["failed"] == 1
@@ -154,10 +213,108 @@ def test_a_store_that_is_away_leaves_the_end_for_later(reconciler, queue, ledger
 
     broken = reconciler(store=Away(tmp_path))
     broken.round()
-    settle_all(ledger, queue, broken)
+    settle_all(ledger, queue, broken, LocalStore(tmp_path))
     assert ledger.status("job").state is JobState.ACTIVE
-    reconciler("w2").round()
+    other = reconciler("w2")
+    other.round()
+    other._ender.wait()
     assert ledger.status("job").state is JobState.DONE
+
+
+def enter_settled(ledger, store, job, record=None):
+    """A job of one image that is done, and its record."""
+    records = [a_record(0) if record is None else record]
+    ledger.create(NewJob(job, job, "p" * 64, "out", "demo", [1], evaluations=1), done=[0])
+    store.put(JobKeys(job).records(0), dump_lines(records))
+
+
+def test_an_odd_record_keeps_no_other_job_from_its_end(reconciler, ledger, tmp_path, caplog):
+    store = LocalStore(tmp_path)
+    enter_settled(ledger, store, "a-odd", {"index": 0})
+    enter_settled(ledger, store, "b-good")
+    one = reconciler()
+    one.round()
+    one._ender.wait()
+    assert ledger.status("a-odd").state is JobState.ACTIVE
+    assert ledger.status("b-good").state is JobState.DONE
+    assert "job a-odd cannot be finished yet: " in caplog.text
+    assert "line 1: path is missing" in caplog.text
+
+
+def test_what_nobody_expects_ends_neither_thread(reconciler, ledger, tmp_path, monkeypatch, caplog):
+    store = LocalStore(tmp_path)
+    enter_settled(ledger, store, "a-odd")
+    enter_settled(ledger, store, "b-good")
+
+    def tail(store, keys, failures, model):
+        if keys.job_id == "a-odd":
+            raise KeyError("bytes")
+
+    monkeypatch.setattr("worker.ending.write_tail", tail)
+    jobs, rounds = ledger.jobs, []
+
+    def odd_jobs():
+        rounds.append(len(rounds))
+        if len(rounds) == 1:
+            raise ZeroDivisionError
+        return jobs()
+
+    monkeypatch.setattr(ledger, "jobs", odd_jobs)
+    one, stop = reconciler(), threading.Event()
+    thread = threading.Thread(target=one.run, args=(stop, 0.001), daemon=True)
+    thread.start()
+    wait_for(lambda: ledger.status("b-good").state is JobState.DONE, "the other job's end")
+    wait_for(lambda: len(rounds) > 1, "another round")
+    stop.set()
+    thread.join()
+    assert ledger.status("a-odd").state is JobState.ACTIVE
+    assert "ZeroDivisionError" in caplog.text
+    assert "KeyError" in caplog.text
+
+
+def test_a_gallery_that_takes_its_time_holds_nothing_up(
+    reconciler, queue, ledger, clock, tmp_path, monkeypatch
+):
+    enter_settled(ledger, LocalStore(tmp_path), "huge")
+    writing, go_on, written = threading.Event(), threading.Event(), []
+
+    def tail(store, keys, failures, model):
+        written.append(keys.job_id)
+        writing.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr("worker.ending.write_tail", tail)
+    one, other = reconciler("w1"), reconciler("w2")
+    one.round()
+    assert writing.wait(60)
+    assert queue.length("demo") == 6
+    shard = queue.take()
+    ledger.claim("job", shard.number, "dead")
+    # As long as it says that it is at it, nobody else begins.
+    for _ in range(20):
+        clock.now += HOLD_S / 2
+        one.round()
+        other.round()
+        other._ender.wait()
+    assert shard in queue.messages["demo"]
+    assert written == ["huge"]
+    go_on.set()
+    one._ender.wait()
+    assert ledger.status("huge").state is JobState.DONE
+    assert ledger.lock("finish:huge", "w2", 1)
+
+
+def test_the_end_that_a_dead_worker_began_is_taken_up(reconciler, ledger, clock, tmp_path):
+    enter_settled(ledger, LocalStore(tmp_path), "huge")
+    assert ledger.lock("finish:huge", "dead", HOLD_S)
+    one = reconciler()
+    one.round()
+    one._ender.wait()
+    assert ledger.status("huge").state is JobState.ACTIVE
+    clock.now += HOLD_S
+    one.round()
+    one._ender.wait()
+    assert ledger.status("huge").state is JobState.DONE
 
 
 def give_up(ledger, shard, clock):
@@ -176,7 +333,7 @@ def test_images_given_up_get_their_prompt_from_the_plan(reconciler, queue, ledge
     give_up(ledger, 12, clock)
     assert ledger.failures("job") == [given_up(12)]
     one.round()
-    settle_all(ledger, queue, one)
+    settle_all(ledger, queue, one, LocalStore(tmp_path))
     assert ledger.status("job").state is JobState.DONE
     seven, twelve = read_failures(store, KEYS)
     assert seven == Failure(7, "seven", "a ring", 0, "broke")  # what is known stays
@@ -189,7 +346,7 @@ def test_a_job_without_its_plan_ends_all_the_same(
     one = reconciler()
     give_up(ledger, 12, clock)
     one.round()
-    settle_all(ledger, queue, one)
+    settle_all(ledger, queue, one, LocalStore(tmp_path))
     assert ledger.status("job").state is JobState.DONE
     assert read_failures(LocalStore(tmp_path), KEYS)[1] == given_up(12)
     assert "an image that failed has no prompt" in caplog.text
@@ -209,5 +366,6 @@ def test_the_end_of_a_job_is_told_after_it_is_written(reconciler, queue, ledger,
     one = reconciler(notifier=Listening(ledger))
     one.round()
     assert told == []
-    settle_all(ledger, queue, one)
+    settle_all(ledger, queue, one, LocalStore(tmp_path))
+    one.round()
     wait_for(lambda: told == [("job", True)], "the webhook to be told")

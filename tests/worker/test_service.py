@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jobs.errors import ExitCode, StoreError
 from jobs.ledger.base import ClaimAnswer, JobState
+from jobs.records import read_lines
+from jobs.storage import JobKeys
 from tests.worker.services import Service, refused
 from worker.faults import is_device_lost, is_out_of_memory
 from worker.service import STORE_FAILURES
@@ -30,7 +36,7 @@ def test_shards_are_rendered_and_given_back(service):
 
 def test_three_failures_of_the_store_in_a_row_stop_the_worker(service):
     service.enter(images=8)
-    service.store.broken = True
+    service.store.broken = service.store.away = True
     service.store.error = StoreError("redis://:hunter2@store is away")
     for number in range(STORE_FAILURES - 1):
         service.handle(number=number)
@@ -52,10 +58,73 @@ def test_three_failures_of_the_store_in_a_row_stop_the_worker(service):
 def test_one_good_shard_forgives_the_failures_before(service):
     service.enter(images=12)
     for number in range(6):
-        service.store.broken = number % STORE_FAILURES != STORE_FAILURES - 1
+        service.store.broken = service.store.away = number % STORE_FAILURES != STORE_FAILURES - 1
         service.handle(number=number)
     assert service.worker.stopped is None
     assert service.ledger.status("job").done == 4
+
+
+def test_a_store_that_answers_but_fails_one_job_stops_nobody(service):
+    service.enter(images=2 * STORE_FAILURES + 2)
+    service.store.broken = True
+    for number in range(STORE_FAILURES + 1):
+        service.handle(number=number)
+    assert service.worker.stopped is None
+    service.store.broken = False
+    service.enter("other")
+    service.handle("other")
+    assert service.ledger.status("other").done == 2
+
+
+def test_a_damaged_object_in_an_images_place_fails_that_image_alone(service):
+    service.enter()
+    service.handle()
+    keys = JobKeys("job")
+    first, second = (info.key for info in service.store.list(keys.images_prefix))
+    service.store.put(first, b"no picture", overwrite=True)
+    service.store.delete(keys.records(0))
+    service.ledger.forget("job")
+    service.enter_without_folder("job")
+    service.handle()
+    job = service.ledger.status("job")
+    assert (job.done, job.failed) == (1, 1)
+    (failure,) = service.ledger.failures("job")
+    assert first.rpartition("/")[2] in failure.reason
+    assert "move it away" in failure.reason
+    assert service.worker.stopped is None
+    assert [line["path"] for line in read_lines(service.store, keys.records(0))] == [
+        keys.path(second)
+    ]
+
+
+def test_an_init_image_that_is_gone_fails_its_image_alone(service):
+    picture = service.folder / "start.png"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(picture)
+    manifest = "{prompt: a star, init_image: start.png}, a red circle"
+    service.enter(prompts=manifest)
+    keys = JobKeys("job")
+    (info,) = service.store.list(f"{keys.prefix}inputs/")
+    service.store.delete(info.key)
+    service.handle()
+    job = service.ledger.status("job")
+    assert (job.done, job.failed) == (1, 1)
+    (failure,) = service.ledger.failures("job")
+    assert failure.index == 0
+    assert service.value("sdbatch_image_failures_total", model="odd", reason="input") == 1
+
+
+def test_a_job_that_came_again_under_its_name_is_another_job(service):
+    """Forgotten, its folder removed, and another plan entered: nothing of the old one is used."""
+    service.enter()
+    service.handle()
+    shutil.rmtree(service.folder / "out/job")
+    service.ledger.forget("job")
+    service.enter(prompts="a green star, a blue ring")
+    service.handle()
+    keys = JobKeys("job")
+    lines = read_lines(service.store, keys.records(0))
+    assert {line["prompt"] for line in lines} == {"a green star", "a blue ring"}
+    assert service.store.head(keys.model) is not None
 
 
 def test_what_is_a_jobs_own_fault_stops_nobody(service):

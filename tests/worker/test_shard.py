@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from jobs.errors import LedgerError
-from jobs.ledger.base import ClaimAnswer, JobState, NewJob
+from jobs.ledger.base import Beat, ClaimAnswer, JobState, NewJob
 from jobs.ledger.memory import MemoryLedger
 from jobs.records import Failure, read_lines
 from jobs.storage import JobKeys, LocalStore
@@ -155,6 +157,24 @@ class TestHeart:
         ledger.away = False
         heart.beat()
         assert ledger.status("job").evaluated == 1
+
+    def test_what_nobody_expects_ends_no_heart(self, ledger, holding, monkeypatch, caplog):
+        heart, stop = Heart(ledger, every_s=0.001), threading.Event()
+        heart.hold(holding)
+        beats = []
+
+        def odd(leases, evaluated):
+            beats.append(leases)
+            if len(beats) == 1:
+                raise KeyError("odd")
+            stop.set()
+            return [Beat.HELD]
+
+        monkeypatch.setattr(ledger, "heartbeat", odd)
+        heart.run(stop)
+        assert len(beats) == 2
+        assert "the leases cannot be renewed" in caplog.text
+        assert not holding.stop.is_set()
 
     def test_what_was_dropped_is_not_renewed(self, heart, ledger, holding, clock):
         heart.drop(holding)

@@ -2,7 +2,7 @@
 --
 -- Keys of a job, each `sdbatch:<part>:<job>`:
 --   job       hash: what it is, its state, and counts: done, failed, waiting, evaluated, fence,
---             notices (how often its webhook was tried since it ended)
+--             notices (how often its webhook was tried since it ended); error: why it does not move on
 --   bounds    0, then for each shard the index after its last image, 4 bytes each, big-endian
 --   done      bitmap of images; failed too, which has none of the done ones
 --   failures  hash: index -> JSON of what went wrong; counts only for images in `failed`

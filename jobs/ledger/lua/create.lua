@@ -1,19 +1,21 @@
 -- Enter a job, or go on with it. The bitmap of images that are done was uploaded before, so that the
 -- job comes into being whole.
--- ARGV: token, job, plan, bounds, open, 1 if there is an upload, webhook, then fields and values of
--- the job.
--- Answers: new | there | conflict and the other plan | stale, if the upload has gone meanwhile.
-local token, job, plan, has_upload, webhook = ARGV[1], ARGV[2], ARGV[3], ARGV[6] == '1', ARGV[7]
+-- ARGV: token, job, plan, bounds, open, 1 if there is an upload, webhook, priority, store, then fields
+-- and values of the job.
+-- Answers: new | there | conflict with plan and store of the job that is there | stale, if the upload
+-- has gone meanwhile.
+local token, job, plan, has_upload = ARGV[1], ARGV[2], ARGV[3], ARGV[6] == '1'
+local webhook, priority, store = ARGV[7], ARGV[8], ARGV[9]
 local record, done, failed = key('job', job), key('done', job), key('failed', job)
 local upload = key('upload', token)
 
 local answer = recall(token)
 if answer then return answer end
 
-local known = redis.call('HGET', record, 'plan')
-if known and known ~= plan then
+local known, known_store = unpack(redis.call('HMGET', record, 'plan', 'store'))
+if known and (known ~= plan or known_store ~= store) then
   redis.call('DEL', upload)
-  return {'conflict', known}
+  return {'conflict', known, known_store}
 end
 if has_upload and redis.call('EXISTS', upload) == 0 then return {'stale'} end
 
@@ -21,7 +23,8 @@ if not known then
   local time = digits(now())
   -- Fences begin at the time, so that those of a job that was forgotten, or wiped, are smaller.
   redis.call('HSET', record, 'plan', plan, 'state', 'active', 'created', time, 'fence', time,
-    'failed', 0, 'evaluated', 0, 'webhook', webhook, unpack(ARGV, 8))
+    'failed', 0, 'evaluated', 0, 'webhook', webhook, 'priority', priority, 'store', store,
+    unpack(ARGV, 10))
   redis.call('SET', key('bounds', job), ARGV[4])
   redis.call('SET', key('open', job), ARGV[5])
   if has_upload then
@@ -47,8 +50,9 @@ if has_upload then
   end
   redis.call('DEL', upload)
 end
-if redis.call('HGET', record, 'webhook') ~= webhook then
-  redis.call('HSET', record, 'webhook', webhook)
+local old_webhook, old_priority = unpack(redis.call('HMGET', record, 'webhook', 'priority'))
+if old_webhook ~= webhook or old_priority ~= priority then
+  redis.call('HSET', record, 'webhook', webhook, 'priority', priority)
 end
 if redis.call('HGET', record, 'state') == 'cancelled' then
   redis.call('HSET', record, 'state', 'active')

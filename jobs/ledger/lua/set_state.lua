@@ -18,6 +18,7 @@ if wanted == 'done' or wanted == 'cancelled' then
 end
 review_job(job)
 if wanted == 'done' then
+  redis.call('HDEL', record, 'error')
   event(job, wanted, 'done', done, 'failed', failed)
 else
   event(job, wanted)

@@ -30,6 +30,7 @@ for at = 7, first_failed - 1 do
     end
   end
 end
+if newly_done > 0 then redis.call('HDEL', record, 'error') end
 redis.call('HINCRBY', record, 'done', newly_done)
 redis.call('HINCRBY', record, 'failed', -healed)
 for at = first_failed, #ARGV, 3 do

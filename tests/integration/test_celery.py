@@ -1,0 +1,79 @@
+"""Worker processes under Celery: started as anybody would, and with anything in their queue."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.integration.cluster import Cluster, make_model
+from tests.servers import wait_for
+from tests.worker.garbage import BODIES, ENVELOPES, QUEUE
+
+MANIFEST = """\
+version: 1
+name: few
+model: odd
+defaults: {width: 64, height: 64, steps: 5, guidance: 7.5}
+prompts: [{prompt: a red circle, seeds: {start: 0, count: 8}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "few.yaml"
+    path.write_text(MANIFEST)
+    return path
+
+
+@pytest.fixture
+def make_cluster(tmp_path, valkey, model):
+    clusters = []
+
+    def make(**options):
+        clusters.append(Cluster(tmp_path, valkey, model, **options))
+        return clusters[-1]
+
+    with valkey.client() as client:
+        client.flushall()
+    yield make
+    for cluster in clusters:
+        cluster.close()
+
+
+def test_no_message_ends_a_worker(make_cluster, manifest, valkey):
+    cluster = make_cluster()
+    worker = cluster.start_worker()
+    cluster.wait_for_workers(1)
+    with valkey.client() as client:
+        for number, raw in enumerate([*ENVELOPES.values(), *BODIES.values()]):
+            # A tag of its own: how one is noted must not hide how another is.
+            text = raw if isinstance(raw, bytes) else raw.replace("tag-x1", f"tag-{number}")
+            client.lpush(QUEUE, text)
+
+        def all_taken() -> bool:
+            assert worker.poll() is None, cluster.logs()
+            return client.llen(QUEUE) == client.hlen("unacked") == 0
+
+        wait_for(all_taken, "the worker to take everything")
+        cluster.submit(manifest)
+        assert cluster.wait_until_done().done == 8, cluster.logs()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait() == 0, cluster.logs()
+
+
+@pytest.mark.slow
+def test_plain_celery_starts_a_worker(make_cluster, manifest):
+    entry = ("celery", "-A", "worker.app", "worker", "--without-gossip", "--without-mingle")
+    cluster = make_cluster(entry=entry)
+    worker = cluster.start_worker()
+    cluster.submit(manifest)
+    assert cluster.wait_until_done().done == 8, cluster.logs()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait() == 0, cluster.logs()
+    assert "INFO worker.service: claimed" in cluster.logs()

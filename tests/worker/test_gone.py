@@ -1,0 +1,54 @@
+"""Images that were deleted from a job's folder come back, byte by byte."""
+
+from __future__ import annotations
+
+import contextlib
+
+from jobs.ledger.base import JobState
+from jobs.manifest import load_manifest
+from jobs.records import read_records
+from jobs.resume import resume
+from jobs.storage import JobKeys
+from jobs.submit import submit
+from tests.jobs.test_submit import Messages
+from tests.worker.services import MANIFEST, Service
+
+PROMPTS = "{prompt: a red circle, seeds: {start: 0, count: 6}}"
+
+
+def quiet(text):
+    return contextlib.nullcontext()
+
+
+def render_all(service, queue):
+    while queue.sent:
+        _, shard = queue.sent.pop(0)
+        service.worker.handle(shard)
+
+
+def images(service, job):
+    keys = JobKeys(job)
+    return {
+        info.key: service.store.get(info.key) for info in service.store.list(keys.images_prefix)
+    }
+
+
+def test_resume_renders_what_was_deleted(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(MANIFEST.format(prompts=PROMPTS))
+    with Service(tmp_path) as service:
+        queue, ledger, store = Messages(), service.ledger, service.store
+        at = {"address": "out", "status": quiet}
+        job = submit(load_manifest(path), store, ledger, queue, **at).job
+        render_all(service, queue)
+        before = images(service, job)
+        assert len(before) == 6
+        assert ledger.set_state(job, JobState.DONE) is JobState.DONE
+        for key in list(before)[1:3]:
+            store.delete(key)
+        resumed = resume(job, store, ledger, queue, **at)
+        assert (resumed.done, resumed.gone) == (4, 2)
+        render_all(service, queue)
+        assert images(service, job) == before
+        assert ledger.settled_jobs() == [job]
+        assert [r["index"] for r in read_records(store, JobKeys(job))] == list(range(6))

@@ -1,0 +1,115 @@
+"""Ends jobs whose every image is settled: failures, gallery, and `done.json`, last of all."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from jobs.errors import LedgerError, NotFoundError, SdbatchError
+from jobs.ledger.base import JobState, Ledger
+from jobs.plan import PlanReader
+from jobs.records import Failure, write_failures
+from jobs.storage import JobKeys, Store
+from worker.mend import mend_records
+from worker.tail import write_tail
+from worker.trouble import note_error
+
+log = logging.getLogger(__name__)
+
+HOLD_S = 60.0
+"""A worker that says nothing for so long no longer ends the job it had begun to."""
+
+
+class Ender:
+    """In a thread of its own, because the gallery of a million images takes minutes. owner: this
+    worker.
+    """
+
+    def __init__(self, ledger: Ledger, open_store: Callable[[str], Store], *, owner: str) -> None:
+        self._ledger = ledger
+        self._open_store = open_store
+        self._owner = owner
+        self._thread: threading.Thread | None = None
+        self._ending: str | None = None  # the job whose lock is held
+        self._lock = threading.Lock()  # of that
+
+    def round(self) -> None:
+        """Begins to end what is settled, unless it is still at it. Raises `LedgerError`.
+
+        To be called more often than every `HOLD_S`.
+        """
+        with self._lock:
+            if self._ending is not None:
+                self._ledger.lock(_lock(self._ending), self._owner, HOLD_S)
+        if self._thread is not None and self._thread.is_alive():
+            return
+        job_ids = self._ledger.settled_jobs()
+        if job_ids:
+            self._thread = threading.Thread(
+                target=self._end_all, args=(job_ids,), name="sdbatch-end-jobs", daemon=True
+            )
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Until what has begun is ended."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _end_all(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            try:
+                self._end_if_free(job_id)
+            except LedgerError as error:
+                log.warning("jobs cannot be finished, trying again: %s", error)
+                return
+            except SdbatchError as error:
+                log.error("job %s cannot be finished yet: %s", job_id, error)
+                note_error(self._ledger, job_id, self._owner, error)
+            except Exception:  # one job is not to keep the others from their end
+                log.exception("job %s cannot be finished", job_id)
+
+    def _end_if_free(self, job_id: str) -> None:
+        if not self._ledger.lock(_lock(job_id), self._owner, HOLD_S):
+            return
+        with self._lock:
+            self._ending = job_id
+        try:
+            self._end(job_id)
+        finally:
+            with self._lock:
+                self._ending = None
+                self._ledger.unlock(_lock(job_id), self._owner)
+
+    def _end(self, job_id: str) -> None:
+        status = self._ledger.status(job_id)
+        keys, store = JobKeys(job_id), self._open_store(status.store)
+        failures = with_prompts(self._ledger.failures(job_id), PlanReader(store, keys))
+        write_failures(store, keys, failures)
+        failed = {failure.index for failure in failures}
+        mend_records(store, keys, images=status.total, failed=failed)
+        write_tail(store, keys, failures, {"name": status.model})
+        self._ledger.set_state(job_id, JobState.DONE)
+        log.info("job %s is done", job_id)
+
+
+def _lock(job_id: str) -> str:
+    return f"finish:{job_id}"
+
+
+def with_prompts(failures: Sequence[Failure], plan: PlanReader) -> list[Failure]:
+    """The ledger gives images up without knowing the plan (`jobs.ledger.base.given_up`)."""
+    filled = []
+    for failure in failures:
+        if not failure.name:
+            try:
+                (task,) = plan.tasks([failure.index])
+            except NotFoundError as error:
+                log.warning("an image that failed has no prompt: %s", error)
+            else:
+                failure = replace(
+                    failure, name=task.name, prompt=task.prompt, seed=task.sampling.seed
+                )
+        filled.append(failure)
+    return filled

@@ -1,0 +1,77 @@
+"""Images that were left half-way: their trajectories, kept in the job's folder for whoever goes on.
+
+They save work and decide nothing. One that is lost, damaged or of another machine only means that
+its image begins anew, so every failure here is a log line.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from jobs.errors import SdbatchError
+from jobs.storage import JobKeys, Store
+from jobs.storage.keys import content_type
+
+log = logging.getLogger(__name__)
+
+
+class SavedImages:
+    """The saved trajectories of a job as they were when first asked; threads may share it."""
+
+    def __init__(self, store: Store, keys: JobKeys) -> None:
+        self._store = store
+        self._keys = keys
+        self._known: set[str] | None = None
+        self._lock = threading.Lock()
+
+    def take(self, index: int, spec: str) -> bytes | None:
+        """Where an image was left, if it was. spec: its digest, 64 hex digits."""
+        key = self._keys.saved(index, spec)
+        try:
+            if key not in self._list():
+                return None
+            return self._store.get(key)
+        except SdbatchError as error:
+            log.warning("begins anew: %s", error)
+            return None
+
+    def keep(self, index: int, spec: str, state: bytes) -> None:
+        key = self._keys.saved(index, spec)
+        try:
+            self._store.put(key, state, overwrite=True, content_type=content_type(key))
+        except SdbatchError as error:
+            log.warning("will begin anew: %s", error)
+        else:
+            log.info("saved between two steps")
+
+    def drop(self, index: int, spec: str) -> None:
+        """The image is finished."""
+        key = self._keys.saved(index, spec)
+        with self._lock:
+            if self._known is None or key not in self._known:
+                return
+            self._known.discard(key)
+        self._delete(key)
+
+    def drop_all(self) -> None:
+        """The job is finished."""
+        try:
+            left = [info.key for info in self._store.list(self._keys.saved_prefix)]
+        except SdbatchError as error:
+            log.warning("saved images are left behind: %s", error)
+            return
+        for key in left:
+            self._delete(key)
+
+    def _list(self) -> set[str]:
+        with self._lock:
+            if self._known is None:
+                self._known = {info.key for info in self._store.list(self._keys.saved_prefix)}
+            return self._known
+
+    def _delete(self, key: str) -> None:
+        try:
+            self._store.delete(key)
+        except SdbatchError as error:
+            log.warning("a saved image is left behind: %s", error)
