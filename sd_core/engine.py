@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 
 from torch import Tensor
 
@@ -324,16 +325,25 @@ class Engine:
 
     def _deliver(self, *, wait: bool) -> None:
         """Hands over the pixels that have arrived. wait: for all that are on their way."""
-        while self._leaving and (wait or self._leaving[0].copy.ready):
-            landing = self._leaving.popleft()
-            for flight, *tensors in zip(landing.flights, *landing.copy.result(), strict=True):
+        while self._leaving:
+            landing = self._leaving[0]
+            try:
+                if not (wait or landing.copy.ready):
+                    return
+                arrived = landing.copy.result()
+            except Exception as error:  # of the device, which tells late
+                for flight in landing.flights:
+                    _fail(flight, error)
+            else:
+                for flight, pixels, latents in zip(landing.flights, *arrived, strict=True):
+                    hand_over = partial(self._hand_over, pixels=pixels, latents=latents)
+                    self._attempt(flight, hand_over)
+            self._leaving.popleft()
 
-                def hand_over(flight: Flight, tensors: list[Tensor] = tensors) -> None:
-                    rendered = self._stages.rendered(flight, *tensors)
-                    if flight.future.set_running_or_notify_cancel():
-                        flight.future.set_result(rendered)
-
-                self._attempt(flight, hand_over)
+    def _hand_over(self, flight: Flight, *, pixels: Tensor, latents: Tensor) -> None:
+        rendered = self._stages.rendered(flight, pixels, latents)
+        if flight.future.set_running_or_notify_cancel():
+            flight.future.set_result(rendered)
 
 
 def _fail(flight: Flight, error: BaseException) -> None:

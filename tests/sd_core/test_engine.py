@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sd_core.device import resolve_dtype
+from sd_core.device import CopyOut, resolve_dtype
 from sd_core.engine import Batch, Engine, EngineClosedError, Request
 from sd_core.noise import draw_noise, generator_for
 from sd_core.rows import RECOVER_AFTER
@@ -205,6 +205,23 @@ def test_close_with_cancel_drops_what_is_left(model):
 def test_impossible_requests_name_what_is_wrong(build, said):
     with pytest.raises(ValueError, match=said):
         build()
+
+
+class Late(CopyOut):
+    """A copy whose device tells only now that something went wrong before."""
+
+    def result(self):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def test_an_error_that_the_device_tells_late_reaches_its_image(model, monkeypatch):
+    with Engine(model, rows=2) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr("sd_core.stages.CopyOut", Late)
+            with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+                engine.submit(request()).result(timeout=60)
+        assert engine.alive
+        render(engine, request())
 
 
 class TestPriority:
