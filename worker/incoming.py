@@ -1,4 +1,6 @@
-"""What is in a queue but is no message: logged and dropped, where Celery would end the process.
+"""Where kombu would let an odd message or a broken connection end the process.
+
+What is in a queue but is no message is logged and dropped.
 
 Whoever reaches the broker can put anything there. Kombu lets an error in what it reads up into
 Celery's main loop, which ends by it; a message that was taken by then goes back to the queue, and
@@ -12,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
-from redis.exceptions import DataError
+from redis.exceptions import ConnectionError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,13 @@ class _CarefulChannel:
     """Put before a channel of kombu's Redis transport."""
 
     client: Any
+    connection: Any
+
+    def _connparams(self, *args: Any, **options: Any) -> Any:
+        """After a connection broke, a late acknowledgement may ask for where it led to."""
+        if self.connection.client is None:
+            raise ConnectionError("the connection to the broker is closed")
+        return super()._connparams(*args, **options)  # type: ignore[misc]
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

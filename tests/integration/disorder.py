@@ -283,8 +283,9 @@ class Disorder:
 
     def _replace_the_dead(self) -> None:
         for worker in [w for w in self._live if w.poll() is not None]:
-            # A worker gives up where the store fails again and again, so that another may try.
-            if worker.returncode == ExitCode.STORE:
+            # A worker gives up where the store fails again and again, or the ledger does not answer
+            # when it starts, so that another may try.
+            if worker.returncode in (ExitCode.STORE, ExitCode.LEDGER):
                 self.gave_up += 1
             elif worker.returncode >= 0:
                 self.problems.append(f"a worker ended by itself with {worker.returncode}")

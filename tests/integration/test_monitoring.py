@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.ledger.base import JobState
+from jobs.storage import LocalStore
 from sd_core.weights.export import save_single_file
 from tests.integration.cluster import Cluster
 from tests.sd_core.small import ODD, small_model
@@ -47,17 +49,25 @@ def model(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def cluster(tmp_path, model):
+@contextlib.contextmanager
+def guarded_cluster(tmp_path, model, **options):
     folder = tmp_path / "valkey"
     folder.mkdir()
     valkey = GuardedValkey(folder, "--requirepass", PASSWORD)
-    cluster = Cluster(tmp_path, valkey, model)
+    cluster = Cluster(tmp_path, valkey, model, **options)
     cluster.port = free_port()
     cluster.environ["SDBATCH_METRICS"] = f"127.0.0.1:{cluster.port}"
-    yield cluster
-    cluster.close()
-    valkey.kill()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+        valkey.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path, model):
+    with guarded_cluster(tmp_path, model) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -116,20 +126,43 @@ def test_a_worker_tells_what_it_did(cluster, manifest):
     assert PASSWORD not in cluster.logs()
 
 
-def test_a_worker_whose_store_fails_ends_and_says_why(cluster, manifest):
+def test_a_worker_whose_disk_is_full_ends_and_says_why(tmp_path, model, manifest, small_disk):
+    out = small_disk / "out"
+    options = {"store": LocalStore(out), "address": str(out)}
+    with guarded_cluster(tmp_path, model, **options) as cluster:
+        cluster.submit(manifest)
+        (job,) = cluster.ledger.jobs()
+        with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", 0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        worker = cluster.start_worker()
+        assert worker.wait(timeout=120) == 5, cluster.logs()
+        (listed,) = cluster.ledger.workers()
+        assert listed.state.startswith("stopped: 3 shards in a row failed: ")
+        job = cluster.ledger.status(job.job_id)
+        assert (job.state, job.failed, job.leased) == (JobState.ACTIVE, 0, 0)
+        assert listed.state in cluster.logs()
+        assert f"job={job.job_id} shard=" in cluster.logs()
+        assert "Traceback" not in cluster.logs()
+        assert PASSWORD not in cluster.logs()
+        # With room again, another worker does what is left.
+        (small_disk / "ballast").unlink()
+        cluster.start_worker()
+        assert cluster.wait_until_done().done == IMAGES
+
+
+def test_a_jobs_own_trouble_is_told_and_ends_no_worker(cluster, manifest):
     cluster.submit(manifest)
     (job,) = cluster.ledger.jobs()
-    # No image can be written where a folder is expected to be.
+    # No image can be written where a folder is expected to be; the store itself is well.
     images = cluster.folder / "out" / job.job_id / "images"
     shutil.rmtree(images, ignore_errors=True)
     images.write_text("in the way")
     worker = cluster.start_worker()
-    assert worker.wait(timeout=60) == 5, cluster.logs()
-    (listed,) = cluster.ledger.workers()
-    assert listed.state.startswith("stopped: 3 shards in a row failed: ")
-    job = cluster.ledger.status(job.job_id)
-    assert (job.state, job.done, job.failed, job.leased) == (JobState.ACTIVE, 0, 0, 0)
-    assert listed.state in cluster.logs()
-    assert f"job={job.job_id} shard=" in cluster.logs()
-    assert "Traceback" not in cluster.logs()
+    error = wait_for(lambda: cluster.ledger.status(job.job_id).error, "the job's last error")
+    assert "images" in error
+    images.unlink()
+    done = cluster.wait_until_done()
+    assert (done.done, done.failed, done.error) == (IMAGES, 0, None)
+    assert worker.poll() is None
     assert PASSWORD not in cluster.logs()

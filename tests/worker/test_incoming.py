@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import kombu
 import pytest
@@ -50,6 +51,23 @@ def test_what_is_no_message_is_dropped_and_the_next_one_comes(channel, caplog, r
     consume(connection, take, lambda: "tag-good" in tags)
     assert client.llen(QUEUE) == 0
     assert client.hlen("unacked") == 0
+
+
+def test_acknowledging_over_a_connection_that_is_gone_is_an_error_of_the_connection(
+    channel, caplog
+):
+    """Which Celery expects while it connects anew, and not of the program, which ends it."""
+    connection, client = channel
+    client.lpush(QUEUE, with_properties(delivery_tag="tag-good"))
+    taken = []
+    consume(connection, taken.append, lambda: taken)
+    (message,) = taken
+    message.channel.connection.client = None  # as closing leaves it
+    message.channel.__dict__.pop("pool", None)
+    message.channel._pool = None
+    message.ack_log_error(logging.getLogger("test"), connection.connection_errors)
+    assert "the connection to the broker is closed" in caplog.text
+    message.channel.connection.client = connection
 
 
 def test_a_message_whose_handling_fails_by_what_it_is_is_not_delivered_again(channel, caplog):
