@@ -26,6 +26,7 @@ from tests.integration.proxies import S3Wire
 from tests.sd_core.small import ODD, small_model
 from tests.servers import Valkey, wait_for
 from tests.servers_s3 import log_in
+from worker.lifecycle import SLOTS
 
 MANIFEST = """\
 version: 1
@@ -216,7 +217,7 @@ def test_a_job_is_rendered_with_one_model_only(started, model, tmp_path):
 
 @pytest.mark.slow
 def test_clocks_two_hours_apart_change_nothing(started, model, tmp_path):
-    images = 120
+    images = 240
     hour = 3600.0
     cluster = started(entry=("tests.integration.skewed",))
     ahead = cluster.start_worker(**{skewed.VARIABLE: str(hour)})
@@ -234,7 +235,8 @@ def test_clocks_two_hours_apart_change_nothing(started, model, tmp_path):
         }
 
     wait_for(lambda: finished() == {True, False}, f"images by both\n{cluster.logs()}")
-    # Each has leases by now that the other's clock says ended an hour ago, or begin in an hour.
+    # Each has leases then that the other's clock says ended an hour ago, or begin in an hour.
+    wait_for(lambda: of(cluster, "clocks").leased > SLOTS, f"leases of both\n{cluster.logs()}")
     before = of(cluster, "clocks")
     assert before.done < images
     assert not [e for e in cluster.ledger.events(job_id) if e.kind == "expired"]
@@ -391,9 +393,12 @@ def test_a_worker_reads_no_foreign_files(
     assert all("is not valid" in reason for reason in reasons), reasons
     assert listener.asked == []
     assert worker.poll() is None
-    made = {record["index"] for record in read_records(cluster.store, keys)}
-    assert set(range(40)) <= made
-    assert not made & {line["index"] for line in with_picture}
+
+    def made() -> set[int]:
+        return {record["index"] for record in read_records(cluster.store, keys)}
+
+    wait_for(lambda: set(range(40)) <= made(), f"the images without pictures\n{cluster.logs()}")
+    assert not made() & {line["index"] for line in with_picture}
     assert {keys.path(info.key) for info in cluster.store.list(f"{keys.prefix}inputs/")} == {
         f"inputs/{name}" for name in pictures_of_the_job
     }
