@@ -302,7 +302,7 @@ class Engine:
                 for _, flight in self._landed
                 if (flight.shape, flight.request.exact) == (first.shape, first.request.exact)
             ]
-            size = self._rows.decoded(exact=first.request.exact)
+            size = self._rows.decoded
             padded = first.request.exact and len(alike) < size
             if padded and wait and self._ticks - since < MOST_WAIT_TICKS:
                 return

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-Shape = tuple[int, int]
+from sd_core.spec import Shape
 
 STARVED_TICKS = 16
 """A shape that saw so many evaluations of others gets one, whatever its priority."""
@@ -63,7 +63,7 @@ class Lineup(Generic[F]):
         self._starved_served = -1
 
     def choose(self, flights: Iterable[F]) -> Choice[F] | None:
-        """The next batch; None without flights. Changes nothing, so it may be asked again."""
+        """The next batch; None without flights. Nobody's turn passes until `served`."""
         groups: dict[Shape, list[F]] = {}
         for flight in flights:
             groups.setdefault(flight.shape, []).append(flight)

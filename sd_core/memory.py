@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sd_core.spec import LATENT_FACTOR, ModelSpec, UNetSpec, VAESpec
-
-Shape = tuple[int, int]
+from sd_core.spec import LATENT_FACTOR, ModelSpec, Shape, UNetSpec, VAESpec
 
 USABLE = 0.9
 """Share of a device's memory that is planned with; the rest is the allocator's and libraries'."""
 
-# Maps alive at once, in multiples of a level's channels. In a transformer block's feed-forward:
-# the feature map and its skip, the tokens before and after the norm, the projection to 8 times the
-# width, its gated half of 4 times.
+# Maps alive at once, in multiples of a level's channels, as they were measured, rounded up. In a
+# transformer block's feed-forward: the feature map and its skip, the tokens before and after the
+# norm, the projection to 8 times the width, its gated halves of 4 times; the prompt's keys too.
 _TRANSFORMER_MAPS = 26
 # In a residual block: input with its skip concatenated (up to 3 widths), norm, activation, output.
 _RESIDUAL_MAPS = 14

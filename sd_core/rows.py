@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Shape = tuple[int, int]
+from sd_core.spec import Shape
 
 # Latent pixels a batch holds, and its most rows, by device. A CPU gains nothing from more once its
 # cores are busy: two rows of a 512×512 image, or many of a small one.
@@ -17,9 +17,9 @@ MOST_ROWS = 16
 # a CPU every row of padding is arithmetic for nothing, and no count costs more than another.
 FAST_ROWS = {"cpu": tuple(range(1, MOST_ROWS + 1)), "cuda": (1, 2, 4, 8, 12, 16)}
 
-# Images decoded together: always so many where they are exact, padded; up to so many otherwise.
-DECODE_EXACT = {"cpu": 1, "cuda": 4}
-DECODE_FAST = {"cpu": 1, "cuda": 4}  # on a CPU several take as long as one after the other
+# Images decoded together: always so many where they are exact, padded; up to so many otherwise. On
+# a CPU several take as long as one after the other.
+DECODED_TOGETHER = {"cpu": 1, "cuda": 4}
 
 RECOVER_AFTER = 64
 """Evaluations without trouble after which a batch that was cut down may have twice the rows."""
@@ -61,9 +61,10 @@ class Rows:
         counts = FAST_ROWS[self._device]
         return min(most, counts[bisect.bisect_left(counts, used)])
 
-    def decoded(self, *, exact: bool) -> int:
+    @property
+    def decoded(self) -> int:
         """Images decoded together: exactly so many where they are exact, else at most."""
-        return (DECODE_EXACT if exact else DECODE_FAST)[self._device]
+        return DECODED_TOGETHER[self._device]
 
     # What memory allows
 

@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+Shape = tuple[int, int]
+"""Height and width of a latent, in latent pixels."""
+
 LATENT_FACTOR = 8
 """Image pixels a latent pixel stands for, along each side (the f of an f=8 autoencoder)."""
 

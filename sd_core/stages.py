@@ -21,10 +21,10 @@ from sd_core.memory import Capacity, is_out_of_memory
 from sd_core.model import LatentDiffusion
 from sd_core.noise import draw_noise, generator_for
 from sd_core.request import Batch, OnStep, Pixels, Rendered, Request
-from sd_core.rows import Rows, Shape
+from sd_core.rows import Rows
 from sd_core.samplers import StepTable, evaluations, step_table
 from sd_core.saving import load_trajectory, save_trajectory
-from sd_core.spec import LATENT_FACTOR, Sampling
+from sd_core.spec import LATENT_FACTOR, Sampling, Shape
 from sd_core.trajectory import (
     Inpainting,
     Trajectory,
@@ -250,7 +250,7 @@ class Stages:
         latents = torch.stack([flight.flying.latents for flight in flights])
         padded = latents
         if flights[0].request.exact:
-            rows = self._rows.decoded(exact=True) - len(flights)
+            rows = self._rows.decoded - len(flights)
             padded = torch.cat([latents, latents.new_zeros(rows, *latents.shape[1:])])
         try:
             pixels = self.model.decode(padded)[: len(flights)]

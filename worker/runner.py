@@ -196,7 +196,8 @@ class Runner:
         """Submits the task to the engine, whose end frees its slot; False if there is no need."""
         try:
             with logs.context(image=task.index):
-                return not self._reuse(task) and self._submit(task, pool)
+                spec = spec_digest(task, self._finisher.model.digest)
+                return not self._reuse(task, spec) and self._submit(task, spec, pool)
         except ForeignImageError as error:
             self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
             return False
@@ -204,11 +205,10 @@ class Runner:
             self._slots.release()
             raise
 
-    def _reuse(self, task: Task) -> bool:
+    def _reuse(self, task: Task, spec: str) -> bool:
         """Whether the image is in the store already; its record is mended if it was lost."""
         if self._force:
             return False
-        spec = spec_digest(task, self._finisher.model.digest)
         key = self._finisher.keys.image(task.name, spec, task.format)
         if self._finisher.store.head(key) is None:
             return False
@@ -220,7 +220,9 @@ class Runner:
         self._observer.reused(task.index, evaluations_of(task))
         return True
 
-    def _submit(self, task: Task, pool: ThreadPoolExecutor, *, anew: bool = False) -> bool:
+    def _submit(
+        self, task: Task, spec: str, pool: ThreadPoolExecutor, *, anew: bool = False
+    ) -> bool:
         """anew: whatever was saved of it."""
         try:
             request = self._request(task)
@@ -228,7 +230,6 @@ class Runner:
             self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
             return False
         left = evaluations_of(task)
-        spec = spec_digest(task, self._finisher.model.digest)
         state = None if anew or self._force else self._saved.take(task.index, spec)
 
         def step(done: int, total: int) -> None:
@@ -275,7 +276,7 @@ class Runner:
                 self._saved.keep(task.index, spec, error.state)
             elif isinstance(error, StateError):
                 log.warning("begins anew: %s", error)
-                begun_anew = self._submit(task, pool, anew=True)
+                begun_anew = self._submit(task, spec, pool, anew=True)
             elif self._finish(task, future, evaluations_left):
                 self._saved.drop(task.index, spec)
         finally:

@@ -167,7 +167,9 @@ class Worker:
         return True
 
     def drain(self) -> None:
-        """Ends all work between two steps; unfinished images go back at once."""
+        """Ends all work between two steps, but for what ends within the grace; the rest is saved
+        and goes back at once.
+        """
         self.draining.set()
         for holding in self.heart.holdings:
             holding.end(StopReason.DRAINING)
