@@ -76,6 +76,7 @@ def run(
         vae=options.vae,
         device=options.device or settings.device,
         dtype=options.dtype or settings.dtype,
+        execution=settings.execution,
         cache=settings.cache,
     )
     if options.job is not None and ("/" in options.job or not is_segment(options.job)):

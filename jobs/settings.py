@@ -5,6 +5,8 @@ SDBATCH_MODELS   a YAML or JSON file: {name: source} or {name: {source: …, dig
 SDBATCH_STORE    where jobs are written unless a manifest or --store says so; default out
 SDBATCH_DEVICE   auto (default), cpu, cuda or cuda:<number>
 SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
+SDBATCH_EXECUTION  auto (default), eager, packed (weights laid out for a CPU, what auto takes there)
+                 or compiled (by torch.compile); bytes of images differ between them
 SDBATCH_REDIS    the Redis server that holds queue and ledger; default redis://127.0.0.1:6379/0
 SDBATCH_MODEL    the model that a worker loads; default demo
 SDBATCH_STORES   addresses between spaces: a worker then refuses jobs whose store is at or below
@@ -15,7 +17,8 @@ SDBATCH_GRACE_S  seconds that a worker told to stop goes on with images it can f
                  default 10. The others are saved between two steps
 SDBATCH_METRICS  host:port where a worker answers /metrics and /healthz; without it, nowhere
 SDBATCH_LOG      text (default) or json: the form of a worker's log lines
-SDBATCH_CACHE    folder for models that were fetched from S3; default ~/.cache/sdbatch
+SDBATCH_CACHE    folder for models that were fetched from S3, and for compiled programs; default
+                 ~/.cache/sdbatch
 SDBATCH_LOCAL    folder of `sdbatch local`; default ~/.local/share/sdbatch/local. While one
                  runs there, and neither SDBATCH_REDIS nor SDBATCH_STORE is set, jobs go to it
 SDBATCH_WEBHOOK_SECRET   signs what is sent to webhooks; without it, nothing is signed
@@ -43,6 +46,7 @@ from jobs.problems import ProblemList, found, one_of, quote, suggest
 from jobs.sources import read_file, reason
 from jobs.storage.s3_address import S3Access
 from jobs.yaml_reader import YamlFile
+from sd_core.spec import EXECUTIONS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOG_FORMATS = ("text", "json")
@@ -72,6 +76,7 @@ class Settings:
     store: str = "out"
     device: str = "auto"
     dtype: str = "auto"
+    execution: str = EXECUTIONS[0]
     redis: str = field(default="redis://127.0.0.1:6379/0", repr=False)  # may hold a password
     worker_model: str = "demo"
     stores: tuple[str, ...] = ()
@@ -97,6 +102,10 @@ class Settings:
         dtype = values.get("SDBATCH_DTYPE", cls.dtype)
         if dtype not in DTYPES:
             raise InputError(f"SDBATCH_DTYPE: found {quote(dtype)}, expected {one_of(DTYPES)}")
+        execution = values.get("SDBATCH_EXECUTION", cls.execution)
+        if execution not in EXECUTIONS:
+            expected = one_of(EXECUTIONS)
+            raise InputError(f"SDBATCH_EXECUTION: found {quote(execution)}, expected {expected}")
         log = values.get("SDBATCH_LOG", cls.log)
         if log not in LOG_FORMATS:
             raise InputError(f"SDBATCH_LOG: found {quote(log)}, expected {one_of(LOG_FORMATS)}")
@@ -108,6 +117,7 @@ class Settings:
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
             dtype=dtype,
+            execution=execution,
             redis=values.get("SDBATCH_REDIS", cls.redis if local is None else local.redis),
             worker_model=values.get("SDBATCH_MODEL", cls.worker_model),
             stores=tuple(values.get("SDBATCH_STORES", "").split()),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd_core.engine import Engine, Request
+    from sd_core.execution import make_ready
     from sd_core.model import LatentDiffusion, load_model
     from sd_core.samplers import step_table
     from sd_core.sampling import sample_latents
@@ -22,6 +23,7 @@ __all__ = [
     "LatentDiffusion",
     "Request",
     "load_model",
+    "make_ready",
     "sample_latents",
     "step_table",
 ]
@@ -32,6 +34,7 @@ _MODULES = {
     "LatentDiffusion": "sd_core.model",
     "Request": "sd_core.engine",
     "load_model": "sd_core.model",
+    "make_ready": "sd_core.execution",
     "sample_latents": "sd_core.sampling",
     "step_table": "sd_core.samplers",
 }

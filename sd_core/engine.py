@@ -26,6 +26,7 @@ from sd_core.device import total_memory
 from sd_core.lineup import Choice, Lineup
 from sd_core.memory import Capacity
 from sd_core.model import LatentDiffusion
+from sd_core.packing import packed_bytes
 from sd_core.request import (
     Batch,
     EngineClosedError,
@@ -73,7 +74,7 @@ class Engine:
             model.spec,
             str(model.device),
             total_memory(model.device),
-            sum(weight.nbytes for weight in model.parameters()),
+            sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model),
             model.dtype.itemsize,
         )
 

@@ -65,6 +65,11 @@ class ResBlock(nn.Module):
 KeysValues = tuple[Tensor, Tensor]
 
 
+def split_heads(t: Tensor, heads: int) -> Tensor:
+    """(B, T, dim) -> (B, heads, T, dim / heads), a view."""
+    return t.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention from tokens to a context (to themselves, where none is given)."""
 
@@ -78,17 +83,15 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> keys and values, each (B, heads, S, dim / heads)."""
-        return self._split(self.to_k(context)), self._split(self.to_v(context))
+        keys, values = self.to_k(context), self.to_v(context)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
     def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
         """x: (B, T, dim); keys_values: of the context, by default x itself."""
-        q = self._split(self.to_q(x))
+        q = split_heads(self.to_q(x), self.heads)
         k, v = self.keys_values(x) if keys_values is None else keys_values
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out(out.transpose(1, 2).flatten(2))
-
-    def _split(self, t: Tensor) -> Tensor:
-        return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, dim / heads)
 
 
 class GEGLU(nn.Module):

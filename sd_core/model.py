@@ -58,6 +58,9 @@ class LatentDiffusion(nn.Module):
         self.unet = UNet(spec.unet)
         self.vae = AutoencoderKL(spec.vae)
         self.provenance: Provenance | None = None
+        # Both are changed by `sd_core.execution.make_ready`.
+        self.execution = "eager"
+        self.memory_format = torch.contiguous_format
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +129,7 @@ class LatentDiffusion(nn.Module):
             _check("context", context, (rows, None, self.spec.unet.context_dim))
             context = self.project_context(context)
         with torch.inference_mode():
-            eps = self.unet(latents.to(self.device, self.dtype), timesteps, context)
+            eps = self.unet(self._pixels(latents), timesteps, context)
         return _plain(eps)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ class LatentDiffusion(nn.Module):
         with torch.inference_mode():
             # Divided in float32, so that the latents are rounded to the model's type only once.
             unscaled = latents.to(self.device, torch.float32) / spec.scale_factor
-            images = self.vae.decode(unscaled.to(self.dtype)).float().clamp(-1.0, 1.0)
+            images = self.vae.decode(self._pixels(unscaled)).float().clamp(-1.0, 1.0)
         return _plain(images)
 
     def encode_image(
@@ -159,7 +162,7 @@ class LatentDiffusion(nn.Module):
                 f"{len(generators)} generators for {len(images)} images; expected one an image"
             )
         with torch.inference_mode():
-            mean, deviation = self.vae.moments(images.to(self.device, self.dtype))
+            mean, deviation = self.vae.moments(self._pixels(images))
             latents = mean.float()
             if generators is not None:
                 shape = tuple(latents.shape[1:])
@@ -168,10 +171,14 @@ class LatentDiffusion(nn.Module):
             latents = latents * self.spec.vae.scale_factor
         return _plain(latents)
 
+    def _pixels(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) as the convolutions take it."""
+        return x.to(self.device, self.dtype, memory_format=self.memory_format)
+
 
 def _plain(result: Tensor) -> Tensor:
-    """A float32 copy made outside inference mode, so that callers may change it in place."""
-    return result.to(torch.float32, copy=True)
+    """A contiguous float32 copy made outside inference mode: callers may change it in place."""
+    return result.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _check(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:

@@ -150,6 +150,7 @@ class Stages:
             self.model.digest,
             self.model.dtype,
             self.model.device.type,
+            self.model.execution,
             rows,
         ]
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()

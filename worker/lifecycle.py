@@ -97,6 +97,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
         source.digest,
         device=settings.device,
         dtype=settings.dtype,
+        execution=settings.execution,
         cache=settings.cache,
     )
     model = load(choice)

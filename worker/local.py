@@ -25,6 +25,7 @@ from jobs.settings import Settings
 from jobs.sources import S3
 from jobs.storage import JobKeys, Store
 from sd_core.engine import Engine
+from sd_core.execution import make_ready
 from sd_core.model import LatentDiffusion, load_model
 from sd_core.weights.errors import CheckpointError
 from worker.finish import Finisher
@@ -38,7 +39,7 @@ from worker.tail import write_tail
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model to load, and how. name: what records call it. cache: a folder for what comes from
-    a bucket.
+    a bucket, and for compiled programs.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelChoice:
     vae: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    execution: str = "auto"
     cache: Path = Settings.cache
 
 
@@ -78,7 +80,7 @@ class RunSummary:
 
 
 def load(choice: ModelChoice) -> LatentDiffusion:
-    """The model, checked against its digest where one is named.
+    """The model, checked against its digest where one is named, and made ready for its device.
 
     Raises `ModelError`, and `StoreError` if it is in a bucket whose server is away.
     """
@@ -105,7 +107,10 @@ def load(choice: ModelChoice) -> LatentDiffusion:
             f"model {choice.name}: {choice.source} has digest {model.digest}, "
             f"the model list says {choice.digest}"
         )
-    return model
+    try:
+        return make_ready(model, choice.execution, cache=choice.cache / "compiled")
+    except ValueError as error:  # no such kernels here
+        raise InputError(str(error)) from error
 
 
 def run_job(

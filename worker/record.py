@@ -49,13 +49,15 @@ class ModelInfo:
 class RenderInfo:
     """How one image was rendered.
 
-    device: its kind and, of an accelerator, its name. evaluations: of the UNet. batch_rows: rows of
-    the batches it ran in, which its bytes depend on; None if there was not one fixed count.
-    render_s: from admission to the last pixel.
+    device: its kind and, of an accelerator, its name. execution: how the model was run, as
+    `sd_core.execution` names it. evaluations: of the UNet. batch_rows: rows of the batches it ran
+    in, which its bytes depend on; None if there was not one fixed count. render_s: from admission
+    to the last pixel.
     """
 
     device: str
     dtype: str
+    execution: str
     evaluations: int
     batch_rows: int | None
     render_s: float
@@ -74,6 +76,7 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         **_reproducible(render.batch_rows),
         "device": render.device,
         "dtype": render.dtype,
+        "execution": render.execution,
         "software": dict(software_versions()),
     }
 

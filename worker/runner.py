@@ -325,6 +325,7 @@ class Runner:
         return RenderInfo(
             device=self._device,
             dtype=str(self._engine.model.dtype).removeprefix("torch."),
+            execution=self._engine.model.execution,
             evaluations=rendered.evaluations,
             batch_rows=self._engine.rows_of(task.sampling) if rendered.exact else None,
             render_s=rendered.seconds,

@@ -1,11 +1,10 @@
 """Trains the demo model from nothing on a CPU, in stages that each save what they made.
 
-    python -m sd_core.demo.train --work DIR [--stage vae|text|unet|decoder|export]
+    python -m sd_core.demo.train --work DIR [--stage vae|text|unet|export]
 
-vae: the autoencoder, on crops. text: the text tower learns to tell a caption's attributes apart, so
-that the UNet finds them ready. unet: the UNet and the text tower together, by noise prediction on
-latents; the exponential moving average is what is kept. decoder: the autoencoder's decoder once
-more, on whole scenes. export: float16 safetensors beside this file.
+vae: the autoencoder. text: the text tower learns to tell a caption's attributes apart, so that the
+UNet finds them ready. unet: the UNet and the text tower together, by noise prediction on latents;
+the exponential moving average is what is kept. export: float16 safetensors beside this file.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +48,9 @@ from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 from sd_core.weights.export import save_single_file
 
-STAGES = ("vae", "text", "unet", "decoder", "export")
+STAGES = ("vae", "text", "unet", "export")
 CROP = 64
-ROUGHNESS = 3.0  # most noise that the decoder learns to see past, in posterior deviations
+WHOLE_SCENES = 1 / 8  # share of the autoencoder's steps, the last ones
 KL_WEIGHT = 1e-4
 CAPTION_DROP = 0.1  # share of captions left empty, for classifier-free guidance
 OFFSET_NOISE = 0.3
@@ -94,77 +92,36 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def train_vae(work: Path, steps: int) -> None:
-    """Encoder and decoder, on crops around the shapes: most of a whole scene is background."""
+    """Encoder and decoder, on crops around the shapes, for most of a whole scene is background; at
+    the end on whole scenes, where the attention sees as much as it will later."""
     torch.manual_seed(1)
-    vae = AutoencoderKL(DEMO_SPEC.vae)
-
-    def loss_of(images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = vae.moments(images)
-        mean, std = mean.float(), std.float()
-        kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
-        return vae.decode(mean + std * torch.randn_like(std)).float(), KL_WEIGHT * kl
-
-    ema = optimize("vae", vae, list(vae.parameters()), loss_of, steps, crop=CROP, count=16)
-    print(f"vae held-out psnr {vae_psnr(ema):.2f}", flush=True)
-    save_file(ema.state_dict(), work / "vae.safetensors")
-
-
-def train_decoder(work: Path, steps: int) -> None:
-    """The decoder alone on whole scenes, from latents as rough as samples are; latents stay."""
-    torch.manual_seed(6)
-    vae = AutoencoderKL(DEMO_SPEC.vae)
-    vae.load_state_dict(load_file(work / "vae.safetensors"))
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-
-    def loss_of(images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            mean, std = vae.moments(images)
-            roughness = std * torch.rand(len(images), 1, 1, 1) * ROUGHNESS
-            latents = mean + roughness * torch.randn_like(std)
-        return vae.decode(latents).float(), torch.zeros(())
-
-    parameters = [p for p in vae.parameters() if p.requires_grad]
-    ema = optimize("decoder", vae, parameters, loss_of, steps, crop=None, count=8)
-    print(f"decoder held-out psnr {vae_psnr(ema):.2f}", flush=True)
-    save_file(ema.state_dict(), work / "decoder.safetensors")
-
-
-def optimize(
-    name: str,
-    vae: AutoencoderKL,
-    parameters: list[nn.Parameter],
-    loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
-    steps: int,
-    *,
-    crop: int | None,
-    count: int,
-) -> AutoencoderKL:
-    """Trains parts of the autoencoder on `count` pictures a step; returns the moving average.
-
-    loss_of: images -> decoded images, and what is added to the reconstruction loss.
-    """
     rng = random.Random(1)
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
+    vae = AutoencoderKL(DEMO_SPEC.vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     ema = copy.deepcopy(vae)
     started = time.monotonic()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * warmup_cosine(step, steps, 200)
-        images = scene_batch(rng, count, crop)
+        on_crops = step < (1 - WHOLE_SCENES) * steps
+        images = scene_batch(rng, 8, CROP) if on_crops else scene_batch(rng, 4)
         with fast_products():
-            decoded, added = loss_of(images)
+            mean, std = vae.moments(images)
+            mean, std = mean.float(), std.float()
+            decoded = vae.decode(mean + std * torch.randn_like(std)).float()
+        kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
         error = decoded - images
         mse = error.square().mean()
-        loss = mse + 0.1 * error.abs().mean() + added
+        loss = mse + 0.1 * error.abs().mean() + KL_WEIGHT * kl
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         update_ema(ema, vae, 0.998)
         if step % 100 == 0:
             psnr, seconds = 10 * np.log10(4 / mse.item()), time.monotonic() - started
-            print(f"{name} {step} psnr {psnr:.1f} {seconds:.0f}s", flush=True)
-    return ema
+            print(f"vae {step} psnr {psnr:.1f} {seconds:.0f}s", flush=True)
+    print(f"vae held-out psnr {vae_psnr(ema):.2f}", flush=True)
+    save_file(ema.state_dict(), work / "vae.safetensors")
 
 
 @torch.no_grad()
@@ -298,7 +255,7 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
     used = torch.zeros(DEMO_SPEC.text.vocab_size, 1)
     used[used_tokens()] = 1
     optimizer = torch.optim.AdamW(
-        [{"params": unet.parameters(), "peak": 1e-3}, {"params": text.parameters(), "peak": 3e-4}],
+        [{"params": unet.parameters(), "peak": 7e-4}, {"params": text.parameters(), "peak": 3e-4}],
         betas=(0.9, 0.99),
         weight_decay=0.0,
     )
@@ -346,7 +303,7 @@ def export(work: Path, path: Path) -> None:
     with safe_open(work / "ema.safetensors", "pt") as file:
         spec = ModelSpec.from_dict(json.loads(file.metadata()["spec"]))
     weights = load_file(work / "ema.safetensors")
-    weights |= {f"vae.{name}": t for name, t in load_file(work / "decoder.safetensors").items()}
+    weights |= {f"vae.{name}": t for name, t in load_file(work / "vae.safetensors").items()}
     model = LatentDiffusion(spec)
     model.load_state_dict(weights)
     save_single_file(model, path, dtype=torch.float16)
@@ -357,11 +314,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where stages keep their results")
     parser.add_argument("--stage", choices=STAGES)
-    parser.add_argument("--vae-steps", type=int, default=5000)
+    parser.add_argument("--vae-steps", type=int, default=4600)
     parser.add_argument("--text-steps", type=int, default=600)
     parser.add_argument("--unet-steps", type=int, default=4500)
-    parser.add_argument("--decoder-steps", type=int, default=3000)
-    parser.add_argument("--scenes", type=int, default=40_000, help="that the UNet learns from")
+    parser.add_argument("--scenes", type=int, default=20_000, help="that the UNet learns from")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("demo.safetensors"))
     args = parser.parse_args()
     # Moments that fade out become denormal numbers, with which a CPU computes far more slowly.
@@ -374,9 +330,7 @@ def main() -> None:
     if "text" in stages:
         train_text(args.work, args.text_steps)
     if "unet" in stages:
-        train_unet(args.work, args.unet_steps, batch=64, scenes_count=args.scenes)
-    if "decoder" in stages:
-        train_decoder(args.work, args.decoder_steps)
+        train_unet(args.work, args.unet_steps, batch=32, scenes_count=args.scenes)
     if "export" in stages:
         export(args.work, args.out)
 

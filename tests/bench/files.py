@@ -52,7 +52,7 @@ PICTURES = {"smooth": lambda: waves(0), "grain": lambda: waves(2.5), "drawing": 
 def record() -> dict[str, Any]:
     task = Task(0, "000000-s42", "a red circle on a blue background", "", Sampling())
     model = ModelInfo("sd-v1-4", "5a" * 32, "sd-v1-4.safetensors")
-    return image_record(task, model, RenderInfo("cpu", "bfloat16", 51, 2, 1.0))
+    return image_record(task, model, RenderInfo("cpu", "bfloat16", "packed", 51, 2, 1.0))
 
 
 def timed(encode: Callable[[], int]) -> tuple[float, int]:

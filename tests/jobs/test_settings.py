@@ -23,10 +23,12 @@ def test_values(tmp_path):
             "SDBATCH_STORE": "jobs",
             "SDBATCH_DEVICE": "cuda:1",
             "SDBATCH_DTYPE": "bfloat16",
+            "SDBATCH_EXECUTION": "eager",
             "OTHER": "x",
         }
     )
     assert (settings.store, settings.device, settings.dtype) == ("jobs", "cuda:1", "bfloat16")
+    assert settings.execution == "eager"
     assert settings.model("a") == ModelSource("hf:owner/a")
     assert settings.model("b") == ModelSource(str(tmp_path / "b.ckpt"), DIGEST)
     assert settings.model("demo") == ModelSource("demo")
@@ -57,6 +59,11 @@ def test_empty_is_not_set():
     [
         ("SDBATCH_DEVICE", "gpu", "found 'gpu', expected auto, cpu, cuda or cuda:<number>"),
         ("SDBATCH_DTYPE", "fp16", "found 'fp16', expected one of auto, float32, bfloat16, float16"),
+        (
+            "SDBATCH_EXECUTION",
+            "fast",
+            "found 'fast', expected one of auto, eager, packed, compiled",
+        ),
         ("SDBATCH_LOG", "xml", "found 'xml', expected one of text, json"),
         ("SDBATCH_METRICS", "9400", "found '9400', expected host:port, such as 127.0.0.1:9400"),
         ("SDBATCH_METRICS", "h:0", "found 'h:0', expected host:port, such as 127.0.0.1:9400"),

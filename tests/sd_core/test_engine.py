@@ -15,6 +15,7 @@ import torch
 
 from sd_core.device import CopyOut, resolve_dtype
 from sd_core.engine import Batch, Engine, EngineClosedError, Request
+from sd_core.execution import make_ready
 from sd_core.noise import draw_noise, generator_for
 from sd_core.rows import RECOVER_AFTER
 from sd_core.sampling import sample_latents
@@ -23,12 +24,13 @@ from tests.sd_core.small import ODD, small_model
 
 # Where the CPU only emulates bfloat16, these tests take minutes in it.
 NATIVE = resolve_dtype("auto", torch.device("cpu")) is torch.bfloat16
-BFLOAT16 = pytest.param("bfloat16", marks=[] if NATIVE else [pytest.mark.slow])
+BFLOAT16 = pytest.param(("auto", "bfloat16"), marks=[] if NATIVE else [pytest.mark.slow])
 
 
-@pytest.fixture(scope="module", params=["float32", BFLOAT16])
+@pytest.fixture(scope="module", params=[("packed", "float32"), ("eager", "float32"), BFLOAT16])
 def model(request):
-    return small_model(ODD).to(getattr(torch, request.param))
+    execution, dtype = request.param
+    return make_ready(small_model(ODD).to(getattr(torch, dtype)), execution)
 
 
 @pytest.fixture

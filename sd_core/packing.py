@@ -1,0 +1,170 @@
+"""Weights in the layout of a CPU's kernels, made once instead of at every call.
+
+The convolutions of the UNet and of the autoencoder change places with layers that hold their
+weights as oneDNN wants them, and give the same bits. Linear layers can do so too; on the way the
+three projections of a self-attention become one product, and the GELU and the product of a GEGLU
+become part of its two products, which gives the same numbers within rounding.
+
+What is packed has no state dict any more, so pack last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd_core.layers import GEGLU, CrossAttention, KeysValues, TransformerBlock, split_heads
+
+Size = tuple[int, ...]
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels for this type here."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype is torch.float32:
+        return True
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in supported and bool(supported[dtype]())
+
+
+class PackedConv2d(nn.Module):
+    """A convolution, its weight laid out for inputs of about this size (B, C, H, W)."""
+
+    def __init__(self, conv: nn.Conv2d, size: Size) -> None:
+        super().__init__()
+        self.bias = conv.bias
+        self._geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight, *self._geometry, list(size)
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        return int(torch.ops.mkldnn._nbytes(self._weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self._weight, self.bias, *self._geometry, "none", [], ""
+        )
+
+
+class PackedLinear(nn.Module):
+    """A linear layer. weight: (out, in); tokens: about how many it will be given."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int) -> None:
+        super().__init__()
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), tokens)
+
+    @property
+    def weight_bytes(self) -> int:
+        return int(torch.ops.mkldnn._nbytes(self._weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of the layer, in the same kernel."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "gelu", [], "none")
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        """The layer times a factor of its shape, in the same kernel."""
+        return torch.ops.mkldnn._linear_pointwise(x, factor, self._weight, self.bias, "mul")
+
+
+class PackedGEGLU(nn.Module):
+    def __init__(self, geglu: GEGLU, tokens: int) -> None:
+        super().__init__()
+        (value, gate), (value_bias, gate_bias) = (t.chunk(2) for t in geglu.proj.parameters())
+        self.value = PackedLinear(value, value_bias, tokens)
+        self.gate = PackedLinear(gate, gate_bias, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value.times(x, self.gate.gelu(x))
+
+
+class PackedSelfAttention(nn.Module):
+    """Queries, keys and values in one product. Takes no context."""
+
+    def __init__(self, attention: CrossAttention, tokens: int) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
+        self.to_qkv = PackedLinear(together, None, tokens)
+        self.to_out = _packed_linear(attention.to_out[0], tokens)
+
+    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
+        q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+def pack(module: nn.Module, sizes: Mapping[str, Size], *, linears: bool) -> None:
+    """Packs the layers of a module in place, one after the other, so that memory holds no second
+    copy of the weights.
+
+    sizes: of the inputs, by name of the layer, as `input_sizes` finds them. A layer without one is
+    not run in `forward`, and stays as it is. linears: the linear layers too.
+    """
+    for name, layer in list(module.named_modules()):
+        if linears and isinstance(layer, TransformerBlock):
+            tokens = _tokens(sizes[f"{name}.attn1.to_q"])
+            _replace(module, f"{name}.attn1", PackedSelfAttention(layer.attn1, tokens))
+            _replace(module, f"{name}.ff.net.0", PackedGEGLU(cast(GEGLU, layer.ff.net[0]), tokens))
+            for rest in ("ff.net.2", "attn2.to_q", "attn2.to_out.0"):
+                linear = module.get_submodule(f"{name}.{rest}")
+                _replace(module, f"{name}.{rest}", _packed_linear(linear, tokens))
+        elif isinstance(layer, nn.Conv2d) and name in sizes:
+            _replace(module, name, PackedConv2d(layer, sizes[name]))
+
+
+def input_sizes(module: nn.Module, run: Callable[[], object]) -> dict[str, Size]:
+    """The sizes of the inputs of all convolutions and linear layers that `run` comes by, by name.
+
+    Both may be on the `meta` device, where running costs nothing.
+    """
+    sizes: dict[str, Size] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda layer, inputs: sizes.__setitem__(name, tuple(inputs[0].shape))
+
+    hooks = [
+        layer.register_forward_pre_hook(note(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
+def packed_bytes(module: nn.Module) -> int:
+    """Of the packed weights, which are no parameters."""
+    packed = (m for m in module.modules() if isinstance(m, PackedConv2d | PackedLinear))
+    return sum(layer.weight_bytes for layer in packed)
+
+
+def _packed_linear(linear: nn.Module, tokens: int) -> PackedLinear:
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{type(linear).__name__} is not a linear layer")
+    return PackedLinear(linear.weight, linear.bias, tokens)
+
+
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, layer)
+
+
+def _tokens(size: Size) -> int:
+    return int(torch.Size(size[:-1]).numel())

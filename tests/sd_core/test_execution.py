@@ -1,0 +1,114 @@
+"""Packed models: the numbers of the eager one, and bits that depend on nothing else."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from sd_core.execution import make_ready
+from sd_core.model import LatentDiffusion
+from sd_core.packing import PackedConv2d, can_pack, input_sizes, pack, packed_bytes
+from sd_core.spec import ModelSpec
+from tests.sd_core.small import ODD, SMALL, small_model
+
+CPU = torch.device("cpu")
+TYPES = [
+    pytest.param(
+        dtype,
+        marks=pytest.mark.skipif(not can_pack(CPU, dtype), reason="no such kernels on this CPU"),
+    )
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+]
+# Of one evaluation, over the whole tensor: the order of additions, then a type's own rounding.
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+
+
+def built(spec: ModelSpec, dtype: torch.dtype, execution: str) -> LatentDiffusion:
+    return make_ready(small_model(spec).to(dtype), execution)
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, limit: float) -> None:
+    assert ours.shape == theirs.shape
+    assert ((ours - theirs).norm() / theirs.norm()).item() < limit
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("spec", [SMALL, ODD], ids=["small", "odd"])
+def test_packed_gives_the_numbers_of_eager(spec, dtype):
+    """At sizes that it was not packed for, too, and where sides do not halve evenly."""
+    eager, packed = (built(spec, dtype, execution) for execution in ("eager", "packed"))
+    generator = torch.Generator().manual_seed(0)
+    for rows, height, width in ((2, 16, 16), (1, 8, 8), (3, 9, 11)):
+        x = torch.randn(rows, 4, height, width, generator=generator)
+        timesteps = torch.linspace(1, 981, rows)
+        context = eager.encode_prompt(["a red circle"] * rows)
+        assert_close(
+            packed.denoise(x, timesteps, context),
+            eager.denoise(x, timesteps, context),
+            LIMITS[dtype],
+        )
+        pixels = packed.decode(x)
+        assert pixels.is_contiguous()
+        assert_close(pixels, eager.decode(x), LIMITS[dtype])
+        assert_close(packed.encode_image(pixels), eager.encode_image(pixels), LIMITS[dtype])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_packed_convolutions_give_the_bits_of_torch(dtype):
+    conv = torch.nn.Conv2d(24, 40, 3, padding=1).to(dtype).requires_grad_(False)
+    conv = conv.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 24, 12, 10).to(dtype, memory_format=torch.channels_last)
+    assert torch.equal(PackedConv2d(conv, tuple(x.shape))(x), conv(x))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_row_of_a_packed_batch_depends_on_no_other(dtype):
+    model = built(ODD, dtype, "packed")
+    x = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    context = model.encode_prompt(["a red circle"] * 8)
+    timesteps = torch.full((8,), 500.0)
+    wanted = model.denoise(x, timesteps, context)[0]
+    for place in range(1, 8):
+        others = torch.randn(x.shape, generator=torch.Generator().manual_seed(place))
+        others[place] = x[0]
+        assert torch.equal(model.denoise(others, timesteps, context)[place], wanted)
+
+
+def test_with_linear_layers_every_layer_of_the_steps_is_packed():
+    """In float32 for the numbers' sake. What stays as it is runs once for an image: prompts and
+    timesteps are embedded ahead."""
+    unet = small_model(SMALL).unet
+    x = torch.randn(2, 4, 16, 12, generator=torch.Generator().manual_seed(0))
+    times = unet.embed(torch.tensor([981.0, 1.0]))
+    context = unet.project(torch.randn(2, 77, 128, generator=torch.Generator().manual_seed(1)))
+    wanted = unet(x, times, context)
+    before = sum(weight.nbytes for weight in unet.parameters())
+
+    pack(unet, input_sizes(unet, lambda: unet(x, times, context)), linears=True)
+
+    assert_close(unet(x, times, context), wanted, 1e-5)
+    ahead = re.compile(r"time_embed\.|.*\.(emb_layers\.1|attn2\.to_[kv])")
+    for name, layer in unet.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            assert ahead.match(name), f"{name} is not packed"
+    # Channels are padded up to whole blocks, by little at sizes that divide.
+    after = sum(weight.nbytes for weight in unet.parameters()) + packed_bytes(unet)
+    assert before <= after < 1.1 * before
+
+
+def test_auto_is_packed_on_a_cpu_and_only_once():
+    model = make_ready(small_model(ODD))
+    assert model.execution == "packed"
+    with pytest.raises(ValueError, match="the model is packed already"):
+        make_ready(model)
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ValueError, match="execution 'fast' is unknown; expected auto, eager"):
+        make_ready(small_model(ODD), "fast")
+    model = small_model(ODD).to(torch.float64)
+    with pytest.raises(ValueError, match="execution packed is for CPUs with kernels for float64"):
+        make_ready(model, "packed")
+    assert model.execution == "eager"
