@@ -27,7 +27,9 @@ test: lint
 test-slow: install
 	$(RUN) -m pytest -m slow
 
+# OpenVINO is only ever a peer; --no-deps leaves out its telemetry.
 bench: install
+	$(BIN)/pip install --quiet --no-deps -c infra/constraints.txt openvino
 	$(RUN) -m tests.bench
 
 clean:

@@ -82,7 +82,7 @@ class Engine:
             most = batch_rows(model.device.type, shape) if rows is None else rows
             return max(2, min(most, capacity.rows(shape) // 2 * 2))
 
-        self._rows = Rows(model.device.type, fixed)
+        self._rows = Rows(model.device.type, fixed, static=model.execution == "compiled")
         self._stages = Stages(model, self._rows, capacity)
         self._lineup: Lineup[Flight] = Lineup(fixed)
         self._on_batch = on_batch

@@ -39,7 +39,8 @@ def make_ready(
     execution: see above. "auto" is packed on a CPU that has the kernels for the model's type, else
         eager. A packed model has no state dict any more.
     cache: folder for compiled programs; by default torch's own.
-    Raises `ValueError` for another name, and where this device cannot do what is asked.
+    Raises `ValueError` for another name, and where this machine cannot do what is asked; `OSError`
+    where the cache cannot be made.
     """
     if execution not in EXECUTIONS:
         raise ValueError(f"execution {execution!r} is unknown; expected {', '.join(EXECUTIONS)}")
@@ -56,7 +57,6 @@ def make_ready(
     if model.device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    if execution == "packed" or model.device.type == "cuda":
         _channels_last(model)
     if execution == "packed":
         _pack(model)
@@ -76,6 +76,7 @@ def _channels_last(model: LatentDiffusion) -> None:
 
 def _pack(model: LatentDiffusion) -> None:
     """Lays the weights out for the native size."""
+    model.memory_format = torch.channels_last
     spec = model.spec
     side = spec.native_size // LATENT_FACTOR
     with torch.device("meta"):
@@ -104,7 +105,16 @@ def _pack(model: LatentDiffusion) -> None:
 
 
 def _compile(model: LatentDiffusion, cache: Path | None) -> None:
+    from torch._inductor import cpp_builder  # takes a while to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except InvalidCxxCompiler:
+        # Otherwise every image would fail with it.
+        raise ValueError("execution compiled needs a C++ compiler, such as g++") from None
     if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
         # Read by torch when it compiles first; it is the only way to tell it.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED

@@ -41,12 +41,14 @@ class _Limit:
 class Rows:
     """Row counts of one engine.
 
-    fixed: gives the row count of exact batches of a shape. device: cpu or cuda.
+    fixed: gives the row count of exact batches of a shape. device: cpu or cuda. static: no other
+    count for any batch, as each would have to be compiled.
     """
 
-    def __init__(self, device: str, fixed: Callable[[Shape], int]) -> None:
+    def __init__(self, device: str, fixed: Callable[[Shape], int], *, static: bool = False) -> None:
         self._device = device
         self._fixed = fixed
+        self._static = static
         self._limits: dict[Shape, _Limit] = {}
 
     def of(self, shape: Shape) -> int:
@@ -56,15 +58,19 @@ class Rows:
     def padded(self, shape: Shape, used: int, *, exact: bool) -> int:
         """Rows of a batch in which `used` hold an image."""
         most = self.of(shape)
-        if exact:
+        if exact or self._static:
             return most
         counts = FAST_ROWS[self._device]
         return min(most, counts[bisect.bisect_left(counts, used)])
 
     @property
     def decoded(self) -> int:
-        """Images decoded together: exactly so many where they are exact, else at most."""
+        """Images decoded together, at most."""
         return DECODED_TOGETHER[self._device]
+
+    def padded_decode(self, used: int, *, exact: bool) -> int:
+        """Images of a decode of which `used` are wanted."""
+        return self.decoded if exact or self._static else used
 
     # What memory allows
 

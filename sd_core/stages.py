@@ -249,10 +249,9 @@ class Stages:
     def decode(self, flights: list[Flight]) -> Landing:
         """Pixels of finished trajectories of one shape, all exact or none, on their way out."""
         latents = torch.stack([flight.flying.latents for flight in flights])
-        padded = latents
-        if flights[0].request.exact:
-            rows = self._rows.decoded - len(flights)
-            padded = torch.cat([latents, latents.new_zeros(rows, *latents.shape[1:])])
+        rows = self._rows.padded_decode(len(flights), exact=flights[0].request.exact)
+        nothing = latents.new_zeros(rows - len(flights), *latents.shape[1:])
+        padded = torch.cat([latents, nothing])
         try:
             pixels = self.model.decode(padded)[: len(flights)]
         except (RuntimeError, MemoryError) as error:

@@ -108,9 +108,10 @@ def load(choice: ModelChoice) -> LatentDiffusion:
             f"the model list says {choice.digest}"
         )
     try:
-        return make_ready(model, choice.execution, cache=choice.cache / "compiled")
-    except ValueError as error:  # no such kernels here
-        raise InputError(str(error)) from error
+        cache = choice.cache.expanduser() / "compiled"
+        return make_ready(model, choice.execution, cache=cache)
+    except (ValueError, OSError) as error:  # no such kernels or compiler here; a cache of another's
+        raise InputError(f"SDBATCH_EXECUTION: {error}") from error
 
 
 def run_job(

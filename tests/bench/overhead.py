@@ -27,6 +27,7 @@ from tests.bench.control_plane import (
     workers,
     write_manifest,
 )
+from tests.bench.wanted import Wanted, exit_code, judged
 
 COUNTED = 1000
 WANTED_MS = 10.0
@@ -89,14 +90,17 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", type=int, default=MILLION, help="images of the large job")
+    parser.add_argument("--check", action="store_true", help="exit code 1 if not as wanted")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sdbatch-bench-") as name:
         report = {
             f"job_of_{images}": measure(Path(name) / str(images), images)
             for images in (COUNTED, args.large)
         }
-    print(json.dumps({"wanted_ms": WANTED_MS, **report}, indent=2))
-    return 0
+    wanted = [Wanted(f"{name}.cpu_ms_per_image", most=WANTED_MS) for name in report]
+    judgement = judged(report, wanted)
+    print(json.dumps(judgement, indent=2))
+    return exit_code(judgement, check=args.check)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from sd_core.demo import DEMO_SPEC
 from sd_core.device import DTYPES, resolve_dtype
+from sd_core.execution import make_ready
 from sd_core.model import LatentDiffusion
-from sd_core.spec import LATENT_FACTOR, ModelSpec
+from sd_core.spec import EXECUTIONS, LATENT_FACTOR
+from tests.bench.measure import SPECS, random_model
 
-SPECS = {"v1": ModelSpec(), "demo": DEMO_SPEC}
 GROUPS = {
-    "convolutions": ("convolution", "conv2d"),
+    "convolutions": ("convolution", "conv2d"),  # packed ones too: mkldnn::_convolution_pointwise
     "linear layers": ("addmm", "aten::mm", "linear"),
     "attention": ("scaled_dot_product", "bmm"),
     "norms": ("group_norm", "layer_norm"),
@@ -34,17 +34,6 @@ GROUPS = {
     "copies and joins": ("copy_", "cat", "upsample", "clone"),
 }
 RUNS = 3
-
-
-def random_model(spec: ModelSpec, dtype: torch.dtype) -> LatentDiffusion:
-    """With weights of this type only, never in float32."""
-    with torch.device("meta"):
-        model = LatentDiffusion(spec)
-    model = model.to(dtype).to_empty(device="cpu").eval().requires_grad_(False)
-    torch.manual_seed(0)
-    for weight in model.parameters():
-        weight.normal_(0, 0.02)
-    return model
 
 
 def seconds_of(call: Callable[[], object], runs: int = RUNS) -> float:
@@ -81,10 +70,14 @@ def groups(call: Callable[[], object]) -> dict[str, float]:
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
-def table(title: str, call: Callable[[], object], rate: float) -> str:
+def flops_of(call: Callable[[], object]) -> int:
+    """Floating point operations of the matrix products and convolutions of one call."""
     with FlopCounterMode(display=False) as counted:
         call()
-    flops = counted.get_total_flops()
+    return int(counted.get_total_flops())
+
+
+def table(title: str, call: Callable[[], object], flops: int, rate: float) -> str:
     whole, limit = seconds_of(call), flops / rate
     lines = [
         f"{title}: {whole:.2f} s; {flops / 1e9:.0f} GFLOP, at {rate / 1e9:.0f} GFLOP/s "
@@ -96,27 +89,38 @@ def table(title: str, call: Callable[[], object], rate: float) -> str:
     return "\n".join(lines)
 
 
+def calls(model: LatentDiffusion, rows: int) -> dict[str, Callable[[], object]]:
+    """An evaluation as the engine makes it, prompt and timesteps embedded ahead, and a decode."""
+    spec = model.spec
+    side = spec.native_size // LATENT_FACTOR
+    x = torch.randn(rows, spec.unet.in_channels, side, side, device=model.device)
+    times = model.embed_timesteps(torch.full((rows,), 500.0))
+    context = model.project_context(torch.randn(rows, spec.text.length, spec.unet.context_dim))
+    return {
+        f"evaluation of {rows} rows": lambda: model.denoise(x, times, context),
+        "decode of 1 image": lambda: model.decode(x[:1]),
+    }
+
+
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=SPECS, default="v1")
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument("--execution", choices=EXECUTIONS, default="auto")
     args = parser.parse_args()
     spec = SPECS[args.model]
     dtype = resolve_dtype(args.dtype, torch.device("cpu"))
-    model = random_model(spec, dtype)
-    side = spec.native_size // LATENT_FACTOR
-    x = torch.randn(args.rows, 4, side, side)
-    context = torch.randn(args.rows, 77, spec.unet.context_dim)
-    timesteps = torch.full((args.rows,), 500.0)
+    with torch.device("meta"):
+        sizes = LatentDiffusion(spec)
+    flops = {title: flops_of(call) for title, call in calls(sizes, args.rows).items()}
+    model = make_ready(random_model(spec, dtype), args.execution)
     rate = product_rate(dtype)
-    name = f"{args.model}, {spec.native_size}x{spec.native_size}, {dtype}"
+    name = f"{args.model}, {spec.native_size}x{spec.native_size}, {dtype}, {model.execution}"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(
-        table(f"evaluation of {args.rows} rows", lambda: model.denoise(x, timesteps, context), rate)
-    )
-    print(table("decode of 1 image", lambda: model.decode(x[:1]), rate))
+    for title, call in calls(model, args.rows).items():
+        print(table(title, call, flops[title], rate))
     return 0
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -111,4 +114,57 @@ def test_what_cannot_be_is_said():
     model = small_model(ODD).to(torch.float64)
     with pytest.raises(ValueError, match="execution packed is for CPUs with kernels for float64"):
         make_ready(model, "packed")
+    assert model.execution == "eager"
+
+
+COMPILED = """
+import sys
+from pathlib import Path
+
+import torch
+from torch._dynamo.utils import counters
+
+from sd_core.execution import make_ready
+from tests.sd_core.small import ODD, small_model
+
+eager = small_model(ODD)
+compiled = make_ready(small_model(ODD), "compiled", cache=Path(sys.argv[1]))
+x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+times = eager.embed_timesteps(torch.linspace(1, 981, 4))
+context = eager.project_context(eager.encode_prompt(["a red circle"] * 4))
+for ours, theirs in (
+    (compiled.denoise(x, times, context), eager.denoise(x, times, context)),
+    (compiled.decode(x[:1]), eager.decode(x[:1])),
+):
+    assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-5
+wanted = compiled.denoise(x, times[:1].expand(4, -1), context)[0]
+others = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+others[2] = x[0]
+assert torch.equal(compiled.denoise(others, times[:1].expand(4, -1), context)[2], wanted)
+print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_numbers_of_eager_and_the_next_process_finds_its_programs(tmp_path):
+    """Each process compares both, and moves an image to another place of a batch."""
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+
+    def hits_and_misses() -> tuple[int, int]:
+        command = [sys.executable, "-c", COMPILED, str(tmp_path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        hits, misses = map(int, done.stdout.split())
+        return hits, misses
+
+    hits, compiled = hits_and_misses()
+    assert (hits, compiled > 0) == (0, True)
+    assert hits_and_misses() == (compiled, 0)
+
+
+def test_a_missing_compiler_is_said_before_anything_is_rendered(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    model = small_model(ODD)
+    with pytest.raises(ValueError, match="execution compiled needs a C\\+\\+ compiler"):
+        make_ready(model, "compiled")
     assert model.execution == "eager"

@@ -23,6 +23,14 @@ def test_exact_batches_are_padded_to_one_count_and_fast_ones_to_the_next():
     assert Rows("cpu", lambda shape: 16).padded(SHAPE, 5, exact=False) == 5
 
 
+def test_compiled_models_see_one_count_only():
+    rows = Rows("cuda", lambda shape: 16, static=True)
+    assert {rows.padded(SHAPE, used, exact=False) for used in range(1, 17)} == {16}
+    assert {rows.padded_decode(used, exact=False) for used in range(1, rows.decoded + 1)} == {4}
+    eager = Rows("cuda", lambda shape: 16)
+    assert [eager.padded_decode(2, exact=exact) for exact in (False, True)] == [2, 4]
+
+
 def test_every_count_is_reached_on_every_device():
     assert {counts[-1] for counts in FAST_ROWS.values()} == {MOST_ROWS}
 
