@@ -156,12 +156,12 @@ def forget(terminal: Terminal, job: str, force: bool, redis: str | None) -> None
     """
     ledger = ledger_at(redis)
     found = find_job(ledger, job)
-    if found.state not in (JobState.DONE, JobState.CANCELLED) and not force:
+    if not ledger.forget(found.job_id, force=force):
+        state = ledger.status(found.job_id).state
         raise InputError(
-            f"{found.job_id} is {found.state}; cancel it first (sdbatch cancel {found.job_id}), or "
+            f"{found.job_id} is {state}; cancel it first (sdbatch cancel {found.job_id}), or "
             "forget it as it is with --force"
         )
-    ledger.forget(found.job_id)
     folder = f"{found.store.rstrip('/')}/{found.job_id}"
     if terminal.json:
         terminal.document({"job": found.job_id, "folder": folder})

@@ -44,9 +44,10 @@ PAINT_ANEW = 128  # mask values from here on are painted anew
 class Flight:
     """A request on its way: waiting without a trajectory, then with one.
 
-    state: what it is to be continued from. contexts: for each row what its prompt is to every
-    attention. times: (len(table), n) embedded timesteps. exact: all evaluations so far had the
-    fixed row count. The other fields are those of `sd_core.lineup.Flight`.
+    arrived: its number, that no other has. state: what it is to be continued from. contexts: for
+    each row what its prompt is to every attention. times: (len(table), n) embedded timesteps.
+    exact: all evaluations so far had the fixed row count. The other fields are those of
+    `sd_core.lineup.Flight`.
     """
 
     request: Request
@@ -107,7 +108,7 @@ class Stages:
         self._capacity = capacity
         self._contexts: OrderedDict[str, list[KeysValues]] = OrderedDict()
         self._times: OrderedDict[int, tuple[StepTable, Tensor]] = OrderedDict()
-        self._joined: tuple[list[Flight], int, list[KeysValues]] = ([], 0, [])
+        self._joined: tuple[list[int], int, list[KeysValues]] = ([], 0, [])
 
     # Start
 
@@ -217,10 +218,12 @@ class Stages:
 
     def _join(self, flights: list[Flight], rows: int) -> list[KeysValues]:
         """The contexts of a batch, padded; kept while the same images go on together."""
-        if self._joined[:2] != (flights, rows):
+        # Known by their numbers: what has landed is not to be kept alive.
+        arrived = [flight.arrived for flight in flights]
+        if self._joined[:2] != (arrived, rows):
             contexts = [context for flight in flights for context in flight.contexts]
             contexts += [contexts[0]] * (rows - len(contexts))
-            self._joined = list(flights), rows, stack_contexts(contexts)
+            self._joined = arrived, rows, stack_contexts(contexts)
         return self._joined[2]
 
     def _denoise(

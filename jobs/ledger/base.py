@@ -341,8 +341,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def forget(self, job_id: str) -> None:
-        """Remove all of the job from the ledger; nothing happens if there is none."""
+    def forget(self, job_id: str, *, force: bool = True) -> bool:
+        """Remove all of the job from the ledger; whether it is gone, as it is if there was none.
+
+        force: also one that is neither done nor cancelled, which otherwise stays.
+        """
         ...
 
     # Publishing

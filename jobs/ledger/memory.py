@@ -136,9 +136,13 @@ class MemoryLedger:
             self._tell(job, "retried", images=count)
             return count
 
-    def forget(self, job_id: str) -> None:
+    def forget(self, job_id: str, *, force: bool = True) -> bool:
         with self._lock:
-            self._jobs.pop(job_id, None)
+            job = self._jobs.get(job_id)
+            ended = job is None or job.state in (JobState.DONE, JobState.CANCELLED)
+            if ended or force:
+                self._jobs.pop(job_id, None)
+            return ended or force
 
     # Publishing
 

@@ -185,8 +185,8 @@ class RedisLedger:
     def retry(self, job_id: str) -> int:
         return int(_known(self._server.run("retry", _token(), job_id), job_id))
 
-    def forget(self, job_id: str) -> None:
-        self._server.run("forget", job_id)
+    def forget(self, job_id: str, *, force: bool = True) -> bool:
+        return bool(self._server.run("forget", job_id, int(force)))
 
     # Publishing
 

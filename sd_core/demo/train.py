@@ -259,7 +259,7 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
         betas=(0.9, 0.99),
         weight_decay=0.0,
     )
-    levels = torch.from_numpy(alphas_cumprod()).float()
+    levels = torch.tensor(alphas_cumprod()).float()
     started = time.monotonic()
     average = 0.0
     for step in range(steps):

@@ -198,10 +198,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def retry(self, job_id: str) -> None:
         self.both_may_fail(lambda ledger: ledger.retry(job_id))
 
-    @rule(job_id=JOBS)
-    def forget(self, job_id: str) -> None:
-        self.both(lambda ledger: ledger.forget(job_id))
-        self.layouts.pop(job_id, None)
+    @rule(job_id=JOBS, force=st.booleans())
+    def forget(self, job_id: str, force: bool) -> None:
+        if self.both(lambda ledger: ledger.forget(job_id, force=force)):
+            self.layouts.pop(job_id, None)
 
     @rule(owner=OWNERS, take=st.booleans())
     def lock(self, owner: str, take: bool) -> None:

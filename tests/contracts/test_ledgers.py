@@ -337,6 +337,16 @@ class TestJobs:
         assert ledger.pending("job", 0, 10) == list(range(10))
         assert ledger.failures("job") == []
 
+    @pytest.mark.parametrize("state", JobState)
+    def test_forget_without_force_leaves_what_is_not_over(self, ledger, state):
+        ledger.create(new_job(), done=range(10) if state is JobState.DONE else ())
+        ledger.set_state("job", state)
+        over = state in (JobState.DONE, JobState.CANCELLED)
+        assert ledger.forget("job", force=False) is over
+        assert [job.state for job in ledger.jobs()] == ([] if over else [state])
+        assert ledger.forget("job") is ledger.forget("job", force=False) is True
+        assert ledger.jobs() == []
+
     def test_old_leases_do_not_come_back_with_the_job(self, ledger):
         ledger.create(new_job())
         old = take(ledger, 0)

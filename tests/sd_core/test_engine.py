@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import threading
+import time
+import weakref
 from concurrent.futures import CancelledError
 
 import hypothesis
@@ -188,6 +191,18 @@ def test_close_with_cancel_drops_what_is_left(model):
     assert started.wait(60)
     engine.close(cancel=True)
     assert all(future.cancelled() for future in futures)
+
+
+def test_a_finished_image_is_not_kept_alive(engine):
+    """Its init image and latents would be, until other images come."""
+    wanted = request(init=True)
+    watched = weakref.ref(wanted)
+    render(engine, wanted)
+    del wanted
+    deadline = time.monotonic() + 60
+    while watched() is not None:  # the engine's thread may still be about to wait
+        gc.collect()
+        assert time.monotonic() < deadline, gc.get_referrers(watched())
 
 
 @pytest.mark.parametrize(

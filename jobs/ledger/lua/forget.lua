@@ -1,5 +1,7 @@
--- ARGV: job. Safe to repeat.
-local job = ARGV[1]
+-- ARGV: job, 1 if it is to go whatever its state. Answers whether it is gone. Safe to repeat.
+local job, force = ARGV[1], ARGV[2] == '1'
+local state = redis.call('HGET', key('job', job), 'state')
+if state and state ~= 'done' and state ~= 'cancelled' and not force then return false end
 for _, shard in ipairs(redis.call('HKEYS', key('claims', job))) do
   redis.call('ZREM', LEASES, shard .. '/' .. job)
 end
