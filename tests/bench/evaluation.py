@@ -131,12 +131,11 @@ def openvino(spec: ModelSpec, dtype: torch.dtype, inputs: Inputs) -> tuple[Call,
         arrays = [tensor.numpy() for tensor in example]
         return lambda: program(arrays)
 
-    unet = _Sample(peer_unet(spec, torch.float32))
-    vae = _Decode(peer_vae(spec, torch.float32))
-    return (
-        compiled(unet, inputs.latents, inputs.timesteps, inputs.context),
-        compiled(vae, inputs.latents[:1].contiguous()),
+    # One after the other, so that torch's modules are gone when all is compiled.
+    evaluate = compiled(
+        _Sample(peer_unet(spec, torch.float32)), inputs.latents, inputs.timesteps, inputs.context
     )
+    return evaluate, compiled(_Decode(peer_vae(spec, torch.float32)), inputs.latents[:1])
 
 
 def relative_error(spec: ModelSpec, dtype: torch.dtype, execution: str) -> dict[str, float]:
