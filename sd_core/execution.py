@@ -27,8 +27,8 @@ from sd_core.vae import AutoencoderKL
 PACKED_ROWS = 2
 """Weights are laid out for one native image with guidance; other sizes run with that layout too."""
 
-SHAPES_COMPILED = 64
-"""Programs kept for a module; beyond them torch runs the eager code."""
+SHAPES_COMPILED = 1024
+"""Image sizes that one process may compile programs for; torch refuses the next."""
 
 
 def make_ready(
@@ -118,6 +118,7 @@ def _compile(model: LatentDiffusion, cache: Path | None) -> None:
         # Read by torch when it compiles first; it is the only way to tell it.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED
+    torch._dynamo.config.accumulated_recompile_limit = 2 * SHAPES_COMPILED
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     for module in (model.unet, model.vae.decoder):
         module.compile(fullgraph=True, dynamic=False, mode=mode)
