@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--vae-steps", type=int, default=4600)
     parser.add_argument("--text-steps", type=int, default=600)
-    parser.add_argument("--unet-steps", type=int, default=4000)
+    parser.add_argument("--unet-steps", type=int, default=8000)
     parser.add_argument("--scenes", type=int, default=20_000, help="that the UNet learns from")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("demo.safetensors"))
     args = parser.parse_args()
