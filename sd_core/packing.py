@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.layers import GEGLU, CrossAttention, KeysValues, TransformerBlock, split_heads
+from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, split_heads
 
 Size = tuple[int, ...]
 
@@ -92,7 +92,7 @@ class PackedGEGLU(nn.Module):
 
 
 class PackedSelfAttention(nn.Module):
-    """Queries, keys and values in one product. Takes no context."""
+    """Queries, keys and values in one product; of tokens to themselves only."""
 
     def __init__(self, attention: CrossAttention, tokens: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class PackedSelfAttention(nn.Module):
         self.to_qkv = PackedLinear(together, None, tokens)
         self.to_out = _packed_linear(attention.to_out[0], tokens)
 
-    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out(out.transpose(1, 2).flatten(2))
@@ -114,16 +114,23 @@ def pack(module: nn.Module, sizes: Mapping[str, Size], *, linears: bool) -> None
     sizes: of the inputs, by name of the layer, as `input_sizes` finds them. A layer without one is
     not run in `forward`, and stays as it is. linears: the linear layers too.
     """
-    for name, layer in list(module.named_modules()):
-        if linears and isinstance(layer, TransformerBlock):
-            tokens = _tokens(sizes[f"{name}.attn1.to_q"])
-            _replace(module, f"{name}.attn1", PackedSelfAttention(layer.attn1, tokens))
-            _replace(module, f"{name}.ff.net.0", PackedGEGLU(cast(GEGLU, layer.ff.net[0]), tokens))
-            for rest in ("ff.net.2", "attn2.to_q", "attn2.to_out.0"):
-                linear = module.get_submodule(f"{name}.{rest}")
-                _replace(module, f"{name}.{rest}", _packed_linear(linear, tokens))
-        elif isinstance(layer, nn.Conv2d) and name in sizes:
-            _replace(module, name, PackedConv2d(layer, sizes[name]))
+    # By name: a list of the layers would keep them all alive until the last is packed.
+    for name in [n for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]:
+        if name in sizes:
+            conv = cast(nn.Conv2d, module.get_submodule(name))
+            _replace(module, name, PackedConv2d(conv, sizes[name]))
+    if not linears:
+        return
+    blocks = [(n, m) for n, m in module.named_modules() if isinstance(m, TransformerBlock)]
+    for name, block in blocks:  # they stay, only what is in them changes places
+        _pack_linears(block, _tokens(sizes[f"{name}.attn1.to_q"]))
+
+
+def _pack_linears(block: TransformerBlock, tokens: int) -> None:
+    _replace(block, "attn1", PackedSelfAttention(block.attn1, tokens))
+    _replace(block, "ff.net.0", PackedGEGLU(cast(GEGLU, block.ff.net[0]), tokens))
+    for name in ("ff.net.2", "attn2.to_q", "attn2.to_out.0"):
+        _replace(block, name, _packed_linear(block.get_submodule(name), tokens))
 
 
 def input_sizes(module: nn.Module, run: Callable[[], object]) -> dict[str, Size]:
