@@ -36,14 +36,21 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class PackedConv2d(nn.Module):
-    """A convolution, its weight laid out for inputs of about this size (B, C, H, W)."""
+    """A convolution, its weight laid out for inputs of about this size (B, C, H, W).
 
-    def __init__(self, conv: nn.Conv2d, size: Size) -> None:
+    scratch: memory for a copy of the weight, of its type and at least as many elements.
+    """
+
+    def __init__(self, conv: nn.Conv2d, size: Size, scratch: Tensor) -> None:
         super().__init__()
         self.bias = conv.bias
         self._geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        # oneDNN's own way from contiguous weights is slower than by channels-last, and new memory
+        # for that would cost more than the copy.
+        out, into, height, width = conv.weight.shape
+        weight = scratch[: conv.weight.numel()].view(out, height, width, into).permute(0, 3, 1, 2)
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            conv.weight, *self._geometry, list(size)
+            weight.copy_(conv.weight), *self._geometry, list(size)
         )
 
     @property
@@ -115,10 +122,13 @@ def pack(module: nn.Module, sizes: Mapping[str, Size], *, linears: bool) -> None
     not run in `forward`, and stays as it is. linears: the linear layers too.
     """
     # By name: a list of the layers would keep them all alive until the last is packed.
-    for name in [n for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]:
+    convs = {n: m.weight.numel() for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    dtype = next(module.parameters()).dtype
+    scratch = torch.empty(max(convs.values(), default=0), dtype=dtype)
+    for name in convs:
         if name in sizes:
             conv = cast(nn.Conv2d, module.get_submodule(name))
-            _replace(module, name, PackedConv2d(conv, sizes[name]))
+            _replace(module, name, PackedConv2d(conv, sizes[name], scratch))
     if not linears:
         return
     blocks = [(n, m) for n, m in module.named_modules() if isinstance(m, TransformerBlock)]

@@ -3,8 +3,9 @@
     python -m sd_core.demo.train --work DIR [--stage vae|text|unet|export]
 
 vae: the autoencoder. text: the text tower learns to tell a caption's attributes apart, so that the
-UNet finds them ready. unet: the UNet and the text tower together, by noise prediction on latents;
-the exponential moving average is what is kept. export: float16 safetensors beside this file.
+UNet finds them ready. unet: the UNet and the text tower together, by noise prediction on latents,
+in rounds; the exponential moving average is what is kept. export: float16 safetensors beside this
+file.
 """
 
 from __future__ import annotations
@@ -216,9 +217,9 @@ def train_text(work: Path, steps: int) -> None:
 
 
 @torch.no_grad()
-def encode_scenes(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Scene]]:
+def encode_scenes(vae: AutoencoderKL, count: int, seed: int) -> tuple[Tensor, list[Scene]]:
     """Posterior means (count, 4, 16, 16) of random scenes, unscaled."""
-    rng = random.Random(3)
+    rng = random.Random(seed)
     scenes = [random_scene(rng) for _ in range(count)]
     latents = []
     for start in range(0, count, 32):
@@ -229,28 +230,47 @@ def encode_scenes(vae: AutoencoderKL, count: int) -> tuple[Tensor, list[Scene]]:
     return torch.cat(latents), scenes
 
 
-def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
-    torch.manual_seed(4)
-    rng = random.Random(4)
-    vae = AutoencoderKL(DEMO_SPEC.vae)
-    vae.load_state_dict(load_file(work / "vae.safetensors"))
-    text = TextEncoder(DEMO_SPEC.text)
-    text.load_state_dict(load_file(work / "text.safetensors"))
-    embedding = text.transformer.embeddings.token_embedding.weight
-    latents, scenes = encode_scenes(vae, scenes_count)
-    scale = 1 / latents.std().item()
-    latents *= scale
-    print(f"unet {len(latents)} latents, scale factor {scale:.5f}", flush=True)
-
+def silent_unet() -> UNet:
+    """Every residual branch starts as nothing, as in the original."""
     unet = UNet(DEMO_SPEC.unet)
-    # Every residual branch starts as nothing, as in the original.
     for module in unet.modules():
         if isinstance(module, ResBlock):
             silence(module.out_layers[3])
         elif isinstance(module, SpatialTransformer):
             silence(module.proj_out)
     silence(unet.out[2])
+    return unet
+
+
+def load_round(work: Path, number: int) -> tuple[dict[str, Tensor], ModelSpec]:
+    """Averaged weights that a round ended with, and the demo's spec with its latents' scale."""
+    path = work / f"unet-{number}.safetensors"
+    with safe_open(path, "pt") as file:
+        spec = ModelSpec.from_dict(json.loads(file.metadata()["spec"]))
+    return load_file(path), spec
+
+
+def train_unet(work: Path, number: int, steps: int, batch: int, scenes_count: int) -> None:
+    """One round, on scenes of its own; all but the first (0) go on from the former's average with a
+    new optimizer and the learning rate back at its peak (Loshchilov & Hutter 2017)."""
+    torch.manual_seed(4 + number)
+    rng = random.Random(4 + number)
+    vae = AutoencoderKL(DEMO_SPEC.vae)
+    vae.load_state_dict(load_file(work / "vae.safetensors"))
+    text = TextEncoder(DEMO_SPEC.text)
+    text.load_state_dict(load_file(work / "text.safetensors"))
+    embedding = text.transformer.embeddings.token_embedding.weight
+    latents, scenes = encode_scenes(vae, scenes_count, seed=3 + 100 * number)
+    unet = silent_unet()
     model = nn.ModuleDict({"unet": unet, "text": text})
+    if number == 0:
+        scale = 1 / latents.std().item()
+    else:
+        weights, spec = load_round(work, number - 1)
+        scale = spec.vae.scale_factor
+        model.load_state_dict(weights)
+    latents *= scale
+    print(f"unet round {number}: {len(latents)} latents, scale factor {scale:.5f}", flush=True)
     ema = copy.deepcopy(model)
     used = torch.zeros(DEMO_SPEC.text.vocab_size, 1)
     used[used_tokens()] = 1
@@ -291,18 +311,19 @@ def train_unet(work: Path, steps: int, batch: int, scenes_count: int) -> None:
         update_ema(ema, model, min(0.999, (step + 1) / (step + 10)))
         average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
         if step % 50 == 0:
-            print(f"unet {step} loss {average:.4f} {time.monotonic() - started:.0f}s", flush=True)
+            seconds = time.monotonic() - started
+            print(f"unet {number} {step} loss {average:.4f} {seconds:.0f}s", flush=True)
         if step % 500 == 499 or step == steps - 1:
-            spec = dataclasses.replace(DEMO_SPEC.vae, scale_factor=scale)
-            spec_text = json.dumps(dataclasses.asdict(dataclasses.replace(DEMO_SPEC, vae=spec)))
-            save_file(ema.state_dict(), work / "ema.safetensors", {"spec": spec_text})
+            vae_spec = dataclasses.replace(DEMO_SPEC.vae, scale_factor=scale)
+            spec = dataclasses.replace(DEMO_SPEC, vae=vae_spec)
+            spec_text = json.dumps(dataclasses.asdict(spec))
+            path = work / f"unet-{number}.safetensors"
+            save_file(ema.state_dict(), path, {"spec": spec_text})
 
 
-def export(work: Path, path: Path) -> None:
-    """The averaged UNet and text tower with the autoencoder, float16, as a CompVis single file."""
-    with safe_open(work / "ema.safetensors", "pt") as file:
-        spec = ModelSpec.from_dict(json.loads(file.metadata()["spec"]))
-    weights = load_file(work / "ema.safetensors")
+def export(work: Path, number: int, path: Path) -> None:
+    """A round's UNet and text tower with the autoencoder, float16, as a CompVis single file."""
+    weights, spec = load_round(work, number)
     weights |= {f"vae.{name}": t for name, t in load_file(work / "vae.safetensors").items()}
     model = LatentDiffusion(spec)
     model.load_state_dict(weights)
@@ -316,8 +337,10 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--vae-steps", type=int, default=4600)
     parser.add_argument("--text-steps", type=int, default=600)
-    parser.add_argument("--unet-steps", type=int, default=8000)
-    parser.add_argument("--scenes", type=int, default=20_000, help="that the UNet learns from")
+    parser.add_argument("--unet-steps", type=int, default=4000, help="of each round")
+    parser.add_argument("--rounds", type=int, default=2, help="of the UNet")
+    parser.add_argument("--from-round", type=int, default=0, help="those before it lie in --work")
+    parser.add_argument("--scenes", type=int, default=20_000, help="of each of the UNet's rounds")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("demo.safetensors"))
     args = parser.parse_args()
     # Moments that fade out become denormal numbers, with which a CPU computes far more slowly.
@@ -330,9 +353,10 @@ def main() -> None:
     if "text" in stages:
         train_text(args.work, args.text_steps)
     if "unet" in stages:
-        train_unet(args.work, args.unet_steps, batch=32, scenes_count=args.scenes)
+        for number in range(args.from_round, args.rounds):
+            train_unet(args.work, number, args.unet_steps, batch=32, scenes_count=args.scenes)
     if "export" in stages:
-        export(args.work, args.out)
+        export(args.work, args.rounds - 1, args.out)
 
 
 if __name__ == "__main__":

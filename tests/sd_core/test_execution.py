@@ -63,7 +63,8 @@ def test_packed_convolutions_give_the_bits_of_torch(dtype):
     conv = torch.nn.Conv2d(24, 40, 3, padding=1).to(dtype).requires_grad_(False)
     conv = conv.to(memory_format=torch.channels_last)
     x = torch.randn(2, 24, 12, 10).to(dtype, memory_format=torch.channels_last)
-    assert torch.equal(PackedConv2d(conv, tuple(x.shape))(x), conv(x))
+    scratch = torch.full((conv.weight.numel() + 5,), torch.nan, dtype=dtype)
+    assert torch.equal(PackedConv2d(conv, tuple(x.shape), scratch)(x), conv(x))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel
 
 from sd_core.model import LatentDiffusion
 from sd_core.noise import generator_for
+from sd_core.packing import can_pack
 from sd_core.spec import ModelSpec
 from sd_core.text import clip_config
 from sd_core.weights.export import save_single_file, unet_config, vae_config
@@ -30,15 +31,16 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MEASURE = r"""
 import json, re, sys, time
 import sd_core
-from sd_core import load_model
+from sd_core import load_model, make_ready
 import transformers.models.clip.modeling_clip
 
-path, dtype = sys.argv[1:]
+path, dtype, execution = sys.argv[1:]
 peak = lambda: int(re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1]) * 1024
 before, started = peak(), time.perf_counter()
 model = load_model(path, device="cpu", dtype=dtype)
 seconds = time.perf_counter() - started
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
+make_ready(model, execution)
 print(json.dumps({"peak": peak() - before, "weights": weights, "seconds": seconds}))
 """
 
@@ -65,21 +67,32 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def measure(path, dtype, execution):
+    command = [sys.executable, "-c", MEASURE, str(path), dtype, execution]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    sys.stderr.write(f"\n{path.name} as {dtype}, {execution}: {done.stdout}")
+    return json.loads(done.stdout)
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+
+
+@on_linux
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
 @pytest.mark.parametrize("name", ["F32.safetensors", "F16.safetensors", "F16.ckpt"])
-def test_peak_memory_while_loading(files, name, dtype, record_property):
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(files / name), dtype],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    measured = json.loads(done.stdout)
-    record_property("measured", measured)
-    sys.stderr.write(f"\n{name} as {dtype}: {measured}\n")
+def test_peak_memory_while_loading(files, name, dtype):
+    measured = measure(files / name, dtype, "eager")
     assert measured["weights"] == sum(V1_WEIGHTS.values()) * BYTES[dtype]
     assert 0.95 * measured["weights"] < measured["peak"] < 1.2 * measured["weights"] + 500e6
+
+
+@on_linux
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_packing_holds_no_second_copy_of_the_weights(files, dtype):
+    if not can_pack(torch.device("cpu"), getattr(torch, dtype)):
+        pytest.skip(f"this CPU has no kernels for {dtype}")
+    measured = measure(files / "F16.safetensors", dtype, "packed")
+    assert measured["peak"] < 1.2 * measured["weights"] + 500e6
 
 
 def assert_close(ours, theirs):
