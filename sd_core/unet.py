@@ -105,7 +105,7 @@ class UNet(nn.Module):
 
         self.out = nn.Sequential(
             nn.GroupNorm(groups, width, eps=RES_NORM_EPS),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Conv2d(width, spec.out_channels, 3, padding=1),
         )
 

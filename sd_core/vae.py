@@ -27,9 +27,9 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv2(F.silu(self.norm2(h), inplace=True))
+        return h.add_(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttnBlock(nn.Module):
@@ -50,7 +50,7 @@ class AttnBlock(nn.Module):
             layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v)
         )  # (B, 1, h·w, channels): one head
         out = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        return x + self.proj_out(out.transpose(1, 2).unflatten(2, (height, width)))
+        return self.proj_out(out.transpose(1, 2).unflatten(2, (height, width))).add_(x)
 
 
 class Downsample(nn.Module):
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         for stage in self.down:
             x = stage(x)
         x = self.mid(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for stage in reversed(self.up):
             x = stage(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
 class AutoencoderKL(nn.Module):

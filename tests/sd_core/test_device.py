@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -83,3 +88,34 @@ def test_named_types():
     for dtype in ("fp16", torch.int8, 16):
         with pytest.raises(ValueError, match="expected auto, float32, bfloat16, float16"):
             resolve_dtype(dtype, CPU)
+
+
+MAPPING_FLAGS = """
+import sd_core.model
+import torch
+
+large = torch.empty(2**24)
+inside = False
+for line in open("/proc/self/smaps"):
+    first = line.split()[0]
+    if "-" in first:
+        start, end = (int(part, 16) for part in first.split("-"))
+        inside = start <= large.data_ptr() < end
+    elif inside and first == "VmFlags:":
+        print(line)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+@pytest.mark.parametrize(("chosen", "asked"), [(None, True), ("1", True), ("0", False)])
+def test_large_tensors_ask_for_huge_pages_unless_told_not_to(chosen, asked):
+    env = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    if chosen is not None:
+        env["THP_MEM_ALLOC_ENABLE"] = chosen
+    command = [sys.executable, "-c", MAPPING_FLAGS]
+    told = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    name, *flags = told.split()
+    assert name == "VmFlags:"
+    assert ("hg" in flags) == asked
