@@ -25,7 +25,7 @@ from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 
 PACKED_ROWS = 2
-"""Weights are laid out for one native image with guidance; other sizes run with that layout too."""
+"""Weights are laid out for one native image with guidance first; see `sd_core.packing`."""
 
 SHAPES_COMPILED = 1024
 """Image sizes that one process may compile programs for; torch refuses the next."""

@@ -5,12 +5,21 @@ weights as oneDNN wants them, and give the same bits. Linear layers can do so to
 three projections of a self-attention become one product, and the GELU and the product of a GEGLU
 become part of its two products, which gives the same numbers within rounding.
 
+oneDNN's layout of a weight depends on the input's size, and given another than it would choose, its
+kernels lay the weight out anew at every call, up to a hundred times slower than from plain weights.
+So a layer keeps a second layout for the last size that wanted one.
+
 What is packed has no state dict any more, so pack last.
 """
 
 from __future__ import annotations
 
+import ctypes
+import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
 from typing import cast
 
 import torch
@@ -20,6 +29,9 @@ from torch import Tensor, nn
 from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, split_heads
 
 Size = tuple[int, ...]
+
+PATTERN = 251
+"""Values that show where an element went; a prime, and all exact in bfloat16."""
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -35,8 +47,82 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype in supported and bool(supported[dtype]())
 
 
+@dataclass(frozen=True)
+class ConvReorder:
+    """Lays a convolution's weight out for inputs of a size, (B, C, H, W)."""
+
+    padding: Size
+    stride: Size
+    dilation: Size
+    groups: int
+
+    def __call__(self, weight: Tensor, size: Size) -> Tensor:
+        # oneDNN's own way from contiguous weights is slower than by channels-last.
+        return torch.ops.mkldnn._reorder_convolution_weight(
+            weight.contiguous(memory_format=torch.channels_last),
+            self.padding,
+            self.stride,
+            self.dilation,
+            self.groups,
+            size,
+        )
+
+
+@dataclass(frozen=True)
+class LinearReorder:
+    """Lays a linear layer's weight out for inputs of a size, which here is the tokens alone."""
+
+    def __call__(self, weight: Tensor, size: Size) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), *size)
+
+
+Reorder = ConvReorder | LinearReorder
+
+
+@cache
+def _layout(reorder: Reorder, shape: Size, dtype: torch.dtype, size: Size) -> int:
+    """A number that tells apart the layouts of weights of this shape: by what becomes of a pattern,
+    for torch does not say what oneDNN chose.
+    """
+    times = -(-prod(shape) // PATTERN)
+    pattern = torch.arange(PATTERN, dtype=dtype).repeat(times)[: prod(shape)].view(shape)
+    laid_out = reorder(pattern, size)
+    content = ctypes.c_char * torch.ops.mkldnn._nbytes(laid_out)
+    return zlib.crc32(content.from_address(torch.ops.mkldnn.data_ptr(laid_out)))
+
+
+class PackedWeight:
+    """A weight in the layout for one size of inputs, and in that for the last other size that
+    wanted another one.
+    """
+
+    def __init__(self, weight: Tensor, reorder: Reorder, size: Size) -> None:
+        self._reorder, self._shape, self._dtype = reorder, tuple(weight.shape), weight.dtype
+        self._first = size, reorder(weight, size)
+        self._other: tuple[Size, Tensor] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(torch.ops.mkldnn._nbytes(weight)) for _, weight in self._known())
+
+    def laid_out(self, size: Size) -> Tensor:
+        """For inputs of this size."""
+        for known, weight in self._known():
+            if known == size or self._layout(known) == self._layout(size):
+                return weight
+        weight = self._reorder(self._first[1].to_dense(), size)
+        self._other = size, weight
+        return weight
+
+    def _known(self) -> list[tuple[Size, Tensor]]:
+        return [self._first] if self._other is None else [self._first, self._other]
+
+    def _layout(self, size: Size) -> int:
+        return _layout(self._reorder, self._shape, self._dtype, size)
+
+
 class PackedConv2d(nn.Module):
-    """A convolution, its weight laid out for inputs of about this size (B, C, H, W).
+    """A convolution, its weight laid out for inputs of this size (B, C, H, W) at first.
 
     scratch: memory for a copy of the weight, of its type and at least as many elements.
     """
@@ -44,47 +130,42 @@ class PackedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, size: Size, scratch: Tensor) -> None:
         super().__init__()
         self.bias = conv.bias
-        self._geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-        # oneDNN's own way from contiguous weights is slower than by channels-last, and new memory
-        # for that would cost more than the copy.
+        self._geometry = cast(Size, conv.padding), conv.stride, conv.dilation, conv.groups
+        # New memory for each copy would cost more than the copy.
         out, into, height, width = conv.weight.shape
         weight = scratch[: conv.weight.numel()].view(out, height, width, into).permute(0, 3, 1, 2)
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight.copy_(conv.weight), *self._geometry, list(size)
-        )
-
-    @property
-    def weight_bytes(self) -> int:
-        return int(torch.ops.mkldnn._nbytes(self._weight))
+        self.weight = PackedWeight(weight.copy_(conv.weight), ConvReorder(*self._geometry), size)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.laid_out(tuple(x.shape))
         return torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self.bias, *self._geometry, "none", [], ""
+            x, weight, self.bias, *self._geometry, "none", [], ""
         )
 
 
 class PackedLinear(nn.Module):
-    """A linear layer. weight: (out, in); tokens: about how many it will be given."""
+    """A linear layer. weight: (out, in); tokens: how many it will be given at first."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int) -> None:
         super().__init__()
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), tokens)
-
-    @property
-    def weight_bytes(self) -> int:
-        return int(torch.ops.mkldnn._nbytes(self._weight))
+        self.weight = PackedWeight(weight, LinearReorder(), (tokens,))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self._laid_out(x), self.bias, "none", [], "")
 
     def gelu(self, x: Tensor) -> Tensor:
         """GELU of the layer, in the same kernel."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "gelu", [], "none")
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self._laid_out(x), self.bias, "gelu", [], "none"
+        )
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
         """The layer times a factor of its shape, in the same kernel."""
-        return torch.ops.mkldnn._linear_pointwise(x, factor, self._weight, self.bias, "mul")
+        return torch.ops.mkldnn._linear_pointwise(x, factor, self._laid_out(x), self.bias, "mul")
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return self.weight.laid_out((x.shape[:-1].numel(),))
 
 
 class PackedGEGLU(nn.Module):
@@ -133,7 +214,7 @@ def pack(module: nn.Module, sizes: Mapping[str, Size], *, linears: bool) -> None
         return
     blocks = [(n, m) for n, m in module.named_modules() if isinstance(m, TransformerBlock)]
     for name, block in blocks:  # they stay, only what is in them changes places
-        _pack_linears(block, _tokens(sizes[f"{name}.attn1.to_q"]))
+        _pack_linears(block, torch.Size(sizes[f"{name}.attn1.to_q"][:-1]).numel())
 
 
 def _pack_linears(block: TransformerBlock, tokens: int) -> None:
@@ -169,7 +250,7 @@ def input_sizes(module: nn.Module, run: Callable[[], object]) -> dict[str, Size]
 def packed_bytes(module: nn.Module) -> int:
     """Of the packed weights, which are no parameters."""
     packed = (m for m in module.modules() if isinstance(m, PackedConv2d | PackedLinear))
-    return sum(layer.weight_bytes for layer in packed)
+    return sum(layer.weight.nbytes for layer in packed)
 
 
 def _packed_linear(linear: nn.Module, tokens: int) -> PackedLinear:
@@ -181,7 +262,3 @@ def _packed_linear(linear: nn.Module, tokens: int) -> PackedLinear:
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, layer)
-
-
-def _tokens(size: Size) -> int:
-    return int(torch.Size(size[:-1]).numel())

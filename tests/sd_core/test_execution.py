@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -65,6 +66,51 @@ def test_packed_convolutions_give_the_bits_of_torch(dtype):
     x = torch.randn(2, 24, 12, 10).to(dtype, memory_format=torch.channels_last)
     scratch = torch.full((conv.weight.numel() + 5,), torch.nan, dtype=dtype)
     assert torch.equal(PackedConv2d(conv, tuple(x.shape), scratch)(x), conv(x))
+
+
+LAID_OUT_ONCE = """
+import sys
+
+import torch
+
+from sd_core.packing import PackedConv2d, PackedLinear, can_pack
+
+dtype = getattr(torch, sys.argv[1])
+conv = torch.nn.Conv2d(192, 160, 3, padding=1).to(dtype, memory_format=torch.channels_last)
+linear = torch.nn.Linear(192, 160).to(dtype)
+with torch.inference_mode():
+    convs = PackedConv2d(conv, (2, 192, 4, 4), torch.empty(conv.weight.numel(), dtype=dtype))
+    linears = PackedLinear(linear.weight, linear.bias, 32)
+    images = [torch.randn(n, 192, h, w) for n, h, w in ((2, 4, 4), (2, 4, 5), (7, 8, 10))]
+    images = [x.to(dtype, memory_format=torch.channels_last) for x in images]
+    tokens = [torch.randn(n, 192).to(dtype) for n in (32, 7, 640)]
+    for x in images:
+        assert torch.equal(convs(x), conv(x))
+        print("again", flush=True)
+        convs(x)
+        print("first", flush=True)
+    for x in tokens:
+        linears(x)
+        print("again", flush=True)
+        linears(x)
+        print("first", flush=True)
+"""
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_packed_weight_is_laid_out_once_for_a_size(dtype):
+    """oneDNN tells of all that it runs: a size that was there before wants no layout any more."""
+    name = str(dtype).removeprefix("torch.")
+    command = [sys.executable, "-c", LAID_OUT_ONCE, name]
+    env = {**os.environ, "ONEDNN_VERBOSE": "1"}
+    told = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    calls = told.split("again\n")[1:]
+    assert len(calls) == 6
+    for call in calls:
+        steps = [line for line in call.split("first\n")[0].splitlines() if ",exec," in line]
+        kinds = {line.split(",")[5] for line in steps}
+        assert kinds & {"convolution", "matmul", "inner_product"}
+        assert "reorder" not in kinds
 
 
 @pytest.mark.parametrize("dtype", TYPES)
