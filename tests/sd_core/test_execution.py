@@ -73,7 +73,7 @@ import sys
 
 import torch
 
-from sd_core.packing import PackedConv2d, PackedLinear, can_pack
+from sd_core.packing import PackedConv2d, PackedLinear
 
 dtype = getattr(torch, sys.argv[1])
 conv = torch.nn.Conv2d(192, 160, 3, padding=1).to(dtype, memory_format=torch.channels_last)
@@ -88,12 +88,12 @@ with torch.inference_mode():
         assert torch.equal(convs(x), conv(x))
         print("again", flush=True)
         convs(x)
-        print("first", flush=True)
+        print("end", flush=True)
     for x in tokens:
         linears(x)
         print("again", flush=True)
         linears(x)
-        print("first", flush=True)
+        print("end", flush=True)
 """
 
 
@@ -107,7 +107,7 @@ def test_a_packed_weight_is_laid_out_once_for_a_size(dtype):
     calls = told.split("again\n")[1:]
     assert len(calls) == 6
     for call in calls:
-        steps = [line for line in call.split("first\n")[0].splitlines() if ",exec," in line]
+        steps = [line for line in call.split("end\n")[0].splitlines() if ",exec," in line]
         kinds = {line.split(",")[5] for line in steps}
         assert kinds & {"convolution", "matmul", "inner_product"}
         assert "reorder" not in kinds
