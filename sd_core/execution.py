@@ -1,13 +1,14 @@
 """How a loaded model runs fast on its device: the one place that decides it.
 
 eager: as it is. packed: eager, with weights in the layout of the CPU's kernels (`sd_core.packing`).
-compiled: by `torch.compile`, one program for each shape, kept on disk for the next start.
+fused: packed, and the UNet's attention by a kernel of our own (`sd_core.attention`). compiled: by
+`torch.compile`, one program for each shape, kept on disk for the next start.
 
-The way of running is part of what an image's bytes depend on: eager, packed and compiled round
-differently. On CUDA, where nothing was run by this project's authors, for they had no GPU:
-convolutions in channels-last, cuDNN's deterministic algorithms, float16 by default, attention by
-whichever of torch's kernels fits (FlashAttention for float16 and bfloat16), and, compiled, CUDA
-graphs, which the engine's fixed row counts make possible.
+The way of running is part of what an image's bytes depend on: all of them round differently. On
+CUDA, where nothing was run by this project's authors, for they had no GPU: convolutions in
+channels-last, cuDNN's deterministic algorithms, float16 by default, attention by whichever of
+torch's kernels fits (FlashAttention for float16 and bfloat16), and, compiled, CUDA graphs, which
+the engine's fixed row counts make possible.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sd_core.attention import attention, has_kernel
+from sd_core.layers import CrossAttention
 from sd_core.model import LatentDiffusion
 from sd_core.packing import can_pack, input_sizes, pack
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR
@@ -36,8 +39,8 @@ def make_ready(
 ) -> LatentDiffusion:
     """Prepares a loaded model for many evaluations, in place; returns it.
 
-    execution: see above. "auto" is packed on a CPU that has the kernels for the model's type, else
-        eager. A packed model has no state dict any more.
+    execution: see above. "auto" is, on a CPU, the first of fused and packed that it has the kernels
+        of for the model's type; else eager. A packed or fused model has no state dict any more.
     cache: folder for compiled programs; by default torch's own.
     Raises `ValueError` for another name, and where this machine cannot do what is asked; `OSError`
     where the cache cannot be made.
@@ -47,18 +50,26 @@ def make_ready(
     if model.execution != "eager":
         raise ValueError(f"the model is {model.execution} already")
     packable = can_pack(model.device, model.dtype)
+    fusable = packable and model.dtype is torch.bfloat16 and has_kernel()
     if execution == "auto":
-        execution = "packed" if packable else "eager"
+        execution = "fused" if fusable else "packed" if packable else "eager"
     if execution == "packed" and not packable:
         dtype = str(model.dtype).removeprefix("torch.")
         raise ValueError(
             f"execution packed is for CPUs with kernels for {dtype}, not for this {model.device}"
         )
+    if execution == "fused" and not fusable:
+        raise ValueError(
+            "execution fused is for bfloat16 on CPUs with AMX, where sdbatch was installed with a "
+            "C++ compiler; packed runs without"
+        )
     if model.device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         _channels_last(model)
-    if execution == "packed":
+    if execution == "fused":
+        _use_kernel(model)
+    if execution in ("packed", "fused"):
         _pack(model)
     elif execution == "compiled":
         _compile(model, cache)
@@ -72,6 +83,12 @@ def _channels_last(model: LatentDiffusion) -> None:
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.to(memory_format=torch.channels_last)
             layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _use_kernel(model: LatentDiffusion) -> None:
+    for layer in model.unet.modules():
+        if isinstance(layer, CrossAttention):
+            layer.attend = attention
 
 
 def _pack(model: LatentDiffusion) -> None:

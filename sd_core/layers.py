@@ -9,6 +9,7 @@ more than the sum that goes into it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -64,6 +65,9 @@ class ResBlock(nn.Module):
 
 KeysValues = tuple[Tensor, Tensor]
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries (B, heads, T, d), keys and values (B, heads, S, d) -> (B, heads, T, d)."""
+
 
 def split_heads(t: Tensor, heads: int) -> Tensor:
     """(B, T, dim) -> (B, heads, T, dim / heads), a view."""
@@ -76,6 +80,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.attend: Attend = F.scaled_dot_product_attention
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
@@ -90,7 +95,7 @@ class CrossAttention(nn.Module):
         """x: (B, T, dim); keys_values: of the context, by default x itself."""
         q = split_heads(self.to_q(x), self.heads)
         k, v = self.keys_values(x) if keys_values is None else keys_values
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = self.attend(q, k, v)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 

@@ -23,7 +23,6 @@ from math import prod
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, split_heads
@@ -184,14 +183,14 @@ class PackedSelfAttention(nn.Module):
 
     def __init__(self, attention: CrossAttention, tokens: int) -> None:
         super().__init__()
-        self.heads = attention.heads
+        self.heads, self.attend = attention.heads, attention.attend
         together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
         self.to_qkv = PackedLinear(together, None, tokens)
         self.to_out = _packed_linear(attention.to_out[0], tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = self.attend(q, k, v)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 

@@ -38,7 +38,7 @@ SAMPLERS = ("plms", "ddim", "euler", "euler_a", "heun", "lms", "dpmpp_2m", "ddpm
 KARRAS_SAMPLERS = ("euler", "heun", "lms", "dpmpp_2m")
 """Samplers that work in noise levels and so may use Karras spacing."""
 
-EXECUTIONS = ("auto", "eager", "packed", "compiled")
+EXECUTIONS = ("auto", "eager", "packed", "fused", "compiled")
 """Ways of running a model that `sd_core.execution.make_ready` accepts; the first is the default."""
 
 SEED_LIMIT = 2**64

@@ -12,6 +12,10 @@ ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
+# For the attention kernel, which CPUs with AMX run. Without a compiler torch's kernel would serve.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/sdbatch
 ENV PATH=/opt/sdbatch/bin:$PATH
 COPY infra/constraints.txt infra/

@@ -37,8 +37,8 @@ def random_module(build: Callable[[], nn.Module], dtype: torch.dtype, seed: int 
             scaled = (noise * weight[0].numel() ** -0.5).to(dtype)
             times = -(-weight.numel() // NOISE)
             weight.copy_(scaled.repeat(times)[: weight.numel()].view_as(weight))
-        else:
-            weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        else:  # only norms have weights of one axis
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
     return module
 
 

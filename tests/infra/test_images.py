@@ -48,8 +48,25 @@ def test_all_packages_and_what_pip_reads_are_copied(file):
             assert let_through(str(data.relative_to(ROOT))) or "__pycache__" in data.parts
 
 
+def test_where_torch_is_kernels_are_built():
+    for extension in PROJECT["tool"]["setuptools"]["ext-modules"]:
+        for source in extension["sources"]:
+            assert (ROOT / source).exists()
+            assert let_through(source)
+        assert extension["optional"], "a machine without a compiler installs, too"
+    assert any("g++" in run for run in FILES["worker.Dockerfile"].all("RUN"))
+
+
 @pytest.mark.parametrize(
-    "path", [".env", ".git/config", ".venv/bin/python", "tests/servers.py", "out/a/images/0.png"]
+    "path",
+    [
+        ".env",
+        ".git/config",
+        ".venv/bin/python",
+        "tests/servers.py",
+        "out/a/images/0.png",
+        "sd_core/_a.so",
+    ],
 )
 def test_nothing_else_is_sent(path):
     assert not let_through(path)

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from sd_core.attention import has_kernel
 from sd_core.execution import make_ready
 from sd_core.model import LatentDiffusion
 from sd_core.packing import PackedConv2d, can_pack, input_sizes, pack, packed_bytes
@@ -29,6 +30,15 @@ TYPES = [
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
 
+# Ways of running that are not eager, where this CPU has them.
+PACKED = [pytest.param("packed", *p.values, marks=p.marks) for p in TYPES]
+FUSED = pytest.param(
+    "fused",
+    torch.bfloat16,
+    marks=pytest.mark.skipif(not has_kernel(), reason="no AMX, or built without a compiler"),
+)
+
+
 def built(spec: ModelSpec, dtype: torch.dtype, execution: str) -> LatentDiffusion:
     return make_ready(small_model(spec).to(dtype), execution)
 
@@ -38,11 +48,11 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, limit: float) -> None
     assert ((ours - theirs).norm() / theirs.norm()).item() < limit
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("execution", "dtype"), [*PACKED, FUSED])
 @pytest.mark.parametrize("spec", [SMALL, ODD], ids=["small", "odd"])
-def test_packed_gives_the_numbers_of_eager(spec, dtype):
+def test_packed_gives_the_numbers_of_eager(spec, execution, dtype):
     """At sizes that it was not packed for, too, and where sides do not halve evenly."""
-    eager, packed = (built(spec, dtype, execution) for execution in ("eager", "packed"))
+    eager, packed = (built(spec, dtype, name) for name in ("eager", execution))
     generator = torch.Generator().manual_seed(0)
     for rows, height, width in ((2, 16, 16), (1, 8, 8), (3, 9, 11)):
         x = torch.randn(rows, 4, height, width, generator=generator)
@@ -113,9 +123,9 @@ def test_a_packed_weight_is_laid_out_once_for_a_size(dtype):
         assert "reorder" not in kinds
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-def test_a_row_of_a_packed_batch_depends_on_no_other(dtype):
-    model = built(ODD, dtype, "packed")
+@pytest.mark.parametrize(("execution", "dtype"), [*PACKED, FUSED])
+def test_a_row_of_a_packed_batch_depends_on_no_other(execution, dtype):
+    model = built(ODD, dtype, execution)
     x = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     context = model.encode_prompt(["a red circle"] * 8)
     timesteps = torch.full((8,), 500.0)
@@ -148,6 +158,18 @@ def test_with_linear_layers_every_layer_of_the_steps_is_packed():
     assert before <= after < 1.1 * before
 
 
+@pytest.mark.skipif(not has_kernel(), reason="no AMX, or built without a compiler")
+def test_auto_is_fused_where_there_is_a_kernel():
+    """And that kernel is what runs: the results are not those of torch's."""
+    fused = make_ready(small_model(ODD).to(torch.bfloat16))
+    assert fused.execution == "fused"
+    packed = built(ODD, torch.bfloat16, "packed")
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    context = fused.encode_prompt(["a red circle"] * 2)
+    one, other = (m.denoise(x, torch.full((2,), 500.0), context) for m in (fused, packed))
+    assert not torch.equal(one, other)
+
+
 def test_auto_is_packed_on_a_cpu_and_only_once():
     model = make_ready(small_model(ODD))
     assert model.execution == "packed"
@@ -161,6 +183,8 @@ def test_what_cannot_be_is_said():
     model = small_model(ODD).to(torch.float64)
     with pytest.raises(ValueError, match="execution packed is for CPUs with kernels for float64"):
         make_ready(model, "packed")
+    with pytest.raises(ValueError, match="execution fused is for bfloat16 on CPUs with AMX"):
+        make_ready(model, "fused")
     assert model.execution == "eager"
 
 
