@@ -7,7 +7,7 @@ RUN := $(BIN)/python
 
 install: .venv/.installed
 
-.venv/.installed: pyproject.toml infra/constraints.txt sd_core/attention.cpp
+.venv/.installed: pyproject.toml infra/constraints.txt $(wildcard sd_core/cpp/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c infra/constraints.txt -e '.[dev]'
 	touch $@

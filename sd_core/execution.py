@@ -1,8 +1,9 @@
 """How a loaded model runs fast on its device: the one place that decides it.
 
 eager: as it is. packed: eager, with weights in the layout of the CPU's kernels (`sd_core.packing`).
-fused: packed, and the UNet's attention by a kernel of our own (`sd_core.attention`). compiled: by
-`torch.compile`, one program for each shape, kept on disk for the next start.
+fused: packed, with kernels of our own for the UNet's attention and for group norm
+(`sd_core.kernels`). compiled: by `torch.compile`, one program for each shape, kept on disk for the
+next start.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
 CUDA, where nothing was run by this project's authors, for they had no GPU: convolutions in
@@ -19,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sd_core.attention import attention, has_kernel
-from sd_core.layers import CrossAttention
+from sd_core.kernels import attention, group_norm, have_kernels
+from sd_core.layers import CrossAttention, GroupNorm
 from sd_core.model import LatentDiffusion
 from sd_core.packing import can_pack, input_sizes, pack
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR
@@ -50,7 +51,7 @@ def make_ready(
     if model.execution != "eager":
         raise ValueError(f"the model is {model.execution} already")
     packable = can_pack(model.device, model.dtype)
-    fusable = packable and model.dtype is torch.bfloat16 and has_kernel()
+    fusable = packable and model.dtype is torch.bfloat16 and have_kernels()
     if execution == "auto":
         execution = "fused" if fusable else "packed" if packable else "eager"
     if execution == "packed" and not packable:
@@ -68,7 +69,7 @@ def make_ready(
         torch.backends.cudnn.benchmark = False
         _channels_last(model)
     if execution == "fused":
-        _use_kernel(model)
+        _use_kernels(model)
     if execution in ("packed", "fused"):
         _pack(model)
     elif execution == "compiled":
@@ -85,10 +86,12 @@ def _channels_last(model: LatentDiffusion) -> None:
             layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def _use_kernel(model: LatentDiffusion) -> None:
-    for layer in model.unet.modules():
+def _use_kernels(model: LatentDiffusion) -> None:
+    for layer in model.modules():
         if isinstance(layer, CrossAttention):
             layer.attend = attention
+        elif isinstance(layer, GroupNorm):
+            layer.kernel = group_norm
 
 
 def _pack(model: LatentDiffusion) -> None:

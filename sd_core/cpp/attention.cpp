@@ -1,4 +1,4 @@
-// Attention in bfloat16 for CPUs with AMX; `sd_core/attention.py` says what for.
+// Attention in bfloat16 for CPUs with AMX; `sd_core/kernels.py` says what for.
 //
 // FlashAttention (Dao et al. 2022) with the online softmax of Milakov & Gimelshein 2018: blocks of
 // queries pass over blocks of keys small enough to stay in the first-level cache, and no score is
@@ -7,19 +7,16 @@
 // AMX has eight tiles of 16 rows of 64 bytes. A product adds a (16 x 32 bfloat16) tile times a
 // (32 x 16) one, whose rows hold pairs of its own, to a (16 x 16 float32) one.
 
-#include <immintrin.h>
-
-#include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
 
+#include "vectors.h"
+
 namespace {
 
-using bfloat16 = std::uint16_t;
 using Pair = std::uint32_t;  // two bfloat16, one above the other in a column
 
 constexpr int TILE = 16;             // rows of a tile, and its columns of 32 bits
@@ -38,10 +35,6 @@ struct Sizes {
     std::int32_t rows, heads, queries, keys, dim, threads;
     Strides q, k, v;
 };
-
-constexpr int pieces(int n, int size) { return (n + size - 1) / size; }
-
-__mmask16 first(int n) { return static_cast<__mmask16>((1u << std::clamp(n, 0, TILE)) - 1); }
 
 struct alignas(64) TileConfig {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -84,17 +77,6 @@ class Memory {
 
 // GCC does not know that tile instructions read and write memory.
 void tiles_see_memory() { std::atomic_signal_fence(std::memory_order_seq_cst); }
-
-// 2^x for x <= 0, to 7.5e-5, a fiftieth of what rounding to bfloat16 takes: a cubic for the
-// fraction, with the least greatest relative error on [0, 1].
-__m512 exp2(__m512 x) {
-    const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 power = _mm512_set1_ps(0.0780245302f);
-    power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(0.226067146f));
-    power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(0.695833543f));
-    power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(0.999925219f));
-    return _mm512_scalef_ps(power, x);  // by the whole part
-}
 
 class Head {
   public:
@@ -169,9 +151,7 @@ class Head {
             const __m512 share = _mm512_set1_ps(1.0f / total[i]);
             for (int d = 0; d < dim_; d += TILE) {
                 const __m512 sums = _mm512_load_ps(sums_ + i * TILE * groups_ + d);
-                const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(sums, share));
-                _mm256_mask_storeu_epi16(out + i * out_token + d, first(dim_ - d),
-                                         reinterpret_cast<const __m256i&>(rounded));
+                store(out + i * out_token + d, first(dim_ - d), _mm512_mul_ps(sums, share));
             }
         }
     }

@@ -1,0 +1,119 @@
+"""Kernels of our own for bfloat16 on CPUs with AMX (`sd_core/cpp`).
+
+Attention: at v1's head size of 40 it is limited by its exponentials, not by its products, and
+torch's kernel spends two thirds of its time there. Ours needs only as many digits of them as
+bfloat16 keeps, and takes half the time. Group norm: torch's kernel for channels-last takes several
+times what reading and writing the map does, and SiLU is another pass.
+
+They are built when the package is installed, where there is a C++ compiler that knows AMX;
+everywhere else torch's kernels serve.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class _Strides(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("row", "head", "token")]
+
+
+class _AttentionSizes(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("rows", "heads", "queries", "keys", "dim")),
+        ("threads", ctypes.c_int32),
+        *((name, _Strides) for name in ("q", "k", "v")),
+    ]
+
+
+class _GroupNormSizes(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("rows", "pixels", "channels", "groups", "silu", "threads")
+    ]
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """None where the kernels were not built, or where this machine cannot run them."""
+    path = Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
+    # Asked last, for it takes leave of the operating system to use the tiles.
+    if not (path.exists() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
+        return None
+    # Threads come from torch's own pool: its OpenMP library is loaded for all to see.
+    library = ctypes.CDLL(str(path))
+    pointers = [ctypes.c_void_p] * 4
+    for name, sizes in (("attention", _AttentionSizes), ("group_norm", _GroupNormSizes)):
+        function = getattr(library, f"sdbatch_{name}")
+        function.argtypes = [*pointers, ctypes.POINTER(sizes), ctypes.c_float]
+    return library
+
+
+def have_kernels() -> bool:
+    """Whether the functions below can be called here."""
+    return _library() is not None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q · kᵀ / sqrt(d)) · v, as `torch.nn.functional.scaled_dot_product_attention`.
+
+    q: (B, heads, T, d); k and v: (B, heads, S, d); all bfloat16 on a CPU, d even. Returns
+    (B, heads, T, d), bfloat16. A query's result depends on no other query, row or thread.
+    Raises `ValueError` for other types, devices and shapes, `MemoryError`.
+    """
+    rows, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    if k.shape != v.shape or k.shape != (rows, heads, keys, dim) or dim % 2 or not k.numel():
+        shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
+        raise ValueError(f"attention of {shapes}; d is even, and k and v are of the same shape")
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    out = torch.empty(rows, queries, heads, dim, dtype=q.dtype)
+    sizes = _AttentionSizes(
+        *(rows, heads, queries, keys, dim),
+        torch.get_num_threads(),
+        *(_Strides(*t.stride()[:3]) for t in (q, k, v)),
+    )
+    _call("attention", (q, k, v, out), sizes, dim**-0.5)
+    return out.transpose(1, 2)
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+) -> Tensor:
+    """`torch.nn.functional.group_norm`, and SiLU of it where that is wanted.
+
+    x: (B, channels, h, w); weight, bias: (channels,); all bfloat16 on a CPU, channels a multiple of
+    groups. Returns (B, channels, h, w), bfloat16, in channels-last, as x should be. A row's result
+    depends on no other row or thread.
+    Raises `ValueError` for other types, devices and shapes, `MemoryError`.
+    """
+    rows, channels, height, width = x.shape
+    if channels % groups or weight.shape != (channels,) or bias.shape != (channels,):
+        raise ValueError(
+            f"group norm of {channels} channels in {groups} groups, with "
+            f"{tuple(weight.shape)} weights and {tuple(bias.shape)} biases"
+        )
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(x)
+    sizes = _GroupNormSizes(
+        *(rows, height * width, channels, groups), int(silu), torch.get_num_threads()
+    )
+    _call("group_norm", (x, weight.contiguous(), bias.contiguous(), out), sizes, eps)
+    return out
+
+
+def _call(name: str, tensors: tuple[Tensor, ...], sizes: ctypes.Structure, number: float) -> None:
+    library = _library()
+    if library is None:
+        raise ValueError("the kernels are not on this machine")
+    if any(t.dtype is not torch.bfloat16 or t.device.type != "cpu" for t in tensors):
+        raise ValueError(f"{name} is for bfloat16 on a CPU")
+    pointers = (t.data_ptr() for t in tensors)
+    if getattr(library, f"sdbatch_{name}")(*pointers, ctypes.byref(sizes), number):
+        raise MemoryError(f"no memory for {name}")
