@@ -3,8 +3,9 @@
 A job of 200 images with mixed steps (10 to 60), samplers, guidance (a quarter without), strengths
 and two shapes, on the demo model. The peer is diffusers on the same weights, which renders what has
 equal parameters together and can do no other: its best is one batch for each group, as large as our
-batches may be. Both run the same images in this process, one after the other, in float32 unless
---dtype says otherwise; the peer's text encoding, sampling and decoding are its pipelines' own.
+batches may be. Both run the same images in this process, one after the other, in the type that this
+CPU multiplies fastest unless --dtype says otherwise; the peer's text encoding, sampling and
+decoding are its pipelines' own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sd_core.device import DTYPES, resolve_dtype
 from sd_core.engine import Batch, Engine, Request, batch_rows
 from sd_core.execution import make_ready
 from sd_core.model import LatentDiffusion, load_model
@@ -131,22 +133,21 @@ def diffusers(folder: Path, requests: list[Request], dtype: torch.dtype) -> dict
     return {"seconds": round(time.perf_counter() - began, 1), "calls": len(calls)}
 
 
-def measure(folder: Path, images: int, dtype: str) -> dict[str, Any]:
+def measure(folder: Path, images: int, dtype: torch.dtype) -> dict[str, Any]:
     from sd_core.weights.export import save_diffusers
 
-    number_type = getattr(torch, dtype)
     model = load_model("demo", device="cpu", dtype=dtype)
     save_diffusers(model, folder / "demo")
     make_ready(model)
     requests = job(images)
     warm_up = job(4, seed=1)
     ours(model, warm_up)
-    diffusers(folder / "demo", warm_up, number_type)
+    diffusers(folder / "demo", warm_up, dtype)
     exact = ours(model, requests)
-    peer = diffusers(folder / "demo", requests, number_type)
+    peer = diffusers(folder / "demo", requests, dtype)
     return {
         "images": images,
-        "dtype": dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "sdbatch": exact,
         "diffusers_grouped": peer,
@@ -157,11 +158,12 @@ def measure(folder: Path, images: int, dtype: str) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--check", action="store_true", help="exit code 1 if not as wanted")
     args = parser.parse_args()
+    dtype = resolve_dtype(args.dtype, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="sdbatch-bench-") as folder:
-        report = judged(measure(Path(folder), args.images, args.dtype), WANTED)
+        report = judged(measure(Path(folder), args.images, dtype), WANTED)
     print(json.dumps(report, indent=2))
     return exit_code(report, check=args.check)
 
