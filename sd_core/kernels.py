@@ -1,8 +1,9 @@
 """Kernels of our own for bfloat16 on CPUs with AMX (`sd_core/cpp`).
 
 Attention: at v1's head size of 40 it is limited by its exponentials, not by its products. Ours has
-only as many digits of them as bfloat16 keeps, and takes half the time of torch's kernel. Group norm: torch's kernel for channels-last takes several
-times what reading and writing the map does, and SiLU is another pass.
+only as many digits of them as bfloat16 keeps, and takes half the time of torch's kernel. Group
+norm: torch's kernel for channels-last takes several times what reading and writing the map does,
+and SiLU is another pass.
 
 They are built when the package is installed, where there is a C++ compiler that knows AMX;
 everywhere else torch's kernels serve.
