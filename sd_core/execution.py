@@ -91,7 +91,7 @@ def _use_kernels(model: LatentDiffusion) -> None:
         if isinstance(layer, CrossAttention):
             layer.attend = attention
         elif isinstance(layer, GroupNorm):
-            layer.kernel = group_norm
+            layer.normalise = group_norm
 
 
 def _pack(model: LatentDiffusion) -> None:

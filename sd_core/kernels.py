@@ -46,8 +46,11 @@ def _library() -> ctypes.CDLL | None:
     # Asked last, for it takes leave of the operating system to use the tiles.
     if not (path.exists() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
         return None
-    # Threads come from torch's own pool: its OpenMP library is loaded for all to see.
-    library = ctypes.CDLL(str(path))
+    try:
+        # Threads come from torch's own pool: its OpenMP library is loaded for all to see.
+        library = ctypes.CDLL(str(path))
+    except OSError:  # a torch with another one
+        return None
     pointers = [ctypes.c_void_p] * 4
     for name, sizes in (("attention", _AttentionSizes), ("group_norm", _GroupNormSizes)):
         function = getattr(library, f"sdbatch_{name}")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sd_core import kernels
 from sd_core.kernels import attention, group_norm, have_kernels
 from sd_core.layers import split_heads
 
@@ -54,6 +55,21 @@ def test_there_are_kernels_where_they_can_be_built_and_run():
         assert have_kernels()
     elif not torch.cpu._is_amx_tile_supported():
         assert not have_kernels()
+
+
+@needs_kernels
+def test_kernels_that_cannot_be_loaded_are_not_there(monkeypatch):
+    def refused(path: str) -> None:
+        raise OSError(f"{path}: undefined symbol: GOMP_parallel")
+
+    monkeypatch.setattr(kernels.ctypes, "CDLL", refused)
+    kernels._library.cache_clear()
+    try:
+        assert not have_kernels()
+        with pytest.raises(ValueError, match="the kernels are not on this machine"):
+            attention(*inputs(1, 2, 4, 5, 8))
+    finally:
+        kernels._library.cache_clear()
 
 
 # Attention
