@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sd_core.engine import Engine, Request
     from sd_core.execution import make_ready
-    from sd_core.model import LatentDiffusion, load_model
+    from sd_core.loading import load_model
+    from sd_core.model import LatentDiffusion
     from sd_core.samplers import step_table
     from sd_core.sampling import sample_latents
     from sd_core.weights.errors import CheckpointError
@@ -33,7 +34,7 @@ _MODULES = {
     "Engine": "sd_core.engine",
     "LatentDiffusion": "sd_core.model",
     "Request": "sd_core.engine",
-    "load_model": "sd_core.model",
+    "load_model": "sd_core.loading",
     "make_ready": "sd_core.execution",
     "sample_latents": "sd_core.sampling",
     "step_table": "sd_core.samplers",

@@ -15,6 +15,7 @@ the engine's fixed row counts make possible.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,16 +24,48 @@ from torch import nn
 from sd_core.kernels import attention, group_norm, have_kernels
 from sd_core.layers import CrossAttention, GroupNorm
 from sd_core.model import LatentDiffusion
-from sd_core.packing import can_pack, input_sizes, pack
-from sd_core.spec import EXECUTIONS, LATENT_FACTOR
+from sd_core.packing import can_pack, pack
+from sd_core.spec import EXECUTIONS, LATENT_FACTOR, ModelSpec
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 
-PACKED_ROWS = 2
-"""Weights are laid out for one native image with guidance first; see `sd_core.packing`."""
+PACKED = ("packed", "fused")
+"""The ways of running that have weights laid out for the CPU's kernels."""
 
 SHAPES_COMPILED = 1024
 """Image sizes that one process may compile programs for; torch refuses the next."""
+
+
+class ExecutionError(ValueError):
+    """This machine cannot run a model in the way that was asked for."""
+
+
+def resolve_execution(execution: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The way of running of that name; "auto" is, on a CPU, the first of fused and packed that it
+    has the kernels of for the type; else eager.
+
+    Raises `ExecutionError` for another name, and where this machine cannot do what is asked.
+    """
+    if execution not in EXECUTIONS:
+        expected = ", ".join(EXECUTIONS)
+        raise ExecutionError(f"execution {execution!r} is unknown; expected {expected}")
+    packable = can_pack(device, dtype)
+    fusable = packable and dtype is torch.bfloat16 and have_kernels()
+    if execution == "auto":
+        return "fused" if fusable else "packed" if packable else "eager"
+    if execution == "packed" and not packable:
+        name = str(dtype).removeprefix("torch.")
+        raise ExecutionError(
+            f"execution packed is for CPUs with kernels for {name}, not for this {device}"
+        )
+    if execution == "fused" and not fusable:
+        raise ExecutionError(
+            "execution fused is for bfloat16 on CPUs with AMX, where sdbatch was installed with a "
+            "C++ compiler; packed runs without"
+        )
+    if execution == "compiled":
+        _find_compiler()
+    return execution
 
 
 def make_ready(
@@ -40,38 +73,51 @@ def make_ready(
 ) -> LatentDiffusion:
     """Prepares a loaded model for many evaluations, in place; returns it.
 
-    execution: see above. "auto" is, on a CPU, the first of fused and packed that it has the kernels
-        of for the model's type; else eager. A packed or fused model has no state dict any more.
+    execution: see above and `resolve_execution`. A packed or fused model has no state dict any
+        more.
     cache: folder for compiled programs; by default torch's own.
-    Raises `ValueError` for another name, and where this machine cannot do what is asked; `OSError`
-    where the cache cannot be made.
+    Raises `ExecutionError`, `ValueError` if it is ready already, `OSError` where the cache cannot
+    be made.
     """
-    if execution not in EXECUTIONS:
-        raise ValueError(f"execution {execution!r} is unknown; expected {', '.join(EXECUTIONS)}")
+    execution = resolve_execution(execution, model.device, model.dtype)
     if model.execution != "eager":
         raise ValueError(f"the model is {model.execution} already")
-    packable = can_pack(model.device, model.dtype)
-    fusable = packable and model.dtype is torch.bfloat16 and have_kernels()
-    if execution == "auto":
-        execution = "fused" if fusable else "packed" if packable else "eager"
-    if execution == "packed" and not packable:
-        dtype = str(model.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"execution packed is for CPUs with kernels for {dtype}, not for this {model.device}"
-        )
-    if execution == "fused" and not fusable:
-        raise ValueError(
-            "execution fused is for bfloat16 on CPUs with AMX, where sdbatch was installed with a "
-            "C++ compiler; packed runs without"
-        )
+    if execution in PACKED:
+        pack_part(model.unet, model.spec, execution)
+        pack_part(model.vae, model.spec, execution)
+    return run_as(model, execution, cache)
+
+
+def pack_part(
+    part: UNet | AutoencoderKL,
+    spec: ModelSpec,
+    execution: str,
+    lend: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Lays out the weights of a model's part for the native size, for a way of running that is one
+    of `PACKED`. spec: of the model. lend: see `sd_core.packing.pack`.
+    """
+    if execution == "fused":
+        _use_kernels(part)
+    # torch gives float32 products of linear layers to MKL, which needs no layout of its own and was
+    # faster: 10.6 s against 11.1 s an evaluation at v1 size on two cores with AVX2. Those of the
+    # other types it gives to oneDNN, which lays the weights out at every call.
+    linears = next(part.parameters()).dtype is not torch.float32
+    # An image with guidance is two rows, and decoded alone.
+    latents = isinstance(part, UNet)
+    rows, side = (2, spec.native_size // LATENT_FACTOR) if latents else (1, spec.native_size)
+    with torch.no_grad():
+        pack(part, rows, side, linears=linears, lend=lend)
+
+
+def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> LatentDiffusion:
+    """The model, in place, for this way of running, which its weights are laid out for already."""
     if model.device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         _channels_last(model)
-    if execution == "fused":
-        _use_kernels(model)
-    if execution in ("packed", "fused"):
-        _pack(model)
+    if execution in PACKED:
+        model.memory_format = torch.channels_last
     elif execution == "compiled":
         _compile(model, cache)
     model.execution = execution
@@ -86,45 +132,15 @@ def _channels_last(model: LatentDiffusion) -> None:
             layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def _use_kernels(model: LatentDiffusion) -> None:
-    for layer in model.modules():
+def _use_kernels(part: nn.Module) -> None:
+    for layer in part.modules():
         if isinstance(layer, CrossAttention):
             layer.attend = attention
         elif isinstance(layer, GroupNorm):
             layer.normalise = group_norm
 
 
-def _pack(model: LatentDiffusion) -> None:
-    """Lays the weights out for the native size."""
-    model.memory_format = torch.channels_last
-    spec = model.spec
-    side = spec.native_size // LATENT_FACTOR
-    with torch.device("meta"):
-        unet, vae = UNet(spec.unet), AutoencoderKL(spec.vae)
-        latents = torch.empty(PACKED_ROWS, spec.unet.in_channels, side, side)
-        timesteps = torch.empty(PACKED_ROWS)
-        context = torch.empty(PACKED_ROWS, spec.text.length, spec.unet.context_dim)
-        image = torch.empty(1, 3, spec.native_size, spec.native_size)
-
-    def through_unet() -> None:
-        # Timesteps and prompts are embedded ahead of the steps, by the layers as they are.
-        with torch.no_grad():
-            unet(latents, unet.embed(timesteps), unet.project(context))
-
-    def through_vae() -> None:
-        with torch.no_grad():
-            vae.decode(vae.moments(image)[0])
-
-    # torch gives float32 products of linear layers to MKL, which needs no layout of its own and was
-    # faster: 10.6 s against 11.1 s an evaluation at v1 size on two cores with AVX2. Those of the
-    # other types it gives to oneDNN, which lays the weights out at every call.
-    linears = model.dtype is not torch.float32
-    with torch.no_grad():
-        pack(model.unet, input_sizes(unet, through_unet), linears=linears)
-        pack(model.vae, input_sizes(vae, through_vae), linears=linears)
-
-
-def _compile(model: LatentDiffusion, cache: Path | None) -> None:
+def _find_compiler() -> None:
     from torch._inductor import cpp_builder  # takes a while to import
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -132,7 +148,10 @@ def _compile(model: LatentDiffusion, cache: Path | None) -> None:
         cpp_builder.get_cpp_compiler()
     except InvalidCxxCompiler:
         # Otherwise every image would fail with it.
-        raise ValueError("execution compiled needs a C++ compiler, such as g++") from None
+        raise ExecutionError("execution compiled needs a C++ compiler, such as g++") from None
+
+
+def _compile(model: LatentDiffusion, cache: Path | None) -> None:
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
         # Read by torch when it compiles first; it is the only way to tell it.

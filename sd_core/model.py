@@ -1,4 +1,4 @@
-"""The latent diffusion model: text encoder, UNet and autoencoder, and how to load one.
+"""The latent diffusion model: text encoder, UNet and autoencoder.
 
 All tensors in and out are float32, whatever type the weights are in: the mathematics of sampling
 runs in float32, and one rule is easier to keep than one for each method.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sd_core.device import resolve_device, resolve_dtype
+import sd_core.device  # noqa: F401  # asks for huge pages, before there is a tensor
 from sd_core.layers import KeysValues
 from sd_core.noise import draw_noise
 from sd_core.spec import LATENT_FACTOR, ModelSpec
@@ -21,10 +20,6 @@ from sd_core.text import TextEncoder
 from sd_core.tokenizer import MAX_TOKENS, tokenize
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
-from sd_core.weights.assemble import assemble
-from sd_core.weights.errors import CheckpointError
-from sd_core.weights.open import open_checkpoint, open_vae, with_vae
-from sd_core.weights.plausible import check_sizes
 
 
 @dataclass(frozen=True)
@@ -49,14 +44,23 @@ class LatentDiffusion(nn.Module):
 
     Every method takes tensors on any device, of any floating point type, and returns float32 on
     the model's device. A wrong shape is a `ValueError` naming it and the expected one.
+
+    text, unet, vae: its parts, where they are there already.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        text: TextEncoder | None = None,
+        unet: UNet | None = None,
+        vae: AutoencoderKL | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
-        self.text = TextEncoder(spec.text)
-        self.unet = UNet(spec.unet)
-        self.vae = AutoencoderKL(spec.vae)
+        self.text = TextEncoder(spec.text) if text is None else text
+        self.unet = UNet(spec.unet) if unet is None else unet
+        self.vae = AutoencoderKL(spec.vae) if vae is None else vae
         self.provenance: Provenance | None = None
         # Both are changed by `sd_core.execution.make_ready`.
         self.execution = "eager"
@@ -188,63 +192,3 @@ def _check(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
     ):
         wanted = ", ".join("any" if n is None else str(n) for n in expected)
         raise ValueError(f"{name} have shape {shape}; expected ({wanted})")
-
-
-def load_model(
-    source: str | Path,
-    *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    config: str | Path | None = None,
-    vae: str | Path | None = None,
-) -> LatentDiffusion:
-    """Loads a Stable Diffusion v1 model, ready for inference.
-
-    source: "demo"; a CompVis single file (`.ckpt` or `.safetensors`); a diffusers folder; or
-        `hf:owner/name[@revision]`, a model in the diffusers format on the hub.
-    device: "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one.
-    dtype: "float32", "bfloat16", "float16"; "auto" is float16 on a GPU, and on a CPU bfloat16 where
-        that is native, else float32.
-    config: an original `v1-inference.yaml` for a single file. Without it sizes are read off the
-        weights' shapes.
-    vae: another autoencoder to use instead: a file, a folder or `hf:owner/name[@revision]`.
-
-    Raises `CheckpointError`, a `ValueError`, saying what is wrong with a source, and `ValueError`
-    for a device or type that is unknown or not here.
-    """
-    target = resolve_device(device)
-    number_type = resolve_dtype(dtype, target)
-    checkpoint = open_checkpoint(source, None if config is None else Path(config))
-    vae_revision = None
-    if vae is not None:
-        replacement, vae_revision = open_vae(vae)
-        checkpoint = with_vae(checkpoint, replacement)
-    model = _empty_model(checkpoint.spec, str(source))
-    modules = {"text": model.text, "unet": model.unet, "vae": model.vae}
-    digest = assemble(modules, checkpoint, device=target, dtype=number_type)
-    _fill_position_ids(model.text, target)
-    model.provenance = Provenance(
-        source=str(source),
-        format=checkpoint.format,
-        digest=digest,
-        revision=checkpoint.revision,
-        vae=None if vae is None else str(vae),
-        vae_revision=vae_revision,
-    )
-    return model.requires_grad_(False).eval()
-
-
-def _empty_model(spec: ModelSpec, source: str) -> LatentDiffusion:
-    """The model without memory for its weights."""
-    check_sizes(spec, source)
-    try:
-        with torch.device("meta"):
-            return LatentDiffusion(spec)
-    except (ValueError, RuntimeError) as error:  # groups that do not divide, tensors beyond 2^63
-        raise CheckpointError(f"{source}: no model can have these sizes: {error}") from None
-
-
-def _fill_position_ids(text: TextEncoder, device: torch.device) -> None:
-    """transformers keeps 0 … 76 in a buffer that is in no state dict, so it is still on `meta`."""
-    position_ids = torch.arange(text.spec.length, device=device)[None]
-    text.transformer.embeddings.register_buffer("position_ids", position_ids, persistent=False)

@@ -25,7 +25,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, split_heads
+from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, Upsample, split_heads
+from sd_core.unet import UNet
+from sd_core.vae import AutoencoderKL
 
 Size = tuple[int, ...]
 
@@ -120,6 +122,10 @@ class PackedWeight:
         return _layout(self._reorder, self._shape, self._dtype, size)
 
 
+def _copied(bias: Tensor) -> nn.Parameter:
+    return nn.Parameter(bias.clone(), requires_grad=False)
+
+
 class PackedConv2d(nn.Module):
     """A convolution, its weight laid out for inputs of this size (B, C, H, W) at first.
 
@@ -128,7 +134,7 @@ class PackedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, size: Size, scratch: Tensor) -> None:
         super().__init__()
-        self.bias = conv.bias
+        self.bias = None if conv.bias is None else _copied(conv.bias)
         self._geometry = cast(Size, conv.padding), conv.stride, conv.dilation, conv.groups
         # New memory for each copy would cost more than the copy.
         out, into, height, width = conv.weight.shape
@@ -147,7 +153,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int) -> None:
         super().__init__()
-        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+        self.bias = None if bias is None else _copied(bias)
         self.weight = PackedWeight(weight, LinearReorder(), (tokens,))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,7 +192,7 @@ class PackedSelfAttention(nn.Module):
         self.heads, self.attend = attention.heads, attention.attend
         together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
         self.to_qkv = PackedLinear(together, None, tokens)
-        self.to_out = _packed_linear(attention.to_out[0], tokens)
+        self.to_out = _packed_linear(cast(nn.Linear, attention.to_out[0]), tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
@@ -194,55 +200,74 @@ class PackedSelfAttention(nn.Module):
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
-def pack(module: nn.Module, sizes: Mapping[str, Size], *, linears: bool) -> None:
-    """Packs the layers of a module in place, one after the other, so that memory holds no second
-    copy of the weights.
+def pack(
+    part: UNet | AutoencoderKL,
+    rows: int,
+    side: int,
+    *,
+    linears: bool,
+    lend: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Packs a part's layers in place, one after the other, so that memory holds no second copy of
+    the weights.
 
-    sizes: of the inputs, by name of the layer, as `input_sizes` finds them. A layer without one is
-    not run in `forward`, and stays as it is. linears: the linear layers too.
+    rows, side: of what is laid out for, the side in pixels of what goes into the part. linears: the
+    linear layers too. lend: called with each layer's name before it is packed, to put weights there
+    that are elsewhere yet; they are not used after the next call.
     """
+    sizes = input_sizes(part, rows, side)
     # By name: a list of the layers would keep them all alive until the last is packed.
-    convs = {n: m.weight.numel() for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
-    dtype = next(module.parameters()).dtype
-    scratch = torch.empty(max(convs.values(), default=0), dtype=dtype)
+    convs = {n: m.weight.numel() for n, m in part.named_modules() if isinstance(m, nn.Conv2d)}
+    scratch = torch.empty(max(convs.values()), dtype=next(part.parameters()).dtype)
     for name in convs:
-        if name in sizes:
-            conv = cast(nn.Conv2d, module.get_submodule(name))
-            _replace(module, name, PackedConv2d(conv, sizes[name], scratch))
+        lend(name)
+        conv = cast(nn.Conv2d, part.get_submodule(name))
+        _replace(part, name, PackedConv2d(conv, sizes[name], scratch))
     if not linears:
         return
-    blocks = [(n, m) for n, m in module.named_modules() if isinstance(m, TransformerBlock)]
-    for name, block in blocks:  # they stay, only what is in them changes places
-        _pack_linears(block, torch.Size(sizes[f"{name}.attn1.to_q"][:-1]).numel())
+    blocks = [(n, m) for n, m in part.named_modules() if isinstance(m, TransformerBlock)]
+    for place, block in blocks:  # they stay, only what is in them changes places
+        for name, packed in _LINEARS.items():
+            lend(f"{place}.{name}")
+            _replace(block, name, packed(block.get_submodule(name), prod(sizes[place][:2])))
 
 
-def _pack_linears(block: TransformerBlock, tokens: int) -> None:
-    _replace(block, "attn1", PackedSelfAttention(block.attn1, tokens))
-    _replace(block, "ff.net.0", PackedGEGLU(cast(GEGLU, block.ff.net[0]), tokens))
-    for name in ("ff.net.2", "attn2.to_q", "attn2.to_out.0"):
-        _replace(block, name, _packed_linear(block.get_submodule(name), tokens))
+def _packed_linear(linear: nn.Linear, tokens: int) -> PackedLinear:
+    return PackedLinear(linear.weight, linear.bias, tokens)
 
 
-def input_sizes(module: nn.Module, run: Callable[[], object]) -> dict[str, Size]:
-    """The sizes of the inputs of all convolutions and linear layers that `run` comes by, by name.
+_LINEARS: Mapping[str, Callable[..., nn.Module]] = {
+    "attn1": PackedSelfAttention,
+    "attn2.to_q": _packed_linear,
+    "attn2.to_out.0": _packed_linear,
+    "ff.net.0": PackedGEGLU,
+    "ff.net.2": _packed_linear,
+}
+"""What a transformer block's parts change places with. Keys and values of the prompt are made once
+for an image, by layers that stay.
+"""
 
-    Both may be on the `meta` device, where running costs nothing.
+
+def input_sizes(part: UNet | AutoencoderKL, rows: int, side: int) -> dict[str, Size]:
+    """The sizes of the inputs of a part's layers, by name: (B, C, H, W) of convolutions, (B, T, C)
+    of transformer blocks. They follow from the layers; running the part would take far longer.
+
+    rows, side: of what goes into the part.
     """
     sizes: dict[str, Size] = {}
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda layer, inputs: sizes.__setitem__(name, tuple(inputs[0].shape))
-
-    hooks = [
-        layer.register_forward_pre_hook(note(name))
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-    ]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    before: list[int] = []  # sides that were halved, for the way back up
+    for name, layer in part.in_order():
+        if isinstance(layer, Upsample):
+            side = before.pop()
+        elif isinstance(layer, TransformerBlock):
+            sizes[name] = rows, side * side, layer.norm1.normalized_shape[0]
+        elif isinstance(layer, nn.Conv2d):
+            kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+            if stride > 1:
+                before.append(side)
+                side += int(padding == 0)  # the autoencoder pads on two sides only
+            sizes[name] = rows, layer.in_channels, side, side
+            side = (side + 2 * int(padding) - kernel) // stride + 1
     return sizes
 
 
@@ -250,12 +275,6 @@ def packed_bytes(module: nn.Module) -> int:
     """Of the packed weights, which are no parameters."""
     packed = (m for m in module.modules() if isinstance(m, PackedConv2d | PackedLinear))
     return sum(layer.weight.nbytes for layer in packed)
-
-
-def _packed_linear(linear: nn.Module, tokens: int) -> PackedLinear:
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{type(linear).__name__} is not a linear layer")
-    return PackedLinear(linear.weight, linear.bias, tokens)
 
 
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:

@@ -1,18 +1,27 @@
 """The CLIP text encoder: token ids to the states the UNet attends to.
 
 The transformer is transformers' `CLIPTextModel`, the class the diffusers weights were saved from.
+transformers takes longer to import than torch, so only what needs it does so, when it does.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from sd_core.spec import TextSpec
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
+
+Shape = tuple[int, ...]
 
 
 def clip_config(spec: TextSpec) -> CLIPTextConfig:
     """transformers' configuration of a text tower of these sizes."""
+    from transformers import CLIPTextConfig
+
     return CLIPTextConfig(
         vocab_size=spec.vocab_size,
         hidden_size=spec.width,
@@ -33,9 +42,35 @@ class TextEncoder(nn.Module):
     """(B, 77) int64 token ids -> (B, 77, width): the last layer after the final norm."""
 
     def __init__(self, spec: TextSpec) -> None:
+        from transformers import CLIPTextModel
+
         super().__init__()
         self.spec = spec
         self.transformer = CLIPTextModel(clip_config(spec))
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.transformer(input_ids=ids).last_hidden_state
+
+
+def weight_shapes(spec: TextSpec) -> dict[str, Shape]:
+    """The names and shapes of a `TextEncoder`'s weights, told without transformers."""
+    width, inner = spec.width, spec.mlp_width
+    layers: dict[str, Shape] = {
+        **{f"self_attn.{name}_proj": (width, width) for name in ("k", "v", "q", "out")},
+        "layer_norm1": (width,),
+        "mlp.fc1": (inner, width),
+        "mlp.fc2": (width, inner),
+        "layer_norm2": (width,),
+    }
+    shapes: dict[str, Shape] = {
+        "embeddings.token_embedding.weight": (spec.vocab_size, width),
+        "embeddings.position_embedding.weight": (spec.length, width),
+    }
+    places = {
+        f"encoder.layers.{number}.{name}": shape
+        for number in range(spec.layers)
+        for name, shape in layers.items()
+    }
+    for name, shape in {**places, "final_layer_norm": (width,)}.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {f"transformer.{name}": shape for name, shape in shapes.items()}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import gzip
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
-from transformers import CLIPTokenizer
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 MAX_TOKENS = 77
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
@@ -21,6 +23,8 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 @cache
 def clip_tokenizer() -> CLIPTokenizer:
     """The tokenizer of CLIP ViT-L/14: 77 ids, padded with the end token, longer prompts cut."""
+    from transformers import CLIPTokenizer  # takes longer than torch to import
+
     packed = resources.files("sd_core.vocab").joinpath(_VOCABULARY).read_bytes()
     lines = gzip.decompress(packed).decode("utf-8").split("\n")
     merges = [(first, second) for first, second in map(str.split, lines[1 : _MERGES + 1])]

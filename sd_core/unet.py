@@ -146,6 +146,10 @@ class UNet(nn.Module):
             x = stage(torch.cat([x, skip], dim=1), shifts, contexts, size)
         return self.out(x)
 
+    def in_order(self) -> Iterator[tuple[str, nn.Module]]:
+        """Its modules by name, in the order that a latent comes by them."""
+        return self.named_modules()
+
     def _blocks(self, kind: type[B]) -> list[B]:
         """All of a kind, in the order that `forward` comes by them."""
         return [module for module in self.modules() if isinstance(module, kind)]

@@ -5,6 +5,8 @@ Parameter names follow the CompVis checkpoints (`first_stage_model.*`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -170,6 +172,13 @@ class AutoencoderKL(nn.Module):
         """Posterior mean and standard deviation of images in [-1, 1], each (B, channels, h, w)."""
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE))
+
+    def in_order(self) -> Iterator[tuple[str, nn.Module]]:
+        """Its modules by name, in the order that an image comes by them, there and back."""
+        back = ["conv_in", "mid", *(f"up.{n}" for n in reversed(range(len(self.decoder.up))))]
+        back = [f"decoder.{name}" for name in (*back, "conv_out")]
+        for name in ("encoder", "quant_conv", "post_quant_conv", *back):
+            yield from self.get_submodule(name).named_modules(prefix=name)
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of unscaled latents; close to [-1, 1], not clamped."""

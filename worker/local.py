@@ -25,8 +25,9 @@ from jobs.settings import Settings
 from jobs.sources import S3
 from jobs.storage import JobKeys, Store
 from sd_core.engine import Engine
-from sd_core.execution import make_ready
-from sd_core.model import LatentDiffusion, load_model
+from sd_core.execution import ExecutionError
+from sd_core.loading import load_model
+from sd_core.model import LatentDiffusion
 from sd_core.weights.errors import CheckpointError
 from worker.finish import Finisher
 from worker.inputs import Inputs
@@ -96,10 +97,14 @@ def load(choice: ModelChoice) -> LatentDiffusion:
             dtype=choice.dtype,
             config=choice.config,
             vae=choice.vae,
+            execution=choice.execution,
+            cache=choice.cache.expanduser() / "compiled",
         )
     except CheckpointError as error:
         where = "" if source == choice.source else f"{choice.source}: "
         raise ModelError(f"{where}{error}") from error
+    except (ExecutionError, OSError) as error:  # no such kernels here; a cache of another's
+        raise InputError(f"SDBATCH_EXECUTION: {error}") from error
     except ValueError as error:  # a device or dtype that this machine has not
         raise InputError(str(error)) from error
     if choice.digest is not None and model.digest != choice.digest:
@@ -107,11 +112,7 @@ def load(choice: ModelChoice) -> LatentDiffusion:
             f"model {choice.name}: {choice.source} has digest {model.digest}, "
             f"the model list says {choice.digest}"
         )
-    try:
-        cache = choice.cache.expanduser() / "compiled"
-        return make_ready(model, choice.execution, cache=cache)
-    except (ValueError, OSError) as error:  # no such kernels or compiler here; a cache of another's
-        raise InputError(f"SDBATCH_EXECUTION: {error}") from error
+    return model
 
 
 def run_job(

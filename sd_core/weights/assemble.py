@@ -1,7 +1,7 @@
 """Checks a checkpoint against the model, strictly, and moves its weights in.
 
-The model is built on the `meta` device, without memory; tensors are read, hashed, converted and
-assigned one at a time, so that loading takes the final weights plus one tensor.
+The model is built on the `meta` device, without memory; tensors are read, converted and assigned
+one at a time, so that loading takes the final weights plus one tensor.
 """
 
 from __future__ import annotations
@@ -23,30 +23,67 @@ from sd_core.weights.stored import Shape, StoredTensor, tensor_bytes
 NAMED = 10
 """How many wrong weights of a kind an error spells out; the others are counted."""
 
+SCRATCH = 2**20  # elements: 4 MiB, which stay in a core's caches
+
 Matched = dict[str, StoredTensor]
 
 
-def assemble(
-    modules: Mapping[str, nn.Module],
-    checkpoint: Checkpoint,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> str:
-    """Fills the components, built on `meta`, with the checkpoint's weights.
+class Filling:
+    """Brings a component's weights in from their file.
 
-    Returns the model's digest: sha256 in hex over the sizes and every weight as stored. It is one
-    for all containers of the same weights and does not depend on `dtype` or `device`.
-    Raises `CheckpointError` naming every missing, unexpected and misshapen weight.
+    module: built on `meta`, of the type that the weights shall have there. stored: of `match`.
     """
-    matched = match(modules, checkpoint)
-    digest = hashlib.sha256(spec_bytes(checkpoint.spec))
+
+    def __init__(self, module: nn.Module, stored: Matched, device: torch.device) -> None:
+        self._module, self._stored, self._device = module, stored, device
+        self._lent = torch.empty(0)
+        self._scratch = torch.empty(SCRATCH)
+
+    def bring(self) -> None:
+        """All weights that are not there yet."""
+        for name, parameter in self._missing(""):
+            self._put(name, torch.empty_like(parameter, device=self._device))
+
+    def lend(self, part: str) -> None:
+        """The weights of a submodule, until the next call, which takes their memory for its own:
+        for weights that are only copied, new memory would cost more than reading them.
+        """
+        missing = self._missing(part)
+        needed = sum(parameter.numel() for _, parameter in missing)
+        if needed > len(self._lent):
+            largest = max(stored.numel for stored in self._stored.values())
+            dtype = missing[0][1].dtype
+            self._lent = torch.empty(max(needed, largest), dtype=dtype, device=self._device)
+        start = 0
+        for name, parameter in missing:
+            end = start + parameter.numel()
+            self._put(name, self._lent[start:end].view(parameter.shape))
+            start = end
+
+    def _missing(self, part: str) -> list[tuple[str, nn.Parameter]]:
+        found = self._module.get_submodule(part).named_parameters(prefix=part)
+        return [(name, parameter) for name, parameter in found if parameter.is_meta]
+
+    def _put(self, name: str, weight: Tensor) -> None:
+        self._stored[name].copy_into(weight, self._scratch)
+        parent, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(weight, requires_grad=False)
+        setattr(self._module.get_submodule(parent), leaf, parameter)
+
+
+def digest(spec: ModelSpec, matched: Mapping[str, Matched]) -> str:
+    """sha256 in hex over the sizes and every weight as stored: one for all containers of the same
+    weights, whatever type and device they are loaded to.
+    """
+    total = hashlib.sha256(spec_bytes(spec))
     for component in COMPONENTS:
-        tensors = {}
         for name, stored in sorted(matched[component].items()):
-            tensors[name] = _take(f"{component}.{name}", stored, digest, device, dtype)
-        modules[component].load_state_dict(tensors, strict=True, assign=True)
-    return digest.hexdigest()
+            view = stored.view()
+            total.update(f"{component}.{name} {tuple(view.shape)} {view.dtype}\n".encode())
+            total.update(tensor_bytes(view))
+            del view
+            stored.release()
+    return total.hexdigest()
 
 
 def spec_bytes(spec: ModelSpec) -> bytes:
@@ -56,8 +93,12 @@ def spec_bytes(spec: ModelSpec) -> bytes:
     return json.dumps(values, sort_keys=True).encode()
 
 
-def match(modules: Mapping[str, nn.Module], checkpoint: Checkpoint) -> dict[str, Matched]:
-    """The stored tensor of every parameter, by component and our name. See `assemble`."""
+def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> dict[str, Matched]:
+    """The stored tensor of every parameter, by component and our name.
+
+    shapes: of the parameters, by the same. Raises `CheckpointError` naming every missing,
+    unexpected and misshapen weight.
+    """
     missing: list[str] = []
     misshapen: list[str] = []
     extra = [name for name in checkpoint.leftovers if not is_harmless(name)]
@@ -66,15 +107,15 @@ def match(modules: Mapping[str, nn.Module], checkpoint: Checkpoint) -> dict[str,
         part = checkpoint.parts[component]
         found: Matched = {}
         used: set[str] = set()
-        for name, parameter in modules[component].state_dict().items():
+        for name, shape in shapes[component].items():
             in_file = part.name_of(name)
             if in_file is None:
                 missing.append(part.where + part.names(name)[0])
                 continue
             used.add(in_file)
-            stored = _fitted(part.stored[in_file], name, tuple(parameter.shape))
+            stored = _fitted(part.stored[in_file], name, shape)
             if stored is None:
-                misshapen.append(part.where + _misfit(part, in_file, tuple(parameter.shape)))
+                misshapen.append(part.where + _misfit(part, in_file, shape))
             else:
                 found[name] = stored
         unknown = (name for name in part.stored if name not in used and not is_harmless(name))
@@ -116,20 +157,3 @@ def _listed(kind: str, names: list[str]) -> str:
     rest = len(names) - NAMED
     shown = ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
     return f"{len(names)} {kind}: {shown}"
-
-
-def _take(
-    name: str,
-    stored: StoredTensor,
-    digest: hashlib._Hash,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Reads one tensor out of its file: hashes it as stored, returns a converted copy."""
-    view = stored.view()
-    digest.update(f"{name} {tuple(view.shape)} {view.dtype}\n".encode())
-    digest.update(tensor_bytes(view))
-    taken = view.to(device=device, dtype=dtype, copy=True)
-    del view
-    stored.release()
-    return taken

@@ -92,9 +92,27 @@ class StoredTensor:
             return flat.view(self.shape)
         return flat.as_strided(self.shape, self.strides).contiguous()
 
+    def copy_into(self, out: Tensor, scratch: Tensor) -> None:
+        """Copies the elements into a tensor of this shape, converted to its type and moved to its
+        device, and gives their pages back. scratch: some float32 memory on the CPU.
+        """
+        _copy(self.view(), out, scratch)
+        self.release()
+
     def release(self) -> None:
         """Gives the tensor's pages back; whatever `view` returned must not be used after."""
         self.file.release(self.offset, self.span_bytes)
+
+
+def _copy(source: Tensor, out: Tensor, scratch: Tensor) -> None:
+    if {source.dtype, out.dtype} != {torch.float16, torch.bfloat16} or out.device.type != "cpu":
+        out.copy_(source)
+        return
+    # torch converts these two into each other one by one; by float32, which holds both, it takes a
+    # third of the time and gives the same bits.
+    size = len(scratch)
+    for chunk, into in zip(source.view(-1).split(size), out.view(-1).split(size), strict=True):
+        into.copy_(scratch[: len(chunk)].copy_(chunk))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

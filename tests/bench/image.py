@@ -24,7 +24,7 @@ from PIL import Image
 from sd_core.device import DTYPES, resolve_dtype
 from sd_core.engine import Engine, Request
 from sd_core.execution import make_ready
-from sd_core.model import load_model
+from sd_core.loading import load_model
 from sd_core.noise import generator_for
 from sd_core.spec import EXECUTIONS, Sampling
 from sd_core.weights.export import save_diffusers

@@ -13,9 +13,14 @@ import torch
 
 from sd_core.execution import make_ready
 from sd_core.kernels import have_kernels
+from sd_core.layers import TransformerBlock
+from sd_core.loading import load_model
 from sd_core.model import LatentDiffusion
 from sd_core.packing import PackedConv2d, can_pack, input_sizes, pack, packed_bytes
 from sd_core.spec import ModelSpec
+from sd_core.unet import UNet
+from sd_core.vae import AutoencoderKL
+from sd_core.weights.export import save_single_file
 from tests.sd_core.small import ODD, SMALL, small_model
 
 CPU = torch.device("cpu")
@@ -136,6 +141,32 @@ def test_a_row_of_a_packed_batch_depends_on_no_other(execution, dtype):
         assert torch.equal(model.denoise(others, timesteps, context)[place], wanted)
 
 
+@pytest.mark.parametrize("spec", [SMALL, ODD, ModelSpec()], ids=["small", "odd", "v1"])
+@pytest.mark.parametrize("side", [16, 13])
+def test_sizes_of_inputs_are_those_of_a_run(spec, side):
+    """On `meta`, where a run takes no arithmetic; of sides that do not halve evenly, too."""
+    with torch.device("meta"):
+        unet, vae = UNet(spec.unet), AutoencoderKL(spec.vae)
+        latents, images = torch.empty(2, 4, side, side), torch.empty(1, 3, 8 * side, 8 * side)
+        context = torch.empty(2, 77, spec.unet.context_dim)
+        runs = (
+            (unet, 2, side, lambda: unet(latents, torch.empty(2), context)),
+            (vae, 1, 8 * side, lambda: vae.decode(vae.moments(images)[0])),
+        )
+    for part, rows, outer, run in runs:
+        seen: dict[str, tuple[int, ...]] = {}
+        for name, layer in part.named_modules():
+            if isinstance(layer, torch.nn.Conv2d | TransformerBlock):
+                layer.register_forward_pre_hook(
+                    lambda _, inputs, name=name, seen=seen: seen.update(
+                        {name: tuple(inputs[0].shape)}
+                    )
+                )
+        with torch.device("meta"), torch.no_grad():
+            run()
+        assert input_sizes(part, rows, outer) == seen
+
+
 def test_with_linear_layers_every_layer_of_the_steps_is_packed():
     """In float32 for the numbers' sake. What stays as it is runs once for an image: prompts and
     timesteps are embedded ahead."""
@@ -146,7 +177,7 @@ def test_with_linear_layers_every_layer_of_the_steps_is_packed():
     wanted = unet(x, times, context)
     before = sum(weight.nbytes for weight in unet.parameters())
 
-    pack(unet, input_sizes(unet, lambda: unet(x, times, context)), linears=True)
+    pack(unet, 2, 16, linears=True)
 
     assert_close(unet(x, times, context), wanted, 1e-5)
     ahead = re.compile(r"time_embed\.|.*\.(emb_layers\.1|attn2\.to_[kv])")
@@ -168,6 +199,24 @@ def test_auto_is_fused_where_there_are_kernels():
     context = fused.encode_prompt(["a red circle"] * 2)
     one, other = (m.denoise(x, torch.full((2,), 500.0), context) for m in (fused, packed))
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("execution", "dtype"), [*PACKED, FUSED])
+@pytest.mark.parametrize("spec", [SMALL, ODD], ids=["small", "odd"])
+def test_made_ready_while_it_loads_a_model_is_the_same(spec, execution, dtype, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_single_file(small_model(spec), path, dtype=torch.float16)
+    loaded = load_model(path, device="cpu", dtype=dtype, execution=execution)
+    afterwards = make_ready(load_model(path, device="cpu", dtype=dtype), execution)
+    assert (loaded.execution, loaded.digest) == (execution, afterwards.digest)
+    assert packed_bytes(loaded) == packed_bytes(afterwards)
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (
+        (m.denoise(x, torch.tensor([981.0, 1.0]), m.encode_prompt(["a", "b"])), m.decode(x[:1]))
+        for m in (loaded, afterwards)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_auto_is_packed_on_a_cpu_and_only_once():

@@ -12,8 +12,10 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import sd_core
-from sd_core.model import load_model
+from sd_core.loading import load_model
 from sd_core.noise import generator_for
+from sd_core.spec import ModelSpec
+from sd_core.text import TextEncoder, weight_shapes
 from sd_core.weights.export import save_diffusers
 from tests.sd_core.small import ODD, SMALL, small_model
 
@@ -45,6 +47,14 @@ def latents(model, *, batch=2, height=16, width=16, seed=0):
 
 def context(model, batch=2):
     return model.encode_prompt(PROMPTS[:batch])
+
+
+@pytest.mark.parametrize("spec", [SMALL, ODD, ModelSpec()], ids=["small", "odd", "v1"])
+def test_text_weights_are_those_of_transformers(spec):
+    with torch.device("meta"):
+        text = TextEncoder(spec.text)
+    named = {name: tuple(weight.shape) for name, weight in text.state_dict().items()}
+    assert list(weight_shapes(spec.text).items()) == list(named.items())
 
 
 @torch.no_grad()

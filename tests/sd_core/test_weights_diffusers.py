@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from sd_core.model import load_model
+from sd_core.loading import load_model
 from sd_core.weights.export import save_diffusers, save_single_file
 from tests.sd_core.small import ODD, SMALL, small_model
 

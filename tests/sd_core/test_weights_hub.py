@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import close_session, constants
 
-from sd_core.model import load_model
+from sd_core.loading import load_model
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import save_diffusers
 from tests.sd_core.hub_server import running_hub

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd_core.model import load_model
+from sd_core.loading import load_model
 from sd_core.weights import pickle_machine
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.pickle_machine import PickleError

@@ -14,7 +14,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from sd_core.model import LatentDiffusion, load_model
+from sd_core.loading import load_model
+from sd_core.model import LatentDiffusion
 from sd_core.spec import ModelSpec
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import save_single_file, single_file_name, single_file_weights
@@ -147,6 +148,23 @@ def test_half_precision_storage_is_another_digest_and_converts(model, reference,
     assert loaded.dtype == torch.float32
     assert_same(loaded, small_model().to(torch.float16).to(torch.float32))
     assert loaded.digest != reference.digest
+
+
+def test_half_precisions_convert_into_each_other_as_torch_does(model, tmp_path):
+    """What one of them cannot hold, too: subnormal, infinite, and in between."""
+    stored = single_file_weights(model)
+    name = "first_stage_model.encoder.conv_in.bias"
+    odd = torch.tensor([6e-8, -6e-5, 65504.0, -65504.0, torch.inf, 1.00390625, 0.0, -0.0])
+    stored[name] = odd.repeat(len(stored[name]) // len(odd) + 1)[: len(stored[name])]
+    for source, target in (
+        (torch.float16, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+    ):
+        rounded = {key: tensor.to(source) for key, tensor in stored.items()}
+        save_file(rounded, tmp_path / "model.safetensors")
+        loaded = load_model(tmp_path / "model.safetensors", device="cpu", dtype=target)
+        for key, tensor in single_file_weights(loaded).items():
+            assert torch.equal(tensor, rounded[key].to(target)), key
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sd_core.model import load_model
+from sd_core.loading import load_model
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import save_diffusers, save_single_file
 from tests.sd_core.small import small_model

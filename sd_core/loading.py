@@ -1,0 +1,114 @@
+"""Loads a model: from its files to ready.
+
+Most of a start goes into importing torch and transformers, into new memory, and into the digest. So
+the digest is made in a thread while transformers is imported, which keeps one core busy, too; and
+weights are laid out for the CPU's kernels as they come out of the file, without a copy in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from sd_core.device import resolve_device, resolve_dtype
+from sd_core.execution import PACKED, pack_part, resolve_execution, run_as
+from sd_core.model import LatentDiffusion, Provenance
+from sd_core.text import TextEncoder, weight_shapes
+from sd_core.unet import UNet
+from sd_core.vae import AutoencoderKL
+from sd_core.weights.assemble import Filling, digest, match
+from sd_core.weights.errors import CheckpointError
+from sd_core.weights.open import open_checkpoint, open_vae, with_vae
+from sd_core.weights.plausible import check_sizes
+from sd_core.weights.stored import Shape
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    config: str | Path | None = None,
+    vae: str | Path | None = None,
+    execution: str = "eager",
+    cache: Path | None = None,
+) -> LatentDiffusion:
+    """Loads a Stable Diffusion v1 model, ready for inference.
+
+    source: "demo"; a CompVis single file (`.ckpt` or `.safetensors`); a diffusers folder; or
+        `hf:owner/name[@revision]`, a model in the diffusers format on the hub.
+    device: "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one.
+    dtype: "float32", "bfloat16", "float16"; "auto" is float16 on a GPU, and on a CPU bfloat16 where
+        that is native, else float32.
+    config: an original `v1-inference.yaml` for a single file. Without it sizes are read off the
+        weights' shapes.
+    vae: another autoencoder to use instead: a file, a folder or `hf:owner/name[@revision]`.
+    execution, cache: see `sd_core.make_ready`; made ready while it loads, a model takes less time
+        and memory.
+
+    Raises `CheckpointError`, a `ValueError`, saying what is wrong with a source; `ExecutionError`,
+    another, where this machine cannot run it so; `ValueError` for a device or type that is unknown
+    or not here; `OSError` where the cache cannot be made.
+    """
+    target = resolve_device(device)
+    number_type = resolve_dtype(dtype, target)
+    execution = resolve_execution(execution, target, number_type)
+    checkpoint = open_checkpoint(source, None if config is None else Path(config))
+    vae_revision = None
+    if vae is not None:
+        replacement, vae_revision = open_vae(vae)
+        checkpoint = with_vae(checkpoint, replacement)
+    spec = checkpoint.spec
+    check_sizes(spec, str(source))
+    empty = partial(_empty, dtype=number_type, source=source)
+    unet, autoencoder = empty(lambda: UNet(spec.unet)), empty(lambda: AutoencoderKL(spec.vae))
+    shapes = {"text": weight_shapes(spec.text), "unet": _shapes(unet), "vae": _shapes(autoencoder)}
+    stored = match(shapes, checkpoint)
+    with ThreadPoolExecutor(1) as beside:
+        digested = beside.submit(digest, spec, stored)
+        text = empty(lambda: TextEncoder(spec.text))  # imports transformers
+        model = LatentDiffusion(spec, text=text, unet=unet, vae=autoencoder)
+        parts = model.named_children()
+        fillings = {name: Filling(part, stored[name], target) for name, part in parts}
+        if execution in PACKED:
+            pack_part(unet, spec, execution, fillings["unet"].lend)
+            pack_part(autoencoder, spec, execution, fillings["vae"].lend)
+        for filling in fillings.values():
+            filling.bring()
+    _fill_position_ids(text, target)
+    model.provenance = Provenance(
+        source=str(source),
+        format=checkpoint.format,
+        digest=digested.result(),
+        revision=checkpoint.revision,
+        vae=None if vae is None else str(vae),
+        vae_revision=vae_revision,
+    )
+    return run_as(model.requires_grad_(False).eval(), execution, cache)
+
+
+def _empty(build: Callable[[], Part], *, dtype: torch.dtype, source: str | Path) -> Part:
+    """A part without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return build().to(dtype)
+    except (ValueError, RuntimeError) as error:  # groups that do not divide, tensors beyond 2^63
+        raise CheckpointError(f"{source}: no model can have these sizes: {error}") from None
+
+
+def _shapes(part: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(weight.shape) for name, weight in part.state_dict().items()}
+
+
+def _fill_position_ids(text: TextEncoder, device: torch.device) -> None:
+    """transformers keeps 0 … 76 in a buffer that is in no state dict, so it is still on `meta`."""
+    position_ids = torch.arange(text.spec.length, device=device)[None]
+    text.transformer.embeddings.register_buffer("position_ids", position_ids, persistent=False)
