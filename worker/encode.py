@@ -14,7 +14,6 @@ import io
 import json
 import re
 import struct
-import zlib
 from collections.abc import Mapping
 from typing import Any
 from xml.sax.saxutils import escape, unescape
@@ -25,14 +24,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from worker.a1111 import a1111_text
+from worker.png import png_file
 
 DEFAULT_QUALITY = 95
 """Of JPEG and WebP, 1 to 100. PNG is lossless."""
 
-PNG_LEVEL = 4  # zlib's level; higher ones take longer and save under 1 % on such images
-PNG_SAMPLE_ROWS = 16
-"""A picture with grain has nothing to find for zlib but runs: then its RLE strategy gives the size
-of the default in a third of the time. Flat drawings need the search. So many rows tell."""
 RECORD_CHUNK = "sdbatch"
 
 _XMP = (
@@ -73,16 +69,16 @@ def encode_image(
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (H, W, 3)")
-    image = Image.fromarray(np.ascontiguousarray(pixels))
     # ASCII, so that any prompt survives any tool.
     full = json.dumps(record, separators=(",", ":"))
-    buffer = io.BytesIO()
     if format == "png":
         info = PngInfo()
         info.add_text("parameters", a1111_text(record))  # Pillow takes iTXt where Latin-1 is short
         info.add_itxt(RECORD_CHUNK, full)
-        image.save(buffer, "PNG", pnginfo=info, **_png_compression(image))
-    elif format in ("jpeg", "webp"):
+        return png_file(pixels, [(kind, data) for kind, data, *_ in info.chunks])
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    buffer = io.BytesIO()
+    if format in ("jpeg", "webp"):
         exif, xmp = _exif(a1111_text(record)), _XMP.format(record=escape(full)).encode()
         if format == "webp":
             image.save(buffer, "WEBP", quality=quality, exif=exif, xmp=xmp)
@@ -91,20 +87,6 @@ def encode_image(
     else:
         raise ValueError(f"format {format!r} is unknown; png, jpeg or webp")
     return buffer.getvalue()
-
-
-def _png_compression(image: Image.Image) -> dict[str, int]:
-    """Pillow's options for this picture; a function of its pixels alone."""
-    runs, search = {"compress_type": zlib.Z_RLE}, {"compress_level": PNG_LEVEL}
-    middle = image.height // 2
-    strip = image.crop((0, middle, image.width, min(middle + PNG_SAMPLE_ROWS, image.height)))
-
-    def size(options: dict[str, int]) -> int:
-        buffer = io.BytesIO()
-        strip.save(buffer, "PNG", **options)
-        return buffer.tell()
-
-    return runs if size(runs) <= size(search) else search
 
 
 def read_record(data: bytes) -> dict[str, Any]:

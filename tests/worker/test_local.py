@@ -369,8 +369,8 @@ def test_wrong_digest_and_missing_model_are_model_errors(manifest_path, checkpoi
         run_with(ModelChoice("odd", str(checkpoint), digest="0" * 64))
     with pytest.raises(ModelError, match="nowhere"):
         run_with(ModelChoice("odd", str(tmp_path / "nowhere.ckpt")))
-    with pytest.raises(InputError, match="^SDBATCH_EXECUTION: execution 'fast' is unknown"):
+    with pytest.raises(InputError, match=r"^SDBATCH_EXECUTION: execution 'fast' is unknown"):
         run_with(ModelChoice("odd", str(checkpoint), execution="fast"))
-    with pytest.raises(InputError, match="^device 'tpu' is unknown"):
+    with pytest.raises(InputError, match=r"^device 'tpu' is unknown"):
         run_with(ModelChoice("odd", str(checkpoint), device="tpu"))
     assert list((tmp_path / "out").iterdir()) == []  # no job was begun
