@@ -6,8 +6,9 @@ SDBATCH_STORE    where jobs are written unless a manifest or --store says so; de
 SDBATCH_DEVICE   auto (default), cpu, cuda or cuda:<number>
 SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
 SDBATCH_EXECUTION  auto (default), eager, packed (weights laid out for a CPU), fused (packed, with
-                 kernels for bfloat16 on CPUs with AMX) or compiled (by torch.compile); auto takes
-                 what is fastest, without compiling; bytes of images differ between them
+                 kernels for bfloat16 on CPUs with AVX-512 for it) or compiled (by
+                 torch.compile); auto takes what is fastest, without compiling; bytes of images
+                 differ between them
 SDBATCH_REDIS    the Redis server that holds queue and ledger; default redis://127.0.0.1:6379/0
 SDBATCH_MODEL    the model that a worker loads; default demo
 SDBATCH_STORES   addresses between spaces: a worker then refuses jobs whose store is at or below

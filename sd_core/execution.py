@@ -1,7 +1,7 @@
 """How a loaded model runs fast on its device: the one place that decides it.
 
 eager: as it is. packed: eager, with weights in the layout of the CPU's kernels (`sd_core.packing`).
-fused: packed, with kernels of our own for the UNet's attention and for group norm
+fused: packed, with kernels of our own for norms and, on CPUs with AMX, for the UNet's attention
 (`sd_core.kernels`). compiled: by `torch.compile`, one program for each shape, kept on disk for the
 next start.
 
@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sd_core.kernels import attention, group_norm, have_kernels
-from sd_core.layers import CrossAttention, GroupNorm
+from sd_core.kernels import attention, group_norm, have_attention, have_kernels, layer_norm
+from sd_core.layers import CrossAttention, GroupNorm, LayerNorm
 from sd_core.model import LatentDiffusion
 from sd_core.packing import can_pack, pack
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR, ModelSpec
@@ -60,8 +60,8 @@ def resolve_execution(execution: str, device: torch.device, dtype: torch.dtype) 
         )
     if execution == "fused" and not fusable:
         raise ExecutionError(
-            "execution fused is for bfloat16 on CPUs with AMX, where sdbatch was installed with a "
-            "C++ compiler; packed runs without"
+            "execution fused is for bfloat16 on CPUs with AVX-512 for it, where sdbatch was "
+            "installed with a C++ compiler; packed runs without"
         )
     if execution == "compiled":
         _find_compiler()
@@ -134,10 +134,12 @@ def _channels_last(model: LatentDiffusion) -> None:
 
 def _use_kernels(part: nn.Module) -> None:
     for layer in part.modules():
-        if isinstance(layer, CrossAttention):
+        if isinstance(layer, CrossAttention) and have_attention():
             layer.attend = attention
         elif isinstance(layer, GroupNorm):
             layer.normalise = group_norm
+        elif isinstance(layer, LayerNorm):
+            layer.normalise = layer_norm
 
 
 def _find_compiler() -> None:

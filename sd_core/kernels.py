@@ -1,11 +1,12 @@
-"""Kernels of our own for bfloat16 on CPUs with AMX (`sd_core/cpp`).
+"""Kernels of our own for bfloat16 on CPUs with AVX-512 for it (`sd_core/cpp`).
 
-Attention: at v1's head size of 40 it is limited by its exponentials, not by its products. Ours has
-only as many digits of them as bfloat16 keeps, and takes half the time of torch's kernel. Group
-norm: torch's kernel for channels-last takes several times what reading and writing the map does,
-and SiLU is another pass.
+Attention, which needs AMX: at v1's head size of 40 it is limited by its exponentials, not by its
+products. Ours has only as many digits of them as bfloat16 keeps, and takes half the time of torch's
+kernel. Group norm: torch's kernel for channels-last takes several times what reading and writing
+the map does; SiLU is another pass, and so is what a residual block adds before. Layer norm: half
+the time of torch's.
 
-They are built when the package is installed, where there is a C++ compiler that knows AMX;
+They are built when the package is installed, where there is a C++ compiler that knows these CPUs;
 everywhere else torch's kernels serve.
 """
 
@@ -39,28 +40,46 @@ class _GroupNormSizes(ctypes.Structure):
     ]
 
 
+class _LayerNormSizes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("rows", "width", "threads")]
+
+
+_FUNCTIONS = {
+    "attention": (4, _AttentionSizes),
+    "group_norm": (5, _GroupNormSizes),
+    "layer_norm": (4, _LayerNormSizes),
+}
+"""Name -> how many tensors it takes, and its sizes."""
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
-    """None where the kernels were not built, or where this machine cannot run them."""
+    """None where the kernels were not built, or where this machine cannot run any."""
     path = Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
-    # Asked last, for it takes leave of the operating system to use the tiles.
-    if not (path.exists() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()):
+    if not (path.exists() and torch.cpu._is_avx512_bf16_supported()):
         return None
     try:
         # Threads come from torch's own pool: its OpenMP library is loaded for all to see.
         library = ctypes.CDLL(str(path))
     except OSError:  # a torch with another one
         return None
-    pointers = [ctypes.c_void_p] * 4
-    for name, sizes in (("attention", _AttentionSizes), ("group_norm", _GroupNormSizes)):
+    for name, (tensors, sizes) in _FUNCTIONS.items():
         function = getattr(library, f"sdbatch_{name}")
+        pointers = [ctypes.c_void_p] * tensors
         function.argtypes = [*pointers, ctypes.POINTER(sizes), ctypes.c_float]
     return library
 
 
 def have_kernels() -> bool:
-    """Whether the functions below can be called here."""
+    """Whether the norms below can be called here."""
     return _library() is not None
+
+
+@cache
+def have_attention() -> bool:
+    """Whether `attention` can be called here."""
+    # Asked last, for it takes leave of the operating system to use the tiles.
+    return have_kernels() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -70,6 +89,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (B, heads, T, d), bfloat16. A query's result depends on no other query, row or thread.
     Raises `ValueError` for other types, devices and shapes, `MemoryError`.
     """
+    if not have_attention():
+        raise ValueError("the kernel for attention is not on this machine")
     rows, heads, queries, dim = q.shape
     keys = k.shape[2]
     if k.shape != v.shape or k.shape != (rows, heads, keys, dim) or dim % 2 or not k.numel():
@@ -87,13 +108,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def group_norm(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    silu: bool,
+    added: Tensor | None = None,
 ) -> Tensor:
     """`torch.nn.functional.group_norm`, and SiLU of it where that is wanted.
 
-    x: (B, channels, h, w); weight, bias: (channels,); all bfloat16 on a CPU, channels a multiple of
-    groups. Returns (B, channels, h, w), bfloat16, in channels-last, as x should be. A row's result
-    depends on no other row or thread.
+    x: (B, channels, h, w); weight, bias: (channels,); added: (B, channels), added to x before; all
+    bfloat16 on a CPU, channels a multiple of groups. Returns (B, channels, h, w), bfloat16, in
+    channels-last, as x should be. A row's result depends on no other row or thread.
     Raises `ValueError` for other types, devices and shapes, `MemoryError`.
     """
     rows, channels, height, width = x.shape
@@ -102,21 +130,49 @@ def group_norm(
             f"group norm of {channels} channels in {groups} groups, with "
             f"{tuple(weight.shape)} weights and {tuple(bias.shape)} biases"
         )
+    if added is not None and added.shape != (rows, channels):
+        raise ValueError(
+            f"{tuple(added.shape)} numbers added to {rows} rows of {channels} channels"
+        )
     x = x.contiguous(memory_format=torch.channels_last)
+    added = None if added is None else added.contiguous()
     out = torch.empty_like(x)
     sizes = _GroupNormSizes(
         *(rows, height * width, channels, groups), int(silu), torch.get_num_threads()
     )
-    _call("group_norm", (x, weight.contiguous(), bias.contiguous(), out), sizes, eps)
+    _call("group_norm", (x, added, weight.contiguous(), bias.contiguous(), out), sizes, eps)
     return out
 
 
-def _call(name: str, tensors: tuple[Tensor, ...], sizes: ctypes.Structure, number: float) -> None:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`torch.nn.functional.layer_norm` over the last axis.
+
+    x: (..., dim); weight, bias: (dim,); all bfloat16 on a CPU. Returns (..., dim), bfloat16,
+    contiguous. Numbers depend on no others but those they are normed with.
+    Raises `ValueError` for other types, devices and shapes.
+    """
+    dim = x.shape[-1]
+    if weight.shape != (dim,) or bias.shape != (dim,):
+        raise ValueError(
+            f"layer norm of {tuple(x.shape)}, with {tuple(weight.shape)} weights and "
+            f"{tuple(bias.shape)} biases"
+        )
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    sizes = _LayerNormSizes(x.numel() // dim, dim, torch.get_num_threads())
+    _call("layer_norm", (x, weight.contiguous(), bias.contiguous(), out), sizes, eps)
+    return out
+
+
+def _call(
+    name: str, tensors: tuple[Tensor | None, ...], sizes: ctypes.Structure, number: float
+) -> None:
     library = _library()
     if library is None:
         raise ValueError("the kernels are not on this machine")
-    if any(t.dtype is not torch.bfloat16 or t.device.type != "cpu" for t in tensors):
+    given = [t for t in tensors if t is not None]
+    if any(t.dtype is not torch.bfloat16 or t.device.type != "cpu" for t in given):
         raise ValueError(f"{name} is for bfloat16 on a CPU")
-    pointers = (t.data_ptr() for t in tensors)
+    pointers = (None if t is None else t.data_ptr() for t in tensors)
     if getattr(library, f"sdbatch_{name}")(*pointers, ctypes.byref(sizes), number):
         raise MemoryError(f"no memory for {name}")

@@ -22,10 +22,21 @@ ATTENTION_NORM_EPS = 1e-6
 
 
 class NormKernel(Protocol):
-    """Group norm of x (B, channels, h, w), and SiLU of it where that is wanted."""
+    """Group norm of x (B, channels, h, w), and SiLU of it where that is wanted.
+
+    added: (B, channels), added to x before, which may be changed.
+    """
 
     def __call__(
-        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+        self,
+        x: Tensor,
+        groups: int,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        *,
+        silu: bool,
+        added: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -42,11 +53,29 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
 
 
 def group_norm(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    silu: bool,
+    added: Tensor | None = None,
 ) -> Tensor:
     """Torch's `NormKernel`."""
+    if added is not None:
+        x = x.add_(added[:, :, None, None])
     normed = F.group_norm(x, groups, weight, bias, eps)
     return F.silu(normed, inplace=True) if silu else normed
+
+
+LayerNormKernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Layer norm over the last axis of x: x, weight, bias, eps."""
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Torch's `LayerNormKernel`."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -57,9 +86,21 @@ class GroupNorm(nn.GroupNorm):
         self.silu = silu
         self.normalise: NormKernel = group_norm
 
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """x: (B, channels, h, w); added: (B, channels), added to x before, which may be changed."""
+        return self.normalise(
+            *(x, self.num_groups, self.weight, self.bias, self.eps), silu=self.silu, added=added
+        )
+
+
+class LayerNorm(nn.LayerNorm):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.normalise: LayerNormKernel = layer_norm
+
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, channels, h, w)."""
-        return self.normalise(x, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu)
+        """x: (..., dim)."""
+        return self.normalise(x, self.weight, self.bias, self.eps)
 
 
 class ResBlock(nn.Module):
@@ -88,8 +129,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         """x: (B, channels, h, w); shift: (B, out_channels)."""
-        h = self.in_layers(x).add_(shift[:, :, None, None])
-        return self.out_layers(h).add_(self.skip_connection(x))
+        norm, _, _, conv = self.out_layers
+        return conv(norm(self.in_layers(x), shift)).add_(self.skip_connection(x))
 
 
 KeysValues = tuple[Tensor, Tensor]
@@ -158,9 +199,9 @@ class TransformerBlock(nn.Module):
         self.attn1 = CrossAttention(dim, dim, heads)
         self.ff = FeedForward(dim)
         self.attn2 = CrossAttention(dim, context_dim, heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
 
     def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         """x: (B, T, dim); keys_values: the prompt's, of attn2."""

@@ -1,4 +1,6 @@
-// Group norm in bfloat16 (Wu & He 2018) of maps in channels-last, with SiLU in the same pass.
+// Group norm in bfloat16 (Wu & He 2018) of maps in channels-last, with SiLU in the same pass, and with
+// a number for each channel that is added to the map before: its sums follow from the map's, so that
+// no pass is needed for it.
 //
 // Sums are taken of pieces of a map whose size depends on the map alone and are added up in their
 // order, so that a row's numbers depend on no other row and on no thread.
@@ -39,25 +41,35 @@ void sum(const bfloat16* x, int pixels, int channels, float* sums, float* square
     }
 }
 
-// What each channel is multiplied by and what is added then, from the sums of all pieces.
-void scale_and_shift(const float* sums, int parts, const Sizes& s, const bfloat16* weight,
-                     const bfloat16* bias, float eps, float* scale, float* shift) {
+float number(const bfloat16* from) { return _mm512_cvtss_f32(load(from, 1)); }
+
+// What each channel is multiplied by and what is added then, from the sums of all pieces. added: what
+// is added to each channel before, or null.
+void scale_and_shift(const float* sums, int parts, const Sizes& s, const bfloat16* added,
+                     const bfloat16* weight, const bfloat16* bias, float eps, float* scale,
+                     float* shift) {
     const int size = s.channels / s.groups;
     const double count = double(s.pixels) * size;
     for (int from = 0; from < s.channels; from += size) {
         double total = 0, square = 0;
-        for (int part = 0; part < parts; part++)
-            for (int c = from; c < from + size; c++) {
-                total += sums[2 * part * s.channels + c];
-                square += sums[(2 * part + 1) * s.channels + c];
+        for (int c = from; c < from + size; c++) {
+            double sum = 0, squares = 0;
+            for (int part = 0; part < parts; part++) {
+                sum += sums[2 * part * s.channels + c];
+                squares += sums[(2 * part + 1) * s.channels + c];
             }
+            const double more = added ? number(added + c) : 0;
+            total += sum + s.pixels * more;
+            square += squares + more * (2 * sum + s.pixels * more);
+        }
         const double mean = total / count;
         // Squares beyond float32 would make all of a group zero, and hide that a model blew up.
         const double variance = std::isfinite(square) ? square / count - mean * mean : NAN;
         const double inverse = 1 / std::sqrt(std::max(variance, 0.0) + eps);
         for (int c = from; c < from + size; c++) {
-            scale[c] = float(inverse * _mm512_cvtss_f32(load(weight + c, 1)));
-            shift[c] = float(_mm512_cvtss_f32(load(bias + c, 1)) - mean * scale[c]);
+            const double more = added ? number(added + c) : 0;
+            scale[c] = float(inverse * number(weight + c));
+            shift[c] = float(number(bias + c) + (more - mean) * scale[c]);
         }
     }
 }
@@ -82,9 +94,11 @@ void apply(const bfloat16* x, bfloat16* out, int pixels, int channels, const flo
 
 }  // namespace
 
-// x, out: (rows, pixels, channels), contiguous. Returns 0; 1 where memory is lacking.
-extern "C" int sdbatch_group_norm(const bfloat16* x, const bfloat16* weight, const bfloat16* bias,
-                                  bfloat16* out, const Sizes* sizes, float eps) {
+// x, out: (rows, pixels, channels), contiguous; added: (rows, channels), contiguous, or null.
+// Returns 0; 1 where memory is lacking.
+extern "C" int sdbatch_group_norm(const bfloat16* x, const bfloat16* added, const bfloat16* weight,
+                                  const bfloat16* bias, bfloat16* out, const Sizes* sizes,
+                                  float eps) {
     const Sizes& s = *sizes;
     const int piece = std::max(LEAST, pieces(s.pixels, PIECES));
     const int parts = pieces(s.pixels, piece);
@@ -108,8 +122,9 @@ extern "C" int sdbatch_group_norm(const bfloat16* x, const bfloat16* weight, con
 #pragma omp for
         for (int row = 0; row < s.rows; row++) {
             float* scale = scales + std::size_t(row) * 2 * s.channels;
-            scale_and_shift(sums + std::size_t(row) * parts * 2 * s.channels, parts, s, weight,
-                            bias, eps, scale, scale + s.channels);
+            scale_and_shift(sums + std::size_t(row) * parts * 2 * s.channels, parts, s,
+                            added ? added + std::size_t(row) * s.channels : nullptr, weight, bias,
+                            eps, scale, scale + s.channels);
         }
 #pragma omp for
         for (int item = 0; item < s.rows * parts; item++) {

@@ -40,7 +40,9 @@ PACKED = [pytest.param("packed", *p.values, marks=p.marks) for p in TYPES]
 FUSED = pytest.param(
     "fused",
     torch.bfloat16,
-    marks=pytest.mark.skipif(not have_kernels(), reason="no AMX, or built without a compiler"),
+    marks=pytest.mark.skipif(
+        not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
+    ),
 )
 
 
@@ -189,7 +191,9 @@ def test_with_linear_layers_every_layer_of_the_steps_is_packed():
     assert before <= after < 1.1 * before
 
 
-@pytest.mark.skipif(not have_kernels(), reason="no AMX, or built without a compiler")
+@pytest.mark.skipif(
+    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
+)
 def test_auto_is_fused_where_there_are_kernels():
     """And they are what runs: the results are not those of torch's."""
     fused = make_ready(small_model(ODD).to(torch.bfloat16))
@@ -232,7 +236,7 @@ def test_what_cannot_be_is_said():
     model = small_model(ODD).to(torch.float64)
     with pytest.raises(ValueError, match="execution packed is for CPUs with kernels for float64"):
         make_ready(model, "packed")
-    with pytest.raises(ValueError, match="execution fused is for bfloat16 on CPUs with AMX"):
+    with pytest.raises(ValueError, match="execution fused is for bfloat16 on CPUs with AVX-512"):
         make_ready(model, "fused")
     assert model.execution == "eager"
 

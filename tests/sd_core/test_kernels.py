@@ -10,10 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_core import kernels
-from sd_core.kernels import attention, group_norm, have_kernels
+from sd_core.kernels import attention, group_norm, have_attention, have_kernels, layer_norm
 from sd_core.layers import split_heads
 
-needs_kernels = pytest.mark.skipif(not have_kernels(), reason="no AMX, or built without a compiler")
+needs_kernels = pytest.mark.skipif(
+    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
+)
+needs_attention = pytest.mark.skipif(
+    not have_attention(), reason="no AMX, or built without a compiler"
+)
 
 # Whole and broken blocks of queries and keys, head sizes below, at and above those of tiles.
 SHAPES = [
@@ -51,31 +56,44 @@ def error(result: Tensor, wanted: Tensor) -> float:
 
 
 def test_there_are_kernels_where_they_can_be_built_and_run():
-    if torch.cpu._is_amx_tile_supported() and shutil.which("g++"):
-        assert have_kernels()
-    elif not torch.cpu._is_amx_tile_supported():
+    if not torch.cpu._is_avx512_bf16_supported():
         assert not have_kernels()
+    elif shutil.which("g++"):
+        assert have_kernels()
+        assert have_attention() == torch.cpu._is_amx_tile_supported()
+
+
+@pytest.fixture
+def asked_anew():
+    """Whether there are kernels, in and after the test."""
+    for question in (kernels._library, have_attention):
+        question.cache_clear()
+    yield
+    for question in (kernels._library, have_attention):
+        question.cache_clear()
 
 
 @needs_kernels
-def test_kernels_that_cannot_be_loaded_are_not_there(monkeypatch):
+def test_kernels_that_cannot_be_loaded_are_not_there(monkeypatch, asked_anew):
     def refused(path: str) -> None:
         raise OSError(f"{path}: undefined symbol: GOMP_parallel")
 
     monkeypatch.setattr(kernels.ctypes, "CDLL", refused)
-    kernels._library.cache_clear()
-    try:
-        assert not have_kernels()
-        with pytest.raises(ValueError, match="the kernels are not on this machine"):
-            attention(*inputs(1, 2, 4, 5, 8))
-    finally:
-        kernels._library.cache_clear()
+    assert not have_kernels()
+    with pytest.raises(ValueError, match="the kernels are not on this machine"):
+        layer_norm(*(torch.ones(n, dtype=torch.bfloat16) for n in (8, 8, 8)), 1e-5)
+
+
+def test_attention_is_not_run_where_there_is_no_amx(monkeypatch, asked_anew):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with pytest.raises(ValueError, match="the kernel for attention is not on this machine"):
+        attention(*inputs(1, 2, 4, 5, 8))
 
 
 # Attention
 
 
-@needs_kernels
+@needs_attention
 @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0, 1000.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_as_near_to_the_truth_as_torch(shape, spread):
@@ -88,7 +106,7 @@ def test_it_is_as_near_to_the_truth_as_torch(shape, spread):
     assert error(ours, wanted) < 1.1 * error(theirs, wanted) + 1e-3
 
 
-@needs_kernels
+@needs_attention
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_greatest_score_may_come_first_or_last(order):
     """Later blocks then count for nothing, or all former ones do."""
@@ -99,7 +117,7 @@ def test_the_greatest_score_may_come_first_or_last(order):
     assert error(attention(q, k, v), wanted) < 5e-3
 
 
-@needs_kernels
+@needs_attention
 def test_a_query_depends_on_no_other_row_or_query():
     q, k, v = inputs(3, 4, 200, 150, 40)
     whole = attention(q, k, v)
@@ -109,7 +127,7 @@ def test_a_query_depends_on_no_other_row_or_query():
         assert torch.equal(alone, whole[one, :, query : query + 1])
 
 
-@needs_kernels
+@needs_attention
 @pytest.mark.parametrize("shape", [(2, 8, 200, 77, 40), (1, 1, 200, 77, 40)], ids=str)
 def test_bits_do_not_depend_on_the_number_of_threads(shape):
     q, k, v = inputs(*shape)
@@ -125,7 +143,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(shape):
     assert torch.equal(results[0], results[2])
 
 
-@needs_kernels
+@needs_attention
 def test_what_is_not_a_number_stays_in_its_row():
     q, k, v = inputs(2, 2, 40, 77, 40)
     wanted = attention(q, k, v)
@@ -137,14 +155,14 @@ def test_what_is_not_a_number_stays_in_its_row():
     assert torch.equal(result, wanted)
 
 
-@needs_kernels
+@needs_attention
 def test_numbers_may_be_apart_in_memory():
     q, k, v = inputs(1, 2, 40, 77, 40)
     apart = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k, v))
     assert torch.equal(attention(*apart), attention(q, k, v))
 
 
-@needs_kernels
+@needs_attention
 def test_other_inputs_are_refused():
     q, k, v = inputs(1, 2, 4, 5, 8)
     with pytest.raises(ValueError, match="for bfloat16 on a CPU"):
@@ -197,6 +215,21 @@ def test_group_norm_is_rounded_once(shape, silu, offset):
     # Where SiLU is close to nothing, the exponential's own error counts, relative to the input.
     torch.testing.assert_close(result.double(), wanted, rtol=2**-8, atol=1e-3)
     assert error(result, wanted) < 1.05 * error(wanted.bfloat16(), wanted) + 1e-4
+
+
+@needs_kernels
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+def test_what_is_added_before_a_group_norm_is_not_rounded(shape, spread):
+    x, *others = feature_map(*shape)
+    generator = torch.Generator().manual_seed(1)
+    added = (spread * torch.randn(x.shape[:2], generator=generator)).bfloat16()
+    before = x.clone()
+    wanted = exact_norm(x.double() + added.double()[:, :, None, None], *others, silu=False)
+    result = group_norm(x, *others, 1e-5, silu=False, added=added)
+    torch.testing.assert_close(result.double(), wanted, rtol=2**-8, atol=1e-3)
+    assert error(result, wanted) < 1.05 * error(wanted.bfloat16(), wanted) + 1e-4
+    assert torch.equal(x, before)
 
 
 @needs_kernels
@@ -253,3 +286,58 @@ def test_other_maps_are_refused():
         group_norm(x, 7, weight, bias, 1e-5, silu=False)
     with pytest.raises(ValueError, match=r"with \(23,\) weights"):
         group_norm(x, groups, weight[1:], bias, 1e-5, silu=False)
+    with pytest.raises(ValueError, match=r"\(1, 23\) numbers added to 1 rows of 24 channels"):
+        group_norm(x, groups, weight, bias, 1e-5, silu=False, added=x[:, 1:, 0, 0])
+
+
+# Layer norm
+
+
+@needs_kernels
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize(
+    "shape", [(2, 40, 320), (1, 3, 1280), (5, 72), (3, 7, 1), (1, 2, 65)], ids=str
+)
+def test_layer_norm_is_rounded_once(shape, offset):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(shape, generator=generator) + offset).bfloat16()
+    weight, bias = (torch.randn(shape[-1], generator=generator).bfloat16() for _ in range(2))
+    wanted = F.layer_norm(x.double(), shape[-1:], weight.double(), bias.double(), 1e-5)
+    result = layer_norm(x, weight, bias, 1e-5)
+    assert (result.shape, result.dtype) == (x.shape, torch.bfloat16)
+    torch.testing.assert_close(result.double(), wanted, rtol=2**-8, atol=1e-3)
+    assert error(result, wanted) < 1.05 * error(wanted.bfloat16(), wanted) + 1e-4
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_row_of_a_layer_norm_depends_on_no_other_and_on_no_thread(value):
+    x = torch.randn(2, 37, 320, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight, bias = torch.ones(320).bfloat16(), torch.zeros(320).bfloat16()
+    whole = layer_norm(x, weight, bias, 1e-5)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(layer_norm(x[1, 3:9], weight, bias, 1e-5), whole[1, 3:9])
+    finally:
+        torch.set_num_threads(threads)
+    x[0, 5, 7] = value
+    result = layer_norm(x, weight, bias, 1e-5)
+    assert result[0, 5].isnan().all()
+    result[0, 5] = whole[0, 5]
+    assert torch.equal(result, whole)
+
+
+@needs_kernels
+def test_other_inputs_of_a_layer_norm_are_refused():
+    x, weight = torch.ones(2, 8).bfloat16(), torch.ones(8).bfloat16()
+    with pytest.raises(ValueError, match="layer_norm is for bfloat16 on a CPU"):
+        layer_norm(x.float(), weight, weight, 1e-5)
+    with pytest.raises(ValueError, match=r"layer norm of \(2, 8\), with \(7,\) weights"):
+        layer_norm(x, weight[1:], weight, 1e-5)
+    apart = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)).bfloat16().T
+    assert torch.equal(
+        layer_norm(apart, weight, weight, 1e-5),
+        layer_norm(apart.contiguous(), weight, weight, 1e-5),
+    )
