@@ -1,9 +1,8 @@
 """How a loaded model runs fast on its device: the one place that decides it.
 
 eager: as it is. packed: eager, with weights in the layout of the CPU's kernels (`sd_core.packing`).
-fused: packed, with kernels of our own for norms and, on CPUs with AMX, for the UNet's attention
-(`sd_core.kernels`). compiled: by `torch.compile`, one program for each shape, kept on disk for the
-next start.
+fused: packed, with kernels of our own for the UNet's attention and for norms (`sd_core.kernels`).
+compiled: by `torch.compile`, one program for each shape, kept on disk for the next start.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
 CUDA, where nothing was run by this project's authors, for they had no GPU: convolutions in
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sd_core.kernels import attention, group_norm, have_attention, have_kernels, layer_norm
+from sd_core.kernels import attention, group_norm, have_kernels, layer_norm
 from sd_core.layers import CrossAttention, GroupNorm, LayerNorm
 from sd_core.model import LatentDiffusion
 from sd_core.packing import can_pack, pack
@@ -134,7 +133,7 @@ def _channels_last(model: LatentDiffusion) -> None:
 
 def _use_kernels(part: nn.Module) -> None:
     for layer in part.modules():
-        if isinstance(layer, CrossAttention) and have_attention():
+        if isinstance(layer, CrossAttention):
             layer.attend = attention
         elif isinstance(layer, GroupNorm):
             layer.normalise = group_norm

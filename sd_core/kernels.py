@@ -1,10 +1,10 @@
 """Kernels of our own for bfloat16 on CPUs with AVX-512 for it (`sd_core/cpp`).
 
-Attention, which needs AMX: at v1's head size of 40 it is limited by its exponentials, not by its
-products. Ours has only as many digits of them as bfloat16 keeps, and takes half the time of torch's
-kernel. Group norm: torch's kernel for channels-last takes several times what reading and writing
-the map does; SiLU is another pass, and so is what a residual block adds before. Layer norm: half
-the time of torch's.
+Attention, by AMX where there is such: at v1's head size of 40 it is limited by its exponentials
+then, not by its products. Ours has only as many digits of them as bfloat16 keeps, and takes half
+the time of torch's kernel or less. Group norm: torch's kernel for channels-last takes several times
+what reading and writing the map does; SiLU is another pass, and so is what a residual block adds
+before. Layer norm: half the time of torch's.
 
 They are built when the package is installed, where there is a C++ compiler that knows these CPUs;
 everywhere else torch's kernels serve.
@@ -28,7 +28,7 @@ class _Strides(ctypes.Structure):
 class _AttentionSizes(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("rows", "heads", "queries", "keys", "dim")),
-        ("threads", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("threads", "amx")),
         *((name, _Strides) for name in ("q", "k", "v")),
     ]
 
@@ -71,15 +71,14 @@ def _library() -> ctypes.CDLL | None:
 
 
 def have_kernels() -> bool:
-    """Whether the norms below can be called here."""
+    """Whether the functions below can be called here."""
     return _library() is not None
 
 
 @cache
-def have_attention() -> bool:
-    """Whether `attention` can be called here."""
-    # Asked last, for it takes leave of the operating system to use the tiles.
-    return have_kernels() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+def _have_amx() -> bool:
+    # The second question also takes leave of the operating system to use the tiles.
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -89,8 +88,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (B, heads, T, d), bfloat16. A query's result depends on no other query, row or thread.
     Raises `ValueError` for other types, devices and shapes, `MemoryError`.
     """
-    if not have_attention():
-        raise ValueError("the kernel for attention is not on this machine")
     rows, heads, queries, dim = q.shape
     keys = k.shape[2]
     if k.shape != v.shape or k.shape != (rows, heads, keys, dim) or dim % 2 or not k.numel():
@@ -101,6 +98,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     sizes = _AttentionSizes(
         *(rows, heads, queries, keys, dim),
         torch.get_num_threads(),
+        int(_have_amx()),
         *(_Strides(*t.stride()[:3]) for t in (q, k, v)),
     )
     _call("attention", (q, k, v, out), sizes, dim**-0.5)

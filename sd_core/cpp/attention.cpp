@@ -1,15 +1,17 @@
-// Attention in bfloat16 for CPUs with AMX; `sd_core/kernels.py` says what for.
+// Attention in bfloat16, by AMX where there is such; `sd_core/kernels.py` says what for.
 //
 // FlashAttention (Dao et al. 2022) with the online softmax of Milakov & Gimelshein 2018: blocks of
 // queries pass over blocks of keys small enough to stay in the first-level cache, and no score is
 // kept. A query's numbers depend on no other query, on no other row, and on no thread.
 //
 // AMX has eight tiles of 16 rows of 64 bytes. A product adds a (16 x 32 bfloat16) tile times a
-// (32 x 16) one, whose rows hold pairs of its own, to a (16 x 16 float32) one.
+// (32 x 16) one, whose rows hold pairs of its own, to a (16 x 16 float32) one. Without it, AVX-512
+// multiplies such a row of pairs by one pair for all: the same order in memory serves both.
 
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -26,13 +28,14 @@ constexpr int QUERIES = 2 * TILE;    // of a block
 constexpr int KEYS = 128;            // of a block: with values and scores, 46 KiB at v1's head size
 constexpr int VECTORS = KEYS / TILE; // of scores, in a row of a block
 constexpr int STEP = KEYS + TILE;    // between rows of scores; a power of two would crowd the cache
+constexpr int AT_ONCE = 8;           // queries whose sums stay in registers, without AMX
 
 struct Strides {  // in elements; those of a head's own numbers are 1
     std::int64_t row, head, token;
 };
 
 struct Sizes {
-    std::int32_t rows, heads, queries, keys, dim, threads;
+    std::int32_t rows, heads, queries, keys, dim, threads, amx;
     Strides q, k, v;
 };
 
@@ -78,6 +81,7 @@ class Memory {
 // GCC does not know that tile instructions read and write memory.
 void tiles_see_memory() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
+template <bool AMX>
 class Head {
   public:
     Head(int keys, int dim, Memory& memory)
@@ -141,11 +145,15 @@ class Head {
                 std::fill(scores_ + i * STEP + here, scores_ + i * STEP + KEYS, -INFINITY);
                 weigh(i, scale, most[i], total[i]);
             }
-            int group = 0;
-            for (; group + 1 < groups_; group += 2)
-                sum<2>(packed_values_ + (before * groups_ + group) * AREA, tiles, group);
-            if (group < groups_)
-                sum<1>(packed_values_ + (before * groups_ + group) * AREA, tiles, group);
+            constexpr int most_groups = AMX ? 2 : 3;  // at once, by the registers for sums
+            for (int group = 0; group < groups_; group += most_groups) {
+                const Pair* values = packed_values_ + (before * groups_ + group) * AREA;
+                const int groups = std::min(most_groups, groups_ - group);
+                if (groups == 1) sum<1>(values, tiles, group);
+                if (groups == 2) sum<2>(values, tiles, group);
+                if constexpr (!AMX)
+                    if (groups == 3) sum<3>(values, tiles, group);
+            }
         }
         for (int i = 0; i < count; i++) {
             const __m512 share = _mm512_set1_ps(1.0f / total[i]);
@@ -159,6 +167,45 @@ class Head {
   private:
     // Scores of the block's queries and `tiles` times 32 keys.
     void score(const Pair* keys, int tiles) {
+        if constexpr (AMX) {
+            score_by_tiles(keys, tiles);
+        } else {
+            for (int query = 0; query < QUERIES; query += AT_ONCE)
+                for (int tile = 0; tile < tiles; tile++) score_by_rows(query, keys, tile);
+        }
+    }
+
+    // Of some queries and 32 keys.
+    void score_by_rows(int query, const Pair* keys, int tile) {
+        const int step = chunks_ * PAIRS;
+        const bfloat16* queries = queries_ + query * step;
+        const Pair* left = keys + 2 * tile * chunks_ * AREA;
+        const Pair* right = left + chunks_ * AREA;
+        __m512 score[AT_ONCE][2] = {};
+        for (int pair = 0; pair < pieces(dim_, 2); pair++) {
+            const __m512bh of_keys[2] = {row(left + pair * TILE), row(right + pair * TILE)};
+            for (int i = 0; i < AT_ONCE; i++) {
+                const __m512bh of_query = everywhere(queries + i * step + 2 * pair);
+                for (int j = 0; j < 2; j++)
+                    score[i][j] = _mm512_dpbf16_ps(score[i][j], of_query, of_keys[j]);
+            }
+        }
+        float* to = scores_ + query * STEP + tile * PAIRS;
+        for (int i = 0; i < AT_ONCE; i++)
+            for (int j = 0; j < 2; j++) _mm512_store_ps(to + i * STEP + j * TILE, score[i][j]);
+    }
+
+    static __m512bh row(const Pair* from) {
+        return reinterpret_cast<__m512bh>(_mm512_load_si512(from));
+    }
+
+    static __m512bh everywhere(const bfloat16* pair) {
+        int both;
+        std::memcpy(&both, pair, sizeof(both));
+        return reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+    }
+
+    void score_by_tiles(const Pair* keys, int tiles) {
         const int step = chunks_ * PAIRS * sizeof(bfloat16);
         const bfloat16* lower = queries_ + TILE * PAIRS * chunks_;
         tiles_see_memory();
@@ -220,9 +267,44 @@ class Head {
         total += _mm512_reduce_add_ps(sum);
     }
 
-    // Adds weighed values of `tiles` times 32 keys to the sums of one or two groups of dimensions.
+    // Adds weighed values of `tiles` times 32 keys to the sums of some groups of dimensions.
     template <int GROUPS>
     void sum(const Pair* values, int tiles, int group) {
+        if constexpr (AMX) {
+            sum_by_tiles<GROUPS>(values, tiles, group);
+        } else {
+            for (int query = 0; query < QUERIES; query += AT_ONCE)
+                sum_by_rows<GROUPS>(query, values, tiles, group);
+        }
+    }
+
+    template <int GROUPS>
+    void sum_by_rows(int query, const Pair* values, int tiles, int group) {
+        float* sums = sums_ + query * TILE * groups_ + group * TILE;
+        const bfloat16* weights = reinterpret_cast<const bfloat16*>(scores_ + query * STEP);
+        __m512 sum[AT_ONCE][GROUPS];
+        for (int i = 0; i < AT_ONCE; i++)
+            for (int j = 0; j < GROUPS; j++)
+                sum[i][j] = _mm512_load_ps(sums + (i * groups_ + j) * TILE);
+        for (int tile = 0; tile < tiles; tile++, values += groups_ * AREA)
+            for (int pair = 0; pair < TILE; pair++) {
+                __m512bh of_values[GROUPS];
+                for (int j = 0; j < GROUPS; j++)
+                    of_values[j] = row(values + j * AREA + pair * TILE);
+                for (int i = 0; i < AT_ONCE; i++) {
+                    const __m512bh weight =
+                        everywhere(weights + 2 * (i * STEP + tile * TILE + pair));
+                    for (int j = 0; j < GROUPS; j++)
+                        sum[i][j] = _mm512_dpbf16_ps(sum[i][j], weight, of_values[j]);
+                }
+            }
+        for (int i = 0; i < AT_ONCE; i++)
+            for (int j = 0; j < GROUPS; j++)
+                _mm512_store_ps(sums + (i * groups_ + j) * TILE, sum[i][j]);
+    }
+
+    template <int GROUPS>
+    void sum_by_tiles(const Pair* values, int tiles, int group) {
         constexpr bool two = GROUPS == 2;
         const int step = TILE * groups_ * sizeof(float);
         float* upper = sums_ + group * TILE;
@@ -264,6 +346,19 @@ class Head {
     float *sums_, *scores_;
 };
 
+// A share of one head's blocks of queries, from number `from` to before number `to`.
+template <bool AMX>
+void attend(const bfloat16* q, const bfloat16* k, const bfloat16* v, bfloat16* out, const Sizes& s,
+            float scale, int from, int to, Memory& memory) {
+    const std::int64_t out_token = std::int64_t{s.heads} * s.dim;
+    Head<AMX> head(s.keys, s.dim, memory);
+    head.pack_keys(k, s.k.token);
+    head.pack_values(v, s.v.token);
+    for (int i = from * QUERIES; i < to * QUERIES; i += QUERIES)
+        head.attend(q + i * s.q.token, s.q.token, std::min(QUERIES, s.queries - i), scale,
+                    out + i * out_token, out_token);
+}
+
 }  // namespace
 
 // out: (rows, queries, heads, dim), contiguous. Returns 0; 1 where memory is lacking.
@@ -275,32 +370,26 @@ extern "C" int sdbatch_attention(const bfloat16* q, const bfloat16* k, const bfl
     const int share = pieces(blocks, std::clamp(pieces(4 * s.threads, all), 1, blocks));
     const int parts = pieces(blocks, share);
     const float scale_2 = scale * static_cast<float>(M_LOG2E);
-    const std::int64_t out_token = std::int64_t{s.heads} * s.dim;
     std::atomic<int> failed = 0;
 #pragma omp parallel num_threads(s.threads)
     {
         static thread_local Memory memory;
         const TileConfig config;
-        _tile_loadconfig(&config);
+        if (s.amx) _tile_loadconfig(&config);
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < all * parts; item++) {
-            const int row = item / parts / s.heads, h = item / parts % s.heads;
+            const std::int64_t row = item / parts / s.heads, h = item / parts % s.heads;
+            const int from = item % parts * share, to = std::min(blocks, from + share);
             try {
-                Head head(s.keys, s.dim, memory);
-                head.pack_keys(k + row * s.k.row + h * s.k.head, s.k.token);
-                head.pack_values(v + row * s.v.row + h * s.v.head, s.v.token);
-                const bfloat16* queries = q + row * s.q.row + h * s.q.head;
-                bfloat16* outs = out + row * s.queries * out_token + h * s.dim;
-                const int from = item % parts * share, to = std::min(blocks, from + share);
-                for (int i = from * QUERIES; i < to * QUERIES; i += QUERIES)
-                    head.attend(queries + i * s.q.token, s.q.token,
-                                std::min(QUERIES, s.queries - i), scale_2, outs + i * out_token,
-                                out_token);
+                (s.amx ? attend<true> : attend<false>)(
+                    q + row * s.q.row + h * s.q.head, k + row * s.k.row + h * s.k.head,
+                    v + row * s.v.row + h * s.v.head,
+                    out + (row * s.queries * s.heads + h) * s.dim, s, scale_2, from, to, memory);
             } catch (const std::bad_alloc&) {
                 failed = 1;
             }
         }
-        _tile_release();
+        if (s.amx) _tile_release();
     }
     return failed;
 }

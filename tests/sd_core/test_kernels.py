@@ -10,15 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_core import kernels
-from sd_core.kernels import attention, group_norm, have_attention, have_kernels, layer_norm
+from sd_core.kernels import attention, group_norm, have_kernels, layer_norm
 from sd_core.layers import split_heads
 
 needs_kernels = pytest.mark.skipif(
     not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
 )
-needs_attention = pytest.mark.skipif(
-    not have_attention(), reason="no AMX, or built without a compiler"
-)
+needs_amx = pytest.mark.skipif(not kernels._have_amx(), reason="no AMX")
+
+
+@pytest.fixture
+def amx(request, monkeypatch):
+    """Whether attention runs by AMX."""
+    monkeypatch.setattr(kernels, "_have_amx", lambda: request.param)
+
+
+def in_both_ways(test):
+    both = [False, pytest.param(True, marks=needs_amx)]
+    used = pytest.mark.usefixtures("amx")(test)
+    return needs_kernels(pytest.mark.parametrize("amx", both, indirect=True)(used))
+
 
 # Whole and broken blocks of queries and keys, head sizes below, at and above those of tiles.
 SHAPES = [
@@ -60,40 +71,27 @@ def test_there_are_kernels_where_they_can_be_built_and_run():
         assert not have_kernels()
     elif shutil.which("g++"):
         assert have_kernels()
-        assert have_attention() == torch.cpu._is_amx_tile_supported()
-
-
-@pytest.fixture
-def asked_anew():
-    """Whether there are kernels, in and after the test."""
-    for question in (kernels._library, have_attention):
-        question.cache_clear()
-    yield
-    for question in (kernels._library, have_attention):
-        question.cache_clear()
 
 
 @needs_kernels
-def test_kernels_that_cannot_be_loaded_are_not_there(monkeypatch, asked_anew):
+def test_kernels_that_cannot_be_loaded_are_not_there(monkeypatch):
     def refused(path: str) -> None:
         raise OSError(f"{path}: undefined symbol: GOMP_parallel")
 
     monkeypatch.setattr(kernels.ctypes, "CDLL", refused)
-    assert not have_kernels()
-    with pytest.raises(ValueError, match="the kernels are not on this machine"):
-        layer_norm(*(torch.ones(n, dtype=torch.bfloat16) for n in (8, 8, 8)), 1e-5)
-
-
-def test_attention_is_not_run_where_there_is_no_amx(monkeypatch, asked_anew):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    with pytest.raises(ValueError, match="the kernel for attention is not on this machine"):
-        attention(*inputs(1, 2, 4, 5, 8))
+    kernels._library.cache_clear()
+    try:
+        assert not have_kernels()
+        with pytest.raises(ValueError, match="the kernels are not on this machine"):
+            attention(*inputs(1, 2, 4, 5, 8))
+    finally:
+        kernels._library.cache_clear()
 
 
 # Attention
 
 
-@needs_attention
+@in_both_ways
 @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0, 1000.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_as_near_to_the_truth_as_torch(shape, spread):
@@ -106,7 +104,7 @@ def test_it_is_as_near_to_the_truth_as_torch(shape, spread):
     assert error(ours, wanted) < 1.1 * error(theirs, wanted) + 1e-3
 
 
-@needs_attention
+@in_both_ways
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_greatest_score_may_come_first_or_last(order):
     """Later blocks then count for nothing, or all former ones do."""
@@ -117,7 +115,7 @@ def test_the_greatest_score_may_come_first_or_last(order):
     assert error(attention(q, k, v), wanted) < 5e-3
 
 
-@needs_attention
+@in_both_ways
 def test_a_query_depends_on_no_other_row_or_query():
     q, k, v = inputs(3, 4, 200, 150, 40)
     whole = attention(q, k, v)
@@ -127,7 +125,7 @@ def test_a_query_depends_on_no_other_row_or_query():
         assert torch.equal(alone, whole[one, :, query : query + 1])
 
 
-@needs_attention
+@in_both_ways
 @pytest.mark.parametrize("shape", [(2, 8, 200, 77, 40), (1, 1, 200, 77, 40)], ids=str)
 def test_bits_do_not_depend_on_the_number_of_threads(shape):
     q, k, v = inputs(*shape)
@@ -143,7 +141,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(shape):
     assert torch.equal(results[0], results[2])
 
 
-@needs_attention
+@in_both_ways
 def test_what_is_not_a_number_stays_in_its_row():
     q, k, v = inputs(2, 2, 40, 77, 40)
     wanted = attention(q, k, v)
@@ -155,14 +153,14 @@ def test_what_is_not_a_number_stays_in_its_row():
     assert torch.equal(result, wanted)
 
 
-@needs_attention
+@in_both_ways
 def test_numbers_may_be_apart_in_memory():
     q, k, v = inputs(1, 2, 40, 77, 40)
     apart = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k, v))
     assert torch.equal(attention(*apart), attention(q, k, v))
 
 
-@needs_attention
+@in_both_ways
 def test_other_inputs_are_refused():
     q, k, v = inputs(1, 2, 4, 5, 8)
     with pytest.raises(ValueError, match="for bfloat16 on a CPU"):
