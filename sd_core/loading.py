@@ -7,8 +7,10 @@ weights are laid out for the CPU's kernels as they come out of the file, without
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +33,21 @@ from sd_core.weights.stored import Shape
 Part = TypeVar("Part", bound=nn.Module)
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Importing transformers makes some 200,000 objects that stay. Python's collector would go
+    through all of them again and again, and find nothing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def load_model(
     source: str | Path,
     *,

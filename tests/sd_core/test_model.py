@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from sd_core.loading import load_model
 from sd_core.noise import generator_for
 from sd_core.spec import ModelSpec
 from sd_core.text import TextEncoder, weight_shapes
+from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import save_diffusers
 from tests.sd_core.small import ODD, SMALL, small_model
 
@@ -131,6 +133,20 @@ def test_low_precision_stays_close_and_gives_float32(folder, model, dtype):
     ):
         assert ours.dtype == torch.float32
         assert_close(ours, full, 0.05)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_loading_leaves_pythons_collector_as_it_was(folder, tmp_path, enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        load_model(folder, device="cpu", dtype="float32")
+        assert gc.isenabled() == enabled
+        with pytest.raises(CheckpointError):
+            load_model(tmp_path / "nothing.safetensors")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_results_may_be_changed_in_place(model):
