@@ -35,8 +35,8 @@ Part = TypeVar("Part", bound=nn.Module)
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Importing transformers makes some 200,000 objects that stay. Python's collector would go
-    through all of them again and again, and find nothing.
+    """Importing transformers makes some 200,000 objects, nearly all of which stay. Python's
+    collector would go through them again and again; what it would find, it finds afterwards.
     """
     enabled = gc.isenabled()
     gc.disable()
