@@ -19,8 +19,8 @@ SDBATCH_GRACE_S  seconds that a worker told to stop goes on with images it can f
                  default 10. The others are saved between two steps
 SDBATCH_METRICS  host:port where a worker answers /metrics and /healthz; without it, nowhere
 SDBATCH_LOG      text (default) or json: the form of a worker's log lines
-SDBATCH_CACHE    folder for models that were fetched from S3, and for compiled programs; default
-                 ~/.cache/sdbatch
+SDBATCH_CACHE    folder for models that were fetched from S3, for laid-out weights (16 GiB at most)
+                 and for compiled programs; default ~/.cache/sdbatch
 SDBATCH_LOCAL    folder of `sdbatch local`; default ~/.local/share/sdbatch/local. While one
                  runs there, and neither SDBATCH_REDIS nor SDBATCH_STORE is set, jobs go to it
 SDBATCH_WEBHOOK_SECRET   signs what is sent to webhooks; without it, nothing is signed

@@ -74,7 +74,7 @@ def make_ready(
 
     execution: see above and `resolve_execution`. A packed or fused model has no state dict any
         more.
-    cache: folder for compiled programs; by default torch's own.
+    cache: folder for what the next start can use again, compiled programs; by default torch's own.
     Raises `ExecutionError`, `ValueError` if it is ready already, `OSError` where the cache cannot
     be made.
     """
@@ -154,9 +154,10 @@ def _find_compiler() -> None:
 
 def _compile(model: LatentDiffusion, cache: Path | None) -> None:
     if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
+        folder = cache / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
         # Read by torch when it compiles first; it is the only way to tell it.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED
     torch._dynamo.config.accumulated_recompile_limit = 2 * SHAPES_COMPILED
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"

@@ -1,15 +1,16 @@
 """Loads a model: from its files to ready.
 
 Most of a start goes into importing torch and transformers, into new memory, and into the digest. So
-the digest is made in a thread while transformers is imported, which keeps one core busy, too; and
-weights are laid out for the CPU's kernels as they come out of the file, without a copy in between.
+the digest is made in a thread while transformers is imported, which keeps one core busy, too;
+weights are laid out for the CPU's kernels as they come out of the file, without a copy in between;
+and laid-out weights are kept for the next start, which maps them.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from torch import nn
 
 from sd_core.device import resolve_device, resolve_dtype
 from sd_core.execution import PACKED, pack_part, resolve_execution, run_as
+from sd_core.kept import LEAST_BYTES, Kept, Shelf, put_back
 from sd_core.model import LatentDiffusion, Provenance
 from sd_core.text import TextEncoder, weight_shapes
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
-from sd_core.weights.assemble import Filling, digest, match
+from sd_core.weights.assemble import Filling, Matched, digest, match
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.open import open_checkpoint, open_vae, with_vae
 from sd_core.weights.plausible import check_sizes
@@ -89,17 +91,19 @@ def load_model(
     unet, autoencoder = empty(lambda: UNet(spec.unet)), empty(lambda: AutoencoderKL(spec.vae))
     shapes = {"text": weight_shapes(spec.text), "unet": _shapes(unet), "vae": _shapes(autoencoder)}
     stored = match(shapes, checkpoint)
+    shelf = None
+    if cache is not None and execution in PACKED and _nbytes(stored, number_type) >= LEAST_BYTES:
+        shelf = Shelf(cache / "laid-out", spec, number_type)
     with ThreadPoolExecutor(1) as beside:
         digested = beside.submit(digest, spec, stored)
+        looking = None if shelf is None else beside.submit(_find, shelf, digested)
         text = empty(lambda: TextEncoder(spec.text))  # imports transformers
         model = LatentDiffusion(spec, text=text, unet=unet, vae=autoencoder)
-        parts = model.named_children()
-        fillings = {name: Filling(part, stored[name], target) for name, part in parts}
-        if execution in PACKED:
-            pack_part(unet, spec, execution, fillings["unet"].lend)
-            pack_part(autoencoder, spec, execution, fillings["vae"].lend)
-        for filling in fillings.values():
-            filling.bring()
+        kept = None if looking is None else looking.result()
+        if kept is None:
+            _bring(model, stored, execution, target)
+        else:
+            _put_back(model, kept, execution)
     _fill_position_ids(text, target)
     model.provenance = Provenance(
         source=str(source),
@@ -109,7 +113,39 @@ def load_model(
         vae=None if vae is None else str(vae),
         vae_revision=vae_revision,
     )
-    return run_as(model.requires_grad_(False).eval(), execution, cache)
+    run_as(model.requires_grad_(False).eval(), execution, cache)
+    if shelf is not None and kept is None:
+        shelf.keep(model.digest, model)
+    return model
+
+
+def _find(shelf: Shelf, digested: Future[str]) -> Kept | None:
+    return shelf.find(digested.result())
+
+
+def _nbytes(stored: Mapping[str, Matched], dtype: torch.dtype) -> int:
+    weights = (weight for part in stored.values() for weight in part.values())
+    return dtype.itemsize * sum(weight.numel for weight in weights)
+
+
+def _bring(
+    model: LatentDiffusion, stored: Mapping[str, Matched], execution: str, device: torch.device
+) -> None:
+    """Fills an empty model with the weights of its files, and lays them out."""
+    fillings = {name: Filling(part, stored[name], device) for name, part in model.named_children()}
+    if execution in PACKED:
+        pack_part(model.unet, model.spec, execution, fillings["unet"].lend)
+        pack_part(model.vae, model.spec, execution, fillings["vae"].lend)
+    for filling in fillings.values():
+        filling.bring()
+
+
+def _put_back(model: LatentDiffusion, kept: Kept, execution: str) -> None:
+    """Fills an empty model with weights that were laid out before."""
+    with torch.device("meta"):
+        pack_part(model.unet, model.spec, execution)
+        pack_part(model.vae, model.spec, execution)
+    put_back(model, kept)
 
 
 def _empty(build: Callable[[], Part], *, dtype: torch.dtype, source: str | Path) -> Part:

@@ -14,7 +14,6 @@ What is packed has no state dict any more, so pack last.
 
 from __future__ import annotations
 
-import ctypes
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sd_core import opaque
 from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, Upsample, split_heads
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
@@ -88,35 +88,45 @@ def _layout(reorder: Reorder, shape: Size, dtype: torch.dtype, size: Size) -> in
     times = -(-prod(shape) // PATTERN)
     pattern = torch.arange(PATTERN, dtype=dtype).repeat(times)[: prod(shape)].view(shape)
     laid_out = reorder(pattern, size)
-    content = ctypes.c_char * torch.ops.mkldnn._nbytes(laid_out)
-    return zlib.crc32(content.from_address(torch.ops.mkldnn.data_ptr(laid_out)))
+    return zlib.crc32(opaque.content(laid_out).numpy().data)
 
 
 class PackedWeight:
     """A weight in the layout for one size of inputs, and in that for the last other size that
     wanted another one.
+
+    Of a weight on `meta` nothing is laid out: `put` brings what was before.
     """
 
     def __init__(self, weight: Tensor, reorder: Reorder, size: Size) -> None:
-        self._reorder, self._shape, self._dtype = reorder, tuple(weight.shape), weight.dtype
-        self._first = size, reorder(weight, size)
-        self._other: tuple[Size, Tensor] | None = None
+        self._reorder, self._size = reorder, size
+        self._shape, self._dtype = tuple(weight.shape), weight.dtype
+        self._known = [] if weight.is_meta else [(size, reorder(weight, size))]
 
     @property
     def nbytes(self) -> int:
-        return sum(int(torch.ops.mkldnn._nbytes(weight)) for _, weight in self._known())
+        return sum(int(torch.ops.mkldnn._nbytes(weight)) for _, weight in self._known)
+
+    @property
+    def first(self) -> Tensor:
+        """In the layout for the size that it was packed for."""
+        return self._known[0][1]
+
+    def put(self, content: Tensor, description: Tensor) -> None:
+        """Takes the bytes of the `first` of another such weight, and their description, for its
+        own, without a copy; see `sd_core.opaque`.
+        """
+        weight = opaque.rebuilt(content, description, self._shape, self._dtype)
+        self._known = [(self._size, weight)]
 
     def laid_out(self, size: Size) -> Tensor:
         """For inputs of this size."""
-        for known, weight in self._known():
+        for known, weight in self._known:
             if known == size or self._layout(known) == self._layout(size):
                 return weight
-        weight = self._reorder(self._first[1].to_dense(), size)
-        self._other = size, weight
+        weight = self._reorder(self.first.to_dense(), size)
+        self._known[1:] = [(size, weight)]
         return weight
-
-    def _known(self) -> list[tuple[Size, Tensor]]:
-        return [self._first] if self._other is None else [self._first, self._other]
 
     def _layout(self, size: Size) -> int:
         return _layout(self._reorder, self._shape, self._dtype, size)
@@ -271,10 +281,31 @@ def input_sizes(part: UNet | AutoencoderKL, rows: int, side: int) -> dict[str, S
     return sizes
 
 
+def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
+    """By the names of their layers. They are no parameters."""
+    return {
+        name: layer.weight
+        for name, layer in module.named_modules()
+        if isinstance(layer, PackedConv2d | PackedLinear)
+    }
+
+
 def packed_bytes(module: nn.Module) -> int:
-    """Of the packed weights, which are no parameters."""
-    packed = (m for m in module.modules() if isinstance(m, PackedConv2d | PackedLinear))
-    return sum(layer.weight.nbytes for layer in packed)
+    """Of the packed weights."""
+    return sum(weight.nbytes for weight in packed_weights(module).values())
+
+
+def layouts(dtype: torch.dtype) -> list[int]:
+    """Numbers that are the same where oneDNN lays weights of this type out in the same way: it
+    chooses by the CPU, by its own version and by the number of threads.
+    """
+    kernels = ((3, 1, 64), (1, 0, 16))
+    reorders = [
+        (ConvReorder((padding,) * 2, (1, 1), (1, 1), 1), (320, 640, kernel, kernel), side)
+        for kernel, padding, side in kernels
+    ]
+    found = [_layout(r, shape, dtype, (2, shape[1], side, side)) for r, shape, side in reorders]
+    return [*found, _layout(LinearReorder(), (640, 320), dtype, (2048,))]
 
 
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:

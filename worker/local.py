@@ -40,7 +40,7 @@ from worker.tail import write_tail
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model to load, and how. name: what records call it. cache: a folder for what comes from
-    a bucket, and for compiled programs.
+    a bucket, and for what is made of it once: laid-out weights, compiled programs.
     """
 
     name: str
@@ -98,7 +98,7 @@ def load(choice: ModelChoice) -> LatentDiffusion:
             config=choice.config,
             vae=choice.vae,
             execution=choice.execution,
-            cache=choice.cache.expanduser() / "compiled",
+            cache=choice.cache.expanduser(),
         )
     except CheckpointError as error:
         where = "" if source == choice.source else f"{choice.source}: "

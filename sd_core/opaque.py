@@ -1,0 +1,85 @@
+"""oneDNN's own tensors as plain bytes, and back: torch itself can neither save nor map them."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, ...]
+
+_BLOB = "aoti_torch_create_tensor_from_blob_v2"
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """torch's C interface for compiled programs, which takes a tensor's memory as it is. None where
+    this torch has no such, or not all of it.
+    """
+    path = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
+    steal = getattr(
+        getattr(torch._C, "_aoti", None), "alloc_tensor_by_stealing_from_void_ptr", None
+    )
+    describe = getattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md", None)
+    if not path.exists() or steal is None or describe is None:
+        return None
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, _BLOB):
+        return None
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    getattr(library, _BLOB).argtypes = [
+        *(pointer, number, pointer, pointer, number),  # memory, dimensions, sizes, strides, offset
+        *(ctypes.c_int32, ctypes.c_int32, ctypes.c_int32),  # type, device and its index
+        *(pointer, ctypes.c_int32, pointer, number),  # result, layout, description and its length
+    ]
+    return library
+
+
+def can_rebuild() -> bool:
+    """Whether `rebuilt` can be called here."""
+    return _library() is not None
+
+
+def content(weight: Tensor) -> Tensor:
+    """The bytes of one of oneDNN's tensors, (n,) uint8, in its own memory."""
+    nbytes = torch.ops.mkldnn._nbytes(weight)
+    memory = (ctypes.c_uint8 * nbytes).from_address(torch.ops.mkldnn.data_ptr(weight))
+    memory.weight = weight  # it must live as long
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def description(weight: Tensor) -> Tensor:
+    """What oneDNN says of the layout, (n,) uint8."""
+    return torch.ops.mkldnn._get_mkldnn_serialized_md(weight)
+
+
+def rebuilt(content: Tensor, description: Tensor, shape: Size, dtype: torch.dtype) -> Tensor:
+    """The tensor whose bytes and description these are, without a copy.
+
+    Both may only come from `content` and `description`, for oneDNN reads whatever they say.
+    Raises `RuntimeError` where torch refuses.
+    """
+    library = _library()
+    if library is None:
+        raise RuntimeError("this torch cannot take oneDNN's tensors as they are")
+    sizes = (ctypes.c_int64 * len(shape))(*shape)
+    strides = (ctypes.c_int64 * len(shape))(*torch.empty(shape, device="meta").stride())
+    handle = ctypes.c_void_p()
+    refused = getattr(library, _BLOB)(
+        *(content.data_ptr(), len(shape), sizes, strides, 0),
+        getattr(library, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}")(),
+        *(library.aoti_torch_device_type_cpu(), 0, ctypes.byref(handle)),
+        *(library.aoti_torch_layout__mkldnn(), description.data_ptr(), len(description)),
+    )
+    if refused:
+        raise RuntimeError(f"torch does not take a tensor of {shape}, {dtype}, from its bytes")
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+    tensor: Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(
+        capsule(handle, None, None)
+    )
+    tensor.memory = content  # type: ignore[attr-defined]  # which the tensor does not own
+    return tensor
