@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from sd_core import packing
-from sd_core.opaque import can_rebuild, content, description
-from sd_core.packing import layouts, packed_weights
+from sd_core.opaque import content, description
+from sd_core.packing import layouts, packed_weights, replace
 from sd_core.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ Kept = dict[str, dict[str, Tensor]]
 
 
 class Shelf:
-    """What is kept for one model in a folder. spec, dtype: of the model."""
+    """What is kept for one model in a folder, where `can_rebuild`. spec, dtype: of the model."""
 
     def __init__(self, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
         self._folder, self._spec, self._dtype = folder, spec, dtype
@@ -58,10 +58,9 @@ class Shelf:
         """What was kept of the weights with this digest (see `Provenance`), mapped; None where
         nothing was, or where it is damaged.
         """
-        if not can_rebuild():
-            return None
         for path in self._files(key := self._key(digest)):
-            with contextlib.suppress(OSError):  # deleted meanwhile, or not for us
+            # Deleted meanwhile, which torch calls a RuntimeError, or not for us.
+            with contextlib.suppress(OSError, RuntimeError):
                 if path.stem == f"{key}-{_crc32(path)}":
                     kept: Kept = torch.load(path, mmap=True, weights_only=True)
                     with contextlib.suppress(OSError):
@@ -109,9 +108,7 @@ class Shelf:
 def put_back(model: nn.Module, kept: Kept) -> None:
     """Gives a model that is packed, but on `meta`, its weights."""
     for name, weight in kept["parameters"].items():
-        parent, _, leaf = name.rpartition(".")
-        parameter = nn.Parameter(weight, requires_grad=False)
-        setattr(model.get_submodule(parent), leaf, parameter)
+        replace(model, name, nn.Parameter(weight, requires_grad=False))
     for name, packed in packed_weights(model).items():
         packed.put(kept["contents"][name], kept["descriptions"][name])
 

@@ -23,6 +23,7 @@ from sd_core.device import resolve_device, resolve_dtype
 from sd_core.execution import PACKED, pack_part, resolve_execution, run_as
 from sd_core.kept import LEAST_BYTES, Kept, Shelf, put_back
 from sd_core.model import LatentDiffusion, Provenance
+from sd_core.opaque import can_rebuild
 from sd_core.text import TextEncoder, weight_shapes
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
@@ -92,7 +93,8 @@ def load_model(
     shapes = {"text": weight_shapes(spec.text), "unet": _shapes(unet), "vae": _shapes(autoencoder)}
     stored = match(shapes, checkpoint)
     shelf = None
-    if cache is not None and execution in PACKED and _nbytes(stored, number_type) >= LEAST_BYTES:
+    worth_it = execution in PACKED and _nbytes(stored, number_type) >= LEAST_BYTES
+    if cache is not None and worth_it and can_rebuild():
         shelf = Shelf(cache / "laid-out", spec, number_type)
     with ThreadPoolExecutor(1) as beside:
         digested = beside.submit(digest, spec, stored)

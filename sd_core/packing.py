@@ -232,14 +232,14 @@ def pack(
     for name in convs:
         lend(name)
         conv = cast(nn.Conv2d, part.get_submodule(name))
-        _replace(part, name, PackedConv2d(conv, sizes[name], scratch))
+        replace(part, name, PackedConv2d(conv, sizes[name], scratch))
     if not linears:
         return
     blocks = [(n, m) for n, m in part.named_modules() if isinstance(m, TransformerBlock)]
     for place, block in blocks:  # they stay, only what is in them changes places
         for name, packed in _LINEARS.items():
             lend(f"{place}.{name}")
-            _replace(block, name, packed(block.get_submodule(name), prod(sizes[place][:2])))
+            replace(block, name, packed(block.get_submodule(name), prod(sizes[place][:2])))
 
 
 def _packed_linear(linear: nn.Linear, tokens: int) -> PackedLinear:
@@ -308,6 +308,6 @@ def layouts(dtype: torch.dtype) -> list[int]:
     return [*found, _layout(LinearReorder(), (640, 320), dtype, (2048,))]
 
 
-def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+def replace(module: nn.Module, name: str, by: nn.Module | nn.Parameter) -> None:
     parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, layer)
+    setattr(module.get_submodule(parent), leaf, by)

@@ -132,3 +132,9 @@ def test_a_cache_that_cannot_be_made(path, load, tmp_path):
     (tmp_path / "cache").touch()
     assert load(path).digest
     assert not any(thread.name == "keep" for thread in threading.enumerate())
+
+
+def test_a_torch_that_has_no_way_for_it(path, load, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "can_rebuild", lambda: False)
+    assert load(path).digest
+    assert not (tmp_path / "cache").exists()
