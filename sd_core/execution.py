@@ -1,7 +1,8 @@
 """How a loaded model runs fast on its device: the one place that decides it.
 
 eager: as it is. packed: eager, with weights in the layout of the CPU's kernels (`sd_core.packing`).
-fused: packed, with kernels of our own for the UNet's attention and for norms (`sd_core.kernels`).
+fused: packed, with kernels of our own for the UNet's attention, for norms and, on CPUs without AMX,
+for convolutions (`sd_core.kernels`).
 compiled: by `torch.compile`, one program for each shape, kept on disk for the next start.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sd_core.kernels import attention, group_norm, have_kernels, layer_norm
+from sd_core.kernels import attention, group_norm, have_amx, have_kernels, layer_norm
 from sd_core.layers import CrossAttention, GroupNorm, LayerNorm
 from sd_core.model import LatentDiffusion
 from sd_core.packing import can_pack, pack
@@ -106,7 +107,8 @@ def pack_part(
     latents = isinstance(part, UNet)
     rows, side = (2, spec.native_size // LATENT_FACTOR) if latents else (1, spec.native_size)
     with torch.no_grad():
-        pack(part, rows, side, linears=linears, lend=lend)
+        by_winograd = execution == "fused" and not have_amx()
+        pack(part, rows, side, linears=linears, by_winograd=by_winograd, lend=lend)
 
 
 def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> LatentDiffusion:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_core import packing
+from sd_core.kernels import LIBRARY, have_amx
 from sd_core.opaque import content, description
 from sd_core.packing import layouts, packed_weights, replace
 from sd_core.spec import ModelSpec
@@ -49,10 +50,13 @@ Kept = dict[str, dict[str, Tensor]]
 
 
 class Shelf:
-    """What is kept for one model in a folder, where `can_rebuild`. spec, dtype: of the model."""
+    """What is kept for one model in a folder, where `can_rebuild`. spec, dtype, execution: of the
+    model.
+    """
 
-    def __init__(self, folder: Path, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, execution: str) -> None:
         self._folder, self._spec, self._dtype = folder, spec, dtype
+        self._execution = execution
 
     def find(self, digest: str) -> Kept | None:
         """What was kept of the weights with this digest (see `Provenance`), mapped; None where
@@ -85,11 +89,14 @@ class Shelf:
 
     def _key(self, digest: str) -> str:
         """For weights that are laid out by this code, here."""
-        code = hashlib.sha256(Path(packing.__file__).read_bytes()).hexdigest()
-        spec = dataclasses.asdict(self._spec)
-        versions = code, torch.__version__
-        machine = torch.get_num_threads(), layouts(self._dtype)
-        parts = json.dumps((digest, spec, str(self._dtype), versions, machine), sort_keys=True)
+        code = [
+            hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (Path(packing.__file__), LIBRARY)
+            if path.exists()
+        ]
+        model = digest, dataclasses.asdict(self._spec), str(self._dtype), self._execution
+        machine = torch.get_num_threads(), have_amx(), layouts(self._dtype)
+        parts = json.dumps((model, code, torch.__version__, machine), sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     def _files(self, key: str) -> list[Path]:

@@ -103,6 +103,18 @@ class LayerNorm(nn.LayerNorm):
         return self.normalise(x, self.weight, self.bias, self.eps)
 
 
+class Conv2d(nn.Conv2d):
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The convolution of x, and what is added to it."""
+        return self(x).add_(added)
+
+
+class Linear(nn.Linear):
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The layer of x, and what is added to it."""
+        return self(x).add_(added)
+
+
 class ResBlock(nn.Module):
     """Residual block whose middle is shifted by what `emb_layers` makes of the timestep embedding.
 
@@ -121,7 +133,7 @@ class ResBlock(nn.Module):
             GroupNorm(groups, out_channels, RES_NORM_EPS, silu=True),
             nn.Identity(),  # the original's SiLU
             nn.Identity(),  # and its dropout: the convolution keeps its name, out_layers.3
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = (
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -129,8 +141,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         """x: (B, channels, h, w); shift: (B, out_channels)."""
-        norm, _, _, conv = self.out_layers
-        return conv(norm(self.in_layers(x), shift)).add_(self.skip_connection(x))
+        norm, conv = self.out_layers[0], cast(Conv2d, self.out_layers[3])
+        return conv.plus(norm(self.in_layers(x), shift), self.skip_connection(x))
 
 
 KeysValues = tuple[Tensor, Tensor]
@@ -154,19 +166,21 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+        self.to_out = nn.Sequential(Linear(dim, dim))
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> keys and values, each (B, heads, S, dim / heads)."""
         keys, values = self.to_k(context), self.to_v(context)
         return split_heads(keys, self.heads), split_heads(values, self.heads)
 
-    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
-        """x: (B, T, dim); keys_values: of the context, by default x itself."""
+    def forward(self, x: Tensor, added: Tensor, keys_values: KeysValues | None = None) -> Tensor:
+        """x: (B, T, dim); added: to the result, likewise; keys_values: of the context, by default x
+        itself.
+        """
         q = split_heads(self.to_q(x), self.heads)
         k, v = self.keys_values(x) if keys_values is None else keys_values
         out = self.attend(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return cast(Linear, self.to_out[0]).plus(out.transpose(1, 2).flatten(2), added)
 
 
 class GEGLU(nn.Module):
@@ -185,10 +199,11 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, mult: int = 4) -> None:
         super().__init__()
         # The middle entry stands for the original's dropout: it keeps the name net.2.
-        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), nn.Linear(dim * mult, dim))
+        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), Linear(dim * mult, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:
+        """x: (B, T, dim); added: to the result, likewise."""
+        return cast(Linear, self.net[2]).plus(self.net[0](x), added)
 
 
 class TransformerBlock(nn.Module):
@@ -205,9 +220,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         """x: (B, T, dim); keys_values: the prompt's, of attn2."""
-        x = self.attn1(self.norm1(x)).add_(x)
-        x = self.attn2(self.norm2(x), keys_values).add_(x)
-        return self.ff(self.norm3(x)).add_(x)
+        x = self.attn1(self.norm1(x), x)
+        x = self.attn2(self.norm2(x), x, keys_values)
+        return self.ff(self.norm3(x), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -219,7 +234,7 @@ class SpatialTransformer(nn.Module):
         self.proj_in = nn.Conv2d(channels, channels, 1)
         # A list of one, as the checkpoints name it.
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> what the block attends to."""
@@ -232,7 +247,7 @@ class SpatialTransformer(nn.Module):
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
         tokens = self.transformer_blocks[0](tokens, keys_values)
         out = tokens.transpose(1, 2).unflatten(2, (height, width))
-        return self.proj_out(out).add_(x)
+        return self.proj_out.plus(out, x)
 
 
 class Downsample(nn.Module):

@@ -95,7 +95,7 @@ def load_model(
     shelf = None
     worth_it = execution in PACKED and _nbytes(stored, number_type) >= LEAST_BYTES
     if cache is not None and worth_it and can_rebuild():
-        shelf = Shelf(cache / "laid-out", spec, number_type)
+        shelf = Shelf(cache / "laid-out", spec, number_type, execution)
     with ThreadPoolExecutor(1) as beside:
         digested = beside.submit(digest, spec, stored)
         looking = None if shelf is None else beside.submit(_find, shelf, digested)

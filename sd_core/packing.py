@@ -3,7 +3,8 @@
 The convolutions of the UNet and of the autoencoder change places with layers that hold their
 weights as oneDNN wants them, and give the same bits. Linear layers can do so too; on the way the
 three projections of a self-attention become one product, and the GELU and the product of a GEGLU
-become part of its two products, which gives the same numbers within rounding.
+become part of its two products. What is added to a layer's result is added before that is rounded.
+Both gives the same numbers within rounding, and so do convolutions by Winograd's algorithm.
 
 oneDNN's layout of a weight depends on the input's size, and given another than it would choose, its
 kernels lay the weight out anew at every call, up to a hundred times slower than from plain weights.
@@ -25,6 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from sd_core import opaque
+from sd_core.kernels import (
+    WINOGRAD_CHANNELS,
+    WINOGRAD_OUT_CHANNELS,
+    winograd,
+    winograd_weight,
+)
 from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, Upsample, split_heads
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
@@ -157,6 +164,46 @@ class PackedConv2d(nn.Module):
             x, weight, self.bias, *self._geometry, "none", [], ""
         )
 
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The convolution of x, and what is added to it, in the same kernel."""
+        weight = self.weight.laid_out(tuple(x.shape))
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, added, weight, self.bias, *self._geometry, "add", 1.0, None, [], None
+        )
+
+
+class WinogradConv2d(nn.Module):
+    """A convolution by our own kernel, for inputs of any size; see `sd_core.kernels.winograd`."""
+
+    LEAST_SIDE = 16
+    """Of a map. At v1 size, smaller ones take a twelfth of the products, but a third of the
+    weights, for which it takes 7/9 more memory.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(winograd_weight(conv.weight), requires_grad=False)
+        self.bias = _copied(cast(nn.Parameter, conv.bias))
+
+    @classmethod
+    def suits(cls, conv: nn.Conv2d, size: Size) -> bool:
+        """Whether it can do, and is worth it for inputs of this size (B, C, H, W)."""
+        geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+        return (
+            geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+            and conv.bias is not None
+            and conv.in_channels % WINOGRAD_CHANNELS == 0
+            and conv.out_channels % WINOGRAD_OUT_CHANNELS == 0
+            and min(size[2:]) >= cls.LEAST_SIDE
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return winograd(x, self.weight, self.bias)
+
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The convolution of x, and what is added to it, in the same kernel."""
+        return winograd(x, self.weight, self.bias, added)
+
 
 class PackedLinear(nn.Module):
     """A linear layer. weight: (out, in); tokens: how many it will be given at first."""
@@ -178,6 +225,10 @@ class PackedLinear(nn.Module):
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
         """The layer times a factor of its shape, in the same kernel."""
         return torch.ops.mkldnn._linear_pointwise(x, factor, self._laid_out(x), self.bias, "mul")
+
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The layer, and what is added to it, in the same kernel."""
+        return torch.ops.mkldnn._linear_pointwise(x, added, self._laid_out(x), self.bias, "add")
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return self.weight.laid_out((x.shape[:-1].numel(),))
@@ -204,10 +255,10 @@ class PackedSelfAttention(nn.Module):
         self.to_qkv = PackedLinear(together, None, tokens)
         self.to_out = _packed_linear(cast(nn.Linear, attention.to_out[0]), tokens)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
         out = self.attend(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out.plus(out.transpose(1, 2).flatten(2), added)
 
 
 def pack(
@@ -216,23 +267,32 @@ def pack(
     side: int,
     *,
     linears: bool,
+    by_winograd: bool = False,
     lend: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Packs a part's layers in place, one after the other, so that memory holds no second copy of
     the weights.
 
     rows, side: of what is laid out for, the side in pixels of what goes into the part. linears: the
-    linear layers too. lend: called with each layer's name before it is packed, to put weights there
-    that are elsewhere yet; they are not used after the next call.
+    linear layers too. by_winograd: convolutions that it suits, too. lend: called with each layer's
+    name before it is packed, to put weights there that are elsewhere yet; they are not used after
+    the next call.
     """
     sizes = input_sizes(part, rows, side)
     # By name: a list of the layers would keep them all alive until the last is packed.
     convs = {n: m.weight.numel() for n, m in part.named_modules() if isinstance(m, nn.Conv2d)}
     scratch = torch.empty(max(convs.values()), dtype=next(part.parameters()).dtype)
+    halved = False
     for name in convs:
         lend(name)
         conv = cast(nn.Conv2d, part.get_submodule(name))
-        replace(part, name, PackedConv2d(conv, sizes[name], scratch))
+        # What it adds to the rounding counts most before the first halving, for that goes on to all
+        # that follows: a third of all at v1 size, where they make a thirteenth of the products.
+        halved = halved or conv.stride != (1, 1)
+        if by_winograd and halved and WinogradConv2d.suits(conv, sizes[name]):
+            replace(part, name, WinogradConv2d(conv))
+        else:
+            replace(part, name, PackedConv2d(conv, sizes[name], scratch))
     if not linears:
         return
     blocks = [(n, m) for n, m in part.named_modules() if isinstance(m, TransformerBlock)]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.layers import ATTENTION_NORM_EPS, GroupNorm, Upsample
+from sd_core.layers import ATTENTION_NORM_EPS, Conv2d, GroupNorm, Upsample
 from sd_core.spec import VAESpec
 
 NORM_EPS = ATTENTION_NORM_EPS
@@ -24,14 +24,14 @@ class ResnetBlock(nn.Module):
         self.norm1 = GroupNorm(groups, channels, NORM_EPS, silu=True)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = GroupNorm(groups, out_channels, NORM_EPS, silu=True)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x))
-        h = self.conv2(self.norm2(h))
-        return h.add_(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        return self.conv2.plus(self.norm2(h), shortcut)
 
 
 class AttnBlock(nn.Module):
@@ -43,7 +43,7 @@ class AttnBlock(nn.Module):
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -52,7 +52,7 @@ class AttnBlock(nn.Module):
             layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v)
         )  # (B, 1, h·w, channels): one head
         out = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        return self.proj_out(out.transpose(1, 2).unflatten(2, (height, width))).add_(x)
+        return self.proj_out.plus(out.transpose(1, 2).unflatten(2, (height, width)), x)
 
 
 class Downsample(nn.Module):

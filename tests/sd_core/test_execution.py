@@ -11,12 +11,19 @@ import sys
 import pytest
 import torch
 
-from sd_core.execution import make_ready
+from sd_core.execution import make_ready, run_as
 from sd_core.kernels import have_kernels
 from sd_core.layers import TransformerBlock
 from sd_core.loading import load_model
 from sd_core.model import LatentDiffusion
-from sd_core.packing import PackedConv2d, can_pack, input_sizes, pack, packed_bytes
+from sd_core.packing import (
+    PackedConv2d,
+    WinogradConv2d,
+    can_pack,
+    input_sizes,
+    pack,
+    packed_bytes,
+)
 from sd_core.spec import ModelSpec
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
@@ -37,13 +44,10 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
 # Ways of running that are not eager, where this CPU has them.
 PACKED = [pytest.param("packed", *p.values, marks=p.marks) for p in TYPES]
-FUSED = pytest.param(
-    "fused",
-    torch.bfloat16,
-    marks=pytest.mark.skipif(
-        not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
-    ),
+needs_kernels = pytest.mark.skipif(
+    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
 )
+FUSED = pytest.param("fused", torch.bfloat16, marks=needs_kernels)
 
 
 def built(spec: ModelSpec, dtype: torch.dtype, execution: str) -> LatentDiffusion:
@@ -191,9 +195,44 @@ def test_with_linear_layers_every_layer_of_the_steps_is_packed():
     assert before <= after < 1.1 * before
 
 
-@pytest.mark.skipif(
-    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
-)
+@needs_kernels
+def test_convolutions_by_winograd_s_algorithm_give_the_numbers_of_eager():
+    """At any size, and on CPUs that do not choose it, too."""
+    eager, packed = (small_model(SMALL).to(torch.bfloat16) for _ in range(2))
+    with torch.no_grad():
+        pack(packed.unet, 2, 64, linears=True, by_winograd=True)
+        pack(packed.vae, 1, 512, linears=True, by_winograd=True)
+    packed = run_as(packed, "fused", None)
+    x = torch.randn(2, 4, 13, 18, generator=torch.Generator().manual_seed(0))
+    context = eager.encode_prompt(["a red circle", ""])
+    ours, theirs = (m.denoise(x, torch.tensor([981.0, 1.0]), context) for m in (packed, eager))
+    assert_close(ours, theirs, LIMITS[torch.bfloat16])
+    pixels = packed.decode(x)
+    assert_close(pixels, eager.decode(x), LIMITS[torch.bfloat16])
+    assert_close(packed.encode_image(pixels), eager.encode_image(pixels), LIMITS[torch.bfloat16])
+
+
+def test_which_convolutions_are_by_winograd_s_algorithm():
+    """At v1 size those of 3 x 3 whose maps are large, and that come after the first halving."""
+    with torch.device("meta"):
+        unet, vae = UNet(ModelSpec().unet).bfloat16(), AutoencoderKL(ModelSpec().vae).bfloat16()
+        pack(unet, 2, 64, linears=False, by_winograd=True)
+        pack(vae, 1, 512, linears=False, by_winograd=True)
+    names = [n for n, layer in unet.named_modules() if isinstance(layer, WinogradConv2d)]
+    blocks = {re.sub(r"\.(in_layers\.2|out_layers\.3|conv)$", "", name) for name in names}
+    down = {f"input_blocks.{n}.0" for n in (4, 5, 7, 8)}
+    up = {f"output_blocks.{n}.0" for n in range(3, 12)}
+    assert blocks == down | up | {f"output_blocks.{n}" for n in ("2.1", "5.2", "8.2")}
+    assert len(names) == 2 * (len(down) + len(up)) + 3
+    direct = {n for n, layer in vae.named_modules() if isinstance(layer, PackedConv2d)}
+    assert "encoder.down.0.block.0.conv1" in direct
+    assert {n for n in direct if re.match(r"decoder\..*conv", n)} == {
+        "decoder.conv_in",
+        "decoder.conv_out",
+    }
+
+
+@needs_kernels
 def test_auto_is_fused_where_there_are_kernels():
     """And they are what runs: the results are not those of torch's."""
     fused = make_ready(small_model(ODD).to(torch.bfloat16))

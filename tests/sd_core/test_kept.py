@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from sd_core import kept, loading
+from sd_core import execution, kept, loading
+from sd_core.kernels import have_amx, have_kernels
 from sd_core.loading import load_model
 from sd_core.opaque import can_rebuild
 from sd_core.weights.export import save_single_file
@@ -27,9 +28,9 @@ def load(tmp_path, monkeypatch):
     """Loads a model as a start does, and waits for what is written."""
     monkeypatch.setattr(loading, "LEAST_BYTES", 0)
 
-    def load(path, dtype="float32"):
+    def load(path, dtype="float32", execution="auto"):
         model = load_model(
-            path, device="cpu", dtype=dtype, execution="auto", cache=tmp_path / "cache"
+            path, device="cpu", dtype=dtype, execution=execution, cache=tmp_path / "cache"
         )
         for thread in threading.enumerate():
             if thread.name == "keep":
@@ -97,6 +98,19 @@ def test_other_weights_are_not_taken_for_these(path, load, brought, tmp_path):
     assert load(tmp_path / "other.safetensors").spec != load(path).spec
     assert len(brought) == 2
     assert len(files(tmp_path)) == 3
+
+
+@pytest.mark.skipif(
+    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
+)
+def test_for_each_way_of_running_its_own(path, load, brought, monkeypatch):
+    """fused lays convolutions out for other kernels than packed, and other ones where AMX is."""
+    load(path, "bfloat16", "fused")
+    load(path, "bfloat16", "packed")
+    monkeypatch.setattr(execution, "have_amx", lambda: not have_amx())
+    monkeypatch.setattr(kept, "have_amx", lambda: not have_amx())
+    load(path, "bfloat16", "fused")
+    assert len(brought) == 3
 
 
 def test_what_was_not_used_for_longest_goes_first(path, load, brought, tmp_path, monkeypatch):

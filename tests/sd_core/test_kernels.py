@@ -10,19 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_core import kernels
-from sd_core.kernels import attention, group_norm, have_kernels, layer_norm
+from sd_core.kernels import (
+    attention,
+    group_norm,
+    have_kernels,
+    layer_norm,
+    winograd,
+    winograd_weight,
+)
 from sd_core.layers import split_heads
 
 needs_kernels = pytest.mark.skipif(
     not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
 )
-needs_amx = pytest.mark.skipif(not kernels._have_amx(), reason="no AMX")
+needs_amx = pytest.mark.skipif(not kernels.have_amx(), reason="no AMX")
 
 
 @pytest.fixture
 def amx(request, monkeypatch):
     """Whether attention runs by AMX."""
-    monkeypatch.setattr(kernels, "_have_amx", lambda: request.param)
+    monkeypatch.setattr(kernels, "have_amx", lambda: request.param)
 
 
 def in_both_ways(test):
@@ -339,3 +346,131 @@ def test_other_inputs_of_a_layer_norm_are_refused():
         layer_norm(apart, weight, weight, 1e-5),
         layer_norm(apart.contiguous(), weight, weight, 1e-5),
     )
+
+
+# Convolutions by Winograd's algorithm
+
+CONVOLUTIONS = [
+    # rows, channels, out channels, height, width
+    (2, 320, 64, 16, 16),
+    (1, 48, 128, 33, 20),
+    (3, 16, 64, 5, 7),
+    (1, 64, 192, 1, 1),
+    (2, 128, 64, 2, 3),
+    (1, 16, 64, 70, 50),
+]
+
+
+def convolution(
+    rows: int, channels: int, out: int, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A map, weight and bias as a model gives them, and what is added to the result."""
+    generator = torch.Generator().manual_seed(0)
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x, added = made(rows, channels, height, width), made(rows, out, height, width)
+    weight = made(out, channels, 3, 3) / (9 * channels) ** 0.5
+    maps = [t.bfloat16().to(memory_format=torch.channels_last) for t in (x, added)]
+    return maps[0], weight.bfloat16(), made(out).bfloat16(), maps[1]
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
+def test_a_convolution_of_small_whole_numbers_is_exact(shape):
+    """Nothing is rounded in between then, so that any pixel, channel or kernel in a wrong place
+    shows. Fours, for a kernel's parts are quarters of its sums."""
+    rows, channels, out, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def whole(most: int, *shape: int) -> Tensor:
+        return torch.randint(-most, most + 1, shape, generator=generator).bfloat16()
+
+    x, weight = whole(3, rows, channels, height, width), 4 * whole(2, out, channels, 3, 3)
+    bias, added = whole(200, out), whole(200, rows, out, height, width)
+    x, added = (t.to(memory_format=torch.channels_last) for t in (x, added))
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    result = winograd(x, winograd_weight(weight), bias)
+    assert torch.equal(result, exact.bfloat16())
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    together = winograd(x, winograd_weight(weight), bias, added)
+    assert torch.equal(together, (exact + added.double()).bfloat16())
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
+def test_a_convolution_is_nearly_as_near_to_the_truth_as_torch(shape):
+    """Besides the result, parts of the map and of kernels are rounded. They are larger than what
+    they stand for: of independent numbers each adds (5/3)^2 times the variance of the result's.
+    """
+    x, weight, bias, added = convolution(*shape)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1) + added.double()
+    result = winograd(x, winograd_weight(weight), bias, added)
+    once = error(exact.bfloat16(), exact)
+    assert error(result, exact) < (1 + 2 * (5 / 3) ** 2) ** 0.5 * once
+
+
+@needs_kernels
+def test_a_row_of_a_convolution_depends_on_no_other_and_on_no_thread():
+    x, weight, bias, added = convolution(3, 64, 128, 37, 21)
+    laid_out = winograd_weight(weight)
+    whole = winograd(x, laid_out, bias, added)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(winograd_weight(weight), laid_out)
+            for row in range(3):
+                one = slice(row, row + 1)
+                assert torch.equal(winograd(x[one], laid_out, bias, added[one]), whole[one])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_blew_up_stays_near_and_is_not_hidden(value):
+    x, weight, bias, _ = convolution(2, 64, 64, 20, 20)
+    laid_out = winograd_weight(weight)
+    wanted = winograd(x, laid_out, bias)
+    x[1, 5, 8, 8] = value
+    result = winograd(x, laid_out, bias)
+    assert not result[1, :, 7:10, 7:10].isfinite().any()
+    result[1, :, 6:12, 6:12] = wanted[1, :, 6:12, 6:12]
+    assert torch.equal(result, wanted)
+
+
+@needs_kernels
+def test_maps_of_a_convolution_in_another_order_are_brought_into_order():
+    x, weight, bias, added = convolution(2, 16, 64, 9, 11)
+    laid_out = winograd_weight(weight.to(memory_format=torch.channels_last))
+    assert torch.equal(
+        winograd(x.contiguous(), laid_out, bias, added.contiguous()),
+        winograd(x, winograd_weight(weight), bias, added),
+    )
+
+
+@needs_kernels
+def test_other_convolutions_are_refused():
+    x, weight, bias, added = convolution(2, 16, 64, 4, 4)
+    laid_out = winograd_weight(weight)
+    for wrong in (weight[:63], weight[:, :15], weight[..., :2]):
+        with pytest.raises(ValueError, match="Winograd's convolution with a weight of"):
+            winograd_weight(wrong)
+    with pytest.raises(ValueError, match="winograd_weight is for bfloat16 on a CPU"):
+        winograd_weight(weight.float())
+    with pytest.raises(ValueError, match="winograd is for bfloat16 on a CPU"):
+        winograd(x.float(), laid_out, bias)
+    with pytest.raises(ValueError, match=r"\(2, 14, 4, 4\) with a weight for 16 channels"):
+        winograd(x[:, :14], laid_out, bias)
+    with pytest.raises(ValueError, match=r"\(63,\).* added to 2 rows of 64 x 4 x 4"):
+        winograd(x, laid_out, bias[1:])
+    with pytest.raises(ValueError, match=r"\(1, 64, 4, 4\).* added to 2 rows of 64 x 4 x 4"):
+        winograd(x, laid_out, bias, added[:1])
+
+
+def test_on_meta_a_weight_has_its_shape_alone():
+    laid_out = winograd_weight(torch.empty(128, 48, 3, 3, dtype=torch.bfloat16, device="meta"))
+    assert laid_out.is_meta
+    assert laid_out.shape == (2, 16, 24, 64, 2)
