@@ -2,7 +2,7 @@
 
 eager: as it is. packed: eager, with weights in the layout of the CPU's kernels (`sd_core.packing`).
 fused: packed, with kernels of our own for the UNet's attention, for norms and, on CPUs without AMX,
-for convolutions (`sd_core.kernels`).
+for convolutions and linear layers (`sd_core.kernels`).
 compiled: by `torch.compile`, one program for each shape, kept on disk for the next start.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
@@ -107,8 +107,9 @@ def pack_part(
     latents = isinstance(part, UNet)
     rows, side = (2, spec.native_size // LATENT_FACTOR) if latents else (1, spec.native_size)
     with torch.no_grad():
-        by_winograd = execution == "fused" and not have_amx()
-        pack(part, rows, side, linears=linears, by_winograd=by_winograd, lend=lend)
+        # oneDNN's products are by AMX where that is, which is several times as fast as ours.
+        own = execution == "fused" and not have_amx()
+        pack(part, rows, side, linears=linears, own=own, lend=lend)
 
 
 def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> LatentDiffusion:

@@ -4,8 +4,11 @@ Attention, by AMX where there is such: at v1's head size of 40 it is limited by 
 then, not by its products. Ours has only as many digits of them as bfloat16 keeps, and takes half
 the time of torch's kernel or less. Group norm: torch's kernel for channels-last takes several times
 what reading and writing the map does; SiLU is another pass, and so is what a residual block adds
-before. Layer norm: half the time of torch's. Convolutions of 3 x 3 by Winograd's algorithm: half
-the time of oneDNN's where AVX-512 multiplies; AMX is sooner done with direct ones.
+before. Layer norm: half the time of torch's.
+
+Convolutions of 3 x 3 by Winograd's algorithm: half the time of oneDNN's direct ones. Linear layers:
+a sum, or the gate of a GEGLU, costs oneDNN up to as much time again, and another rounding. Their
+products are by AVX-512, which is not for CPUs with AMX.
 
 They are built when the package is installed, where there is a C++ compiler that knows these CPUs;
 everywhere else torch's kernels serve.
@@ -48,8 +51,12 @@ class _LayerNormSizes(ctypes.Structure):
 class _WinogradSizes(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in ("rows", "height", "width", "channels", "out_channels", "threads")
+        for name in ("rows", "height", "width", "channels", "out", "doubled", "threads")
     ]
+
+
+class _LinearSizes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("rows", "channels", "out", "threads")]
 
 
 _FUNCTIONS = {
@@ -58,6 +65,8 @@ _FUNCTIONS = {
     "layer_norm": (4, _LayerNormSizes),
     "winograd": (5, _WinogradSizes),
     "winograd_weight": (2, _WinogradSizes),
+    "linear": (5, _LinearSizes),
+    "geglu": (4, _LinearSizes),
 }
 """Name -> how many tensors it takes, and its sizes."""
 
@@ -176,9 +185,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
+WIDTH = 64
+"""What the channels that come out of our products are a multiple of."""
+
 WINOGRAD_CHANNELS = 16
-WINOGRAD_OUT_CHANNELS = 64
-"""What the channels that go into such a convolution, and come out of it, are a multiple of."""
+"""And those that go into a convolution."""
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
@@ -189,44 +200,126 @@ def winograd_weight(weight: Tensor) -> Tensor:
     and shapes.
     """
     out, channels, *kernel = weight.shape
-    if kernel != [3, 3] or out % WINOGRAD_OUT_CHANNELS or channels % WINOGRAD_CHANNELS:
+    if kernel != [3, 3] or out % WIDTH or channels % WINOGRAD_CHANNELS:
         raise ValueError(
             f"Winograd's convolution with a weight of {tuple(weight.shape)}; kernels are 3 x 3, "
-            f"channels multiples of {WINOGRAD_CHANNELS}, and {WINOGRAD_OUT_CHANNELS} those that "
-            "come out"
+            f"channels multiples of {WINOGRAD_CHANNELS}, and of {WIDTH} those that come out"
         )
-    blocks = out // WINOGRAD_OUT_CHANNELS, 16, channels // 2, WINOGRAD_OUT_CHANNELS, 2
-    laid_out = torch.empty(blocks, dtype=weight.dtype, device=weight.device)
+    shape = out // WIDTH, 16, channels // 2, WIDTH, 2
+    laid_out = torch.empty(shape, dtype=weight.dtype, device=weight.device)
     if not weight.is_meta:
-        sizes = _WinogradSizes(0, 0, 0, channels, out, torch.get_num_threads())
+        sizes = _WinogradSizes(0, 0, 0, channels, out, 0, torch.get_num_threads())
         _call("winograd_weight", (weight.contiguous(), laid_out), sizes)
     return laid_out
 
 
-def winograd(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None) -> Tensor:
+def winograd(
+    x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None, *, doubled: bool = False
+) -> Tensor:
     """`torch.nn.functional.conv2d` with kernels of 3 x 3, stride and padding of 1, by 16 products
     where it takes 36 (Lavin & Gray 2016), and sums in float32.
 
-    x: (B, in, h, w); weight: as `winograd_weight` lays it out; bias: (out,); added: (B, out, h, w),
-    added before the result is rounded; all bfloat16 on a CPU. Returns (B, out, h, w), bfloat16, in
-    channels-last, as x and added should be. A row's result depends on no other row or thread.
-    Raises `ValueError` for other types, devices and shapes, `MemoryError`.
+    x: (B, in, h, w); doubled: x is enlarged to twice its sides by nearest neighbours before, which
+    takes 9 products; weight: as `winograd_weight` lays it out; bias: (out,); added: (B, out, h, w),
+    or twice that, to the result before it is rounded; all bfloat16 on a CPU. Returns the latter's
+    shape, bfloat16, in channels-last, as x and added should be. A row's result depends on no other
+    row or thread. Raises `ValueError` for other types, devices and shapes, `MemoryError`.
     """
     rows, channels, height, width = x.shape
-    out = WINOGRAD_OUT_CHANNELS * weight.shape[0]
-    if weight.shape[1:] != (16, channels // 2, WINOGRAD_OUT_CHANNELS, 2) or channels % 2:
+    if doubled:
+        height, width = 2 * height, 2 * width
+    out = WIDTH * weight.shape[0]
+    if weight.shape[1:] != (16, channels // 2, WIDTH, 2) or channels % 2:
         raise ValueError(f"{tuple(x.shape)} with a weight for {2 * weight.shape[2]} channels")
-    if bias.shape != (out,) or (added is not None and added.shape != (rows, out, height, width)):
-        shapes = [tuple(t.shape) for t in (bias, added) if t is not None]
-        raise ValueError(f"{shapes} added to {rows} rows of {out} x {height} x {width}")
     x = x.contiguous(memory_format=torch.channels_last)
-    if added is not None:
-        added = added.contiguous(memory_format=torch.channels_last)
     result = torch.empty((rows, height, width, out), dtype=x.dtype).permute(0, 3, 1, 2)
-    sizes = _WinogradSizes(rows, height, width, channels, out, torch.get_num_threads())
-    tensors = x, weight.contiguous(), bias.contiguous(), added, result
+    if added is not None:
+        added = _alike(added, result).contiguous(memory_format=torch.channels_last)
+    sizes = _WinogradSizes(
+        *(rows, height, width, channels, out), int(doubled), torch.get_num_threads()
+    )
+    tensors = x, weight.contiguous(), _alike(bias, result[0, :, 0, 0]).contiguous(), added, result
     _call("winograd", tensors, sizes)
     return result
+
+
+def linear_weight(weight: Tensor) -> Tensor:
+    """A linear layer's weight for `linear`.
+
+    weight: (out, in), bfloat16, on `meta`, too. Returns (out / 64, in / 2, 64, 2), bfloat16.
+    Raises `ValueError` for other types and shapes.
+    """
+    if weight.dim() != 2 or weight.shape[0] % WIDTH or weight.shape[1] % 2:
+        raise ValueError(
+            f"a linear layer with a weight of {tuple(weight.shape)}; what comes out is a multiple "
+            f"of {WIDTH}, what goes in is even"
+        )
+    if weight.dtype is not torch.bfloat16:
+        raise ValueError("linear is for bfloat16 on a CPU")
+    out, channels = weight.shape
+    pairs = weight.contiguous().view(torch.int32).view(out // WIDTH, WIDTH, channels // 2)
+    laid_out = pairs.transpose(1, 2).contiguous().view(torch.bfloat16)
+    return laid_out.view(out // WIDTH, channels // 2, WIDTH, 2)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None
+) -> Tensor:
+    """`torch.nn.functional.linear`, and a sum.
+
+    x: (..., in); weight: as `linear_weight` lays it out; bias: (out,); added: (..., out), to the
+    result before it is rounded; all bfloat16 on a CPU. Returns (..., out), bfloat16, contiguous.
+    Numbers depend on no others but those that they are made of. Raises `ValueError` for other
+    types, devices and shapes, `MemoryError`.
+    """
+    x = x.contiguous()
+    result = torch.empty((*x.shape[:-1], _out_of(x, weight)), dtype=x.dtype)
+    if added is not None:
+        added = _alike(added, result).contiguous()
+    if bias is not None:
+        bias = _alike(bias, result.view(-1, result.shape[-1])[0]).contiguous()
+    sizes = _LinearSizes(
+        *(x.shape[:-1].numel(), x.shape[-1], result.shape[-1]), torch.get_num_threads()
+    )
+    _call("linear", (x, weight.contiguous(), bias, added, result), sizes)
+    return result
+
+
+def in_turns(values_and_gates: Tensor) -> Tensor:
+    """The weight or bias of a GEGLU, (2 · out, ...), with values and gates in turns, 64 of each."""
+    halves = values_and_gates.unflatten(0, (2, -1, WIDTH))
+    return halves.transpose(0, 1).flatten(0, 2)
+
+
+def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Values times GELU of gates (Shazeer 2020), two linear layers in one, and rounded once.
+
+    x: (..., in); weight: of both, as `in_turns` and `linear_weight` lay it out; bias: (2 · out,),
+    as `in_turns` orders it; all bfloat16 on a CPU. Returns (..., out), bfloat16, contiguous.
+    Numbers depend on no others but those that they are made of. Raises `ValueError` for other
+    types, devices and shapes, `MemoryError`.
+    """
+    x = x.contiguous()
+    both = _out_of(x, weight)
+    if both % (2 * WIDTH) or bias.shape != (both,):
+        raise ValueError(f"a GEGLU of {both} values and gates with {tuple(bias.shape)} biases")
+    result = torch.empty((*x.shape[:-1], both // 2), dtype=x.dtype)
+    sizes = _LinearSizes(x.shape[:-1].numel(), x.shape[-1], both // 2, torch.get_num_threads())
+    _call("geglu", (x, weight.contiguous(), bias.contiguous(), result), sizes)
+    return result
+
+
+def _out_of(x: Tensor, weight: Tensor) -> int:
+    """How many numbers come out for each row of x."""
+    if weight.shape[1:] != (x.shape[-1] // 2, WIDTH, 2) or x.shape[-1] % 2:
+        raise ValueError(f"{tuple(x.shape)} with a weight for {2 * weight.shape[1]} channels")
+    return weight.shape[0] * WIDTH
+
+
+def _alike(added: Tensor, result: Tensor) -> Tensor:
+    if added.shape != result.shape:
+        raise ValueError(f"{tuple(added.shape)} is added to {tuple(result.shape)}")
+    return added
 
 
 def _call(

@@ -108,6 +108,10 @@ class Conv2d(nn.Conv2d):
         """The convolution of x, and what is added to it."""
         return self(x).add_(added)
 
+    def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The convolution of x enlarged to (height, width) by nearest neighbours."""
+        return self(F.interpolate(x, size=size, mode="nearest"))
+
 
 class Linear(nn.Linear):
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
@@ -266,10 +270,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """size: (height, width) to reach where it is not twice the input's (odd skip maps)."""
         if size is None:
             size = (2 * x.shape[-2], 2 * x.shape[-1])
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return self.conv.of_enlarged(x, size)

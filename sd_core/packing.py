@@ -3,8 +3,8 @@
 The convolutions of the UNet and of the autoencoder change places with layers that hold their
 weights as oneDNN wants them, and give the same bits. Linear layers can do so too; on the way the
 three projections of a self-attention become one product, and the GELU and the product of a GEGLU
-become part of its two products. What is added to a layer's result is added before that is rounded.
-Both gives the same numbers within rounding, and so do convolutions by Winograd's algorithm.
+become part of its two products, which gives the same numbers within rounding. So do layers whose
+products are kernels of our own (`sd_core.own_layers`), where they suit.
 
 oneDNN's layout of a weight depends on the input's size, and given another than it would choose, its
 kernels lay the weight out anew at every call, up to a hundred times slower than from plain weights.
@@ -23,16 +23,12 @@ from math import prod
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core import opaque
-from sd_core.kernels import (
-    WINOGRAD_CHANNELS,
-    WINOGRAD_OUT_CHANNELS,
-    winograd,
-    winograd_weight,
-)
 from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, Upsample, split_heads
+from sd_core.own_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 
@@ -165,44 +161,12 @@ class PackedConv2d(nn.Module):
         )
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The convolution of x, and what is added to it, in the same kernel."""
-        weight = self.weight.laid_out(tuple(x.shape))
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, added, weight, self.bias, *self._geometry, "add", 1.0, None, [], None
-        )
+        """The convolution of x, and what is added to it."""
+        return self(x).add_(added)
 
-
-class WinogradConv2d(nn.Module):
-    """A convolution by our own kernel, for inputs of any size; see `sd_core.kernels.winograd`."""
-
-    LEAST_SIDE = 16
-    """Of a map. At v1 size, smaller ones take a twelfth of the products, but a third of the
-    weights, for which it takes 7/9 more memory.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(winograd_weight(conv.weight), requires_grad=False)
-        self.bias = _copied(cast(nn.Parameter, conv.bias))
-
-    @classmethod
-    def suits(cls, conv: nn.Conv2d, size: Size) -> bool:
-        """Whether it can do, and is worth it for inputs of this size (B, C, H, W)."""
-        geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
-        return (
-            geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-            and conv.bias is not None
-            and conv.in_channels % WINOGRAD_CHANNELS == 0
-            and conv.out_channels % WINOGRAD_OUT_CHANNELS == 0
-            and min(size[2:]) >= cls.LEAST_SIDE
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return winograd(x, self.weight, self.bias)
-
-    def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The convolution of x, and what is added to it, in the same kernel."""
-        return winograd(x, self.weight, self.bias, added)
+    def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The convolution of x enlarged to (height, width) by nearest neighbours."""
+        return self(F.interpolate(x, size=size, mode="nearest"))
 
 
 class PackedLinear(nn.Module):
@@ -227,8 +191,8 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, factor, self._laid_out(x), self.bias, "mul")
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The layer, and what is added to it, in the same kernel."""
-        return torch.ops.mkldnn._linear_pointwise(x, added, self._laid_out(x), self.bias, "add")
+        """The layer of x, and what is added to it; oneDNN takes longer where it adds itself."""
+        return self(x).add_(added)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return self.weight.laid_out((x.shape[:-1].numel(),))
@@ -248,12 +212,13 @@ class PackedGEGLU(nn.Module):
 class PackedSelfAttention(nn.Module):
     """Queries, keys and values in one product; of tokens to themselves only."""
 
-    def __init__(self, attention: CrossAttention, tokens: int) -> None:
+    def __init__(self, attention: CrossAttention, tokens: int, own: bool) -> None:
         super().__init__()
         self.heads, self.attend = attention.heads, attention.attend
         together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
-        self.to_qkv = PackedLinear(together, None, tokens)
-        self.to_out = _packed_linear(cast(nn.Linear, attention.to_out[0]), tokens)
+        out = cast(nn.Linear, attention.to_out[0])
+        self.to_qkv = _linear_of(together, None, tokens, own)
+        self.to_out = _linear_of(out.weight, out.bias, tokens, own)
 
     def forward(self, x: Tensor, added: Tensor) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
@@ -267,16 +232,16 @@ def pack(
     side: int,
     *,
     linears: bool,
-    by_winograd: bool = False,
+    own: bool = False,
     lend: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Packs a part's layers in place, one after the other, so that memory holds no second copy of
     the weights.
 
     rows, side: of what is laid out for, the side in pixels of what goes into the part. linears: the
-    linear layers too. by_winograd: convolutions that it suits, too. lend: called with each layer's
-    name before it is packed, to put weights there that are elsewhere yet; they are not used after
-    the next call.
+    linear layers too. own: products are kernels of our own where they suit. lend: called with each
+    layer's name before it is packed, to put weights there that are elsewhere yet; they are not used
+    after the next call.
     """
     sizes = input_sizes(part, rows, side)
     # By name: a list of the layers would keep them all alive until the last is packed.
@@ -286,11 +251,14 @@ def pack(
     for name in convs:
         lend(name)
         conv = cast(nn.Conv2d, part.get_submodule(name))
-        # What it adds to the rounding counts most before the first halving, for that goes on to all
-        # that follows: a third of all at v1 size, where they make a thirteenth of the products.
+        # What Winograd's algorithm adds to the rounding counts most before the first halving, for
+        # that goes on to all that follows: more than a third of it at v1 size, for a thirteenth of
+        # the products.
         halved = halved or conv.stride != (1, 1)
-        if by_winograd and halved and WinogradConv2d.suits(conv, sizes[name]):
+        if own and halved and WinogradConv2d.suits(conv, min(sizes[name][2:])):
             replace(part, name, WinogradConv2d(conv))
+        elif own and PointwiseConv2d.suits(conv):
+            replace(part, name, PointwiseConv2d(conv))
         else:
             replace(part, name, PackedConv2d(conv, sizes[name], scratch))
     if not linears:
@@ -299,19 +267,31 @@ def pack(
     for place, block in blocks:  # they stay, only what is in them changes places
         for name, packed in _LINEARS.items():
             lend(f"{place}.{name}")
-            replace(block, name, packed(block.get_submodule(name), prod(sizes[place][:2])))
+            replace(block, name, packed(block.get_submodule(name), prod(sizes[place][:2]), own))
 
 
-def _packed_linear(linear: nn.Linear, tokens: int) -> PackedLinear:
-    return PackedLinear(linear.weight, linear.bias, tokens)
+def _linear_of(
+    weight: Tensor, bias: Tensor | None, tokens: int, own: bool
+) -> PackedLinear | OwnLinear:
+    if own and OwnLinear.suits(*weight.shape):
+        return OwnLinear(weight, bias)
+    return PackedLinear(weight, bias, tokens)
+
+
+def _linear(linear: nn.Linear, tokens: int, own: bool) -> nn.Module:
+    return _linear_of(linear.weight, linear.bias, tokens, own)
+
+
+def _geglu(geglu: GEGLU, tokens: int, own: bool) -> nn.Module:
+    return OwnGEGLU(geglu) if own and OwnGEGLU.suits(geglu) else PackedGEGLU(geglu, tokens)
 
 
 _LINEARS: Mapping[str, Callable[..., nn.Module]] = {
     "attn1": PackedSelfAttention,
-    "attn2.to_q": _packed_linear,
-    "attn2.to_out.0": _packed_linear,
-    "ff.net.0": PackedGEGLU,
-    "ff.net.2": _packed_linear,
+    "attn2.to_q": _linear,
+    "attn2.to_out.0": _linear,
+    "ff.net.0": _geglu,
+    "ff.net.2": _linear,
 }
 """What a transformer block's parts change places with. Keys and values of the prompt are made once
 for an image, by layers that stay.

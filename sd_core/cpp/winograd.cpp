@@ -6,74 +6,52 @@
 // 16 sums become 4 pixels. Tiles come in blocks, which read the weight once. A tile's numbers depend
 // on no other tile, on no other row, and on no thread.
 
-#include <atomic>
-#include <cstring>
-
-#include "memory.h"
-#include "vectors.h"
+#include "blocks.h"
+#include "products.h"
 
 namespace {
 
-using Pair = std::int32_t;  // two bfloat16, of neighbouring channels
-
 constexpr int PARTS = 16;
-constexpr int VECTORS = 4;              // of channels of the output, summed together
-constexpr int WIDTH = VECTORS * LANES;  // such channels
-constexpr int TILES = 6;                // together: 24 sums and 5 factors fill 32 registers
-constexpr int BLOCK = 16 * TILES;       // tiles at most; 1.4 MiB at 320 channels, 8 at 2560
-constexpr int LINE = 64;                // bytes of a cache line
+constexpr int BLOCK = 16 * ROWS;  // tiles at most; 1.4 MiB at 320 channels, 8 at 2560
+constexpr int LINE = 64;          // bytes of a cache line
 constexpr __mmask16 ALL = -1;
 
 struct Sizes {
-    std::int32_t rows, height, width, in, out, threads;
+    std::int32_t rows, height, width, in, out, doubled, threads;
 };
 
-// sums (R, WIDTH) = tiles (R, in) times weight (in / 2, WIDTH, 2).
-template <int R>
-void multiply(const bfloat16* tiles, const bfloat16* weight, int in, float* sums) {
-    __m512 sum[R][VECTORS] = {};
-    for (int c = 0; c < in; c += 2, weight += 2 * WIDTH) {
-        __m512bh factor[VECTORS];
-        for (int i = 0; i < VECTORS; i++) {
-            const __m512i pairs = _mm512_loadu_si512(weight + i * 2 * LANES);
-            factor[i] = reinterpret_cast<const __m512bh&>(pairs);
-        }
-        for (int r = 0; r < R; r++) {
-            Pair pair;
-            std::memcpy(&pair, tiles + std::size_t(r) * in + c, sizeof(pair));
-            const __m512i pairs = _mm512_set1_epi32(pair);
-            for (int i = 0; i < VECTORS; i++)
-                sum[r][i] = _mm512_dpbf16_ps(
-                    sum[r][i], reinterpret_cast<const __m512bh&>(pairs), factor[i]);
-        }
+// Which parts there are. A map that is doubled by its nearest neighbours has pairs of equal columns
+// and rows in the middle of its tiles, so that the part of their difference is nothing.
+template <bool DOUBLED>
+struct Axis {
+    static constexpr int COUNT = DOUBLED ? 3 : 4;
+    static constexpr int OF_WEIGHT[4] = {0, 1, DOUBLED ? 3 : 2, 3};
+
+    // B^T d, of a column or a row of a tile.
+    static void into_parts(const __m512 d[4], __m512 to[COUNT]) {
+        to[0] = _mm512_sub_ps(d[0], d[2]);
+        to[1] = _mm512_add_ps(d[1], d[2]);
+        if constexpr (!DOUBLED) to[2] = _mm512_sub_ps(d[2], d[1]);
+        to[COUNT - 1] = _mm512_sub_ps(d[1], d[3]);
     }
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < VECTORS; i++)
-            _mm512_storeu_ps(sums + r * WIDTH + i * LANES, sum[r][i]);
-}
 
-using Multiply = void (*)(const bfloat16*, const bfloat16*, int, float*);
-constexpr Multiply MULTIPLY[TILES + 1] = {nullptr,     multiply<1>, multiply<2>, multiply<3>,
-                                          multiply<4>, multiply<5>, multiply<6>};
-
-// B^T d, of a column or a row of a tile.
-inline void into_parts(const __m512 d[4], __m512 to[4]) {
-    to[0] = _mm512_sub_ps(d[0], d[2]);
-    to[1] = _mm512_add_ps(d[1], d[2]);
-    to[2] = _mm512_sub_ps(d[2], d[1]);
-    to[3] = _mm512_sub_ps(d[1], d[3]);
-}
-
-// A^T m, of a column or a row of sums.
-inline void out_of_parts(const __m512 m[4], __m512 to[2]) {
-    to[0] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]);
-    to[1] = _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]);
-}
+    // A^T m, of a column or a row of sums.
+    static void out_of_parts(const __m512 m[COUNT], __m512 to[2]) {
+        to[0] = _mm512_add_ps(m[0], m[1]);
+        to[1] = m[1];
+        if constexpr (!DOUBLED) {
+            to[0] = _mm512_add_ps(to[0], m[2]);
+            to[1] = _mm512_sub_ps(to[1], m[2]);
+        }
+        to[1] = _mm512_sub_ps(to[1], m[COUNT - 1]);
+    }
+};
 
 struct Place {
     int row, y, x;  // of the tile's first output
 };
 
+template <bool DOUBLED>
 class Convolution {
   public:
     Convolution(const Sizes& sizes, const bfloat16* x, const bfloat16* weight, const bfloat16* bias,
@@ -88,24 +66,29 @@ class Convolution {
         // One cache line further apart, or all parts would want the same places in the cache.
         const std::size_t step = std::size_t(tiles) * s.in + LINE / sizeof(bfloat16);
         const std::size_t sums_step = std::size_t(tiles) * WIDTH + LINE / sizeof(float);
-        memory.reset(PARTS * (step * sizeof(bfloat16) + sums_step * sizeof(float)) + 2 * LINE);
-        auto* parts = memory.take<bfloat16>(PARTS * step);
-        auto* sums = memory.take<float>(PARTS * sums_step);
+        memory.reset(COUNT * COUNT * (step * sizeof(bfloat16) + sums_step * sizeof(float)) + 2 * LINE);
+        auto* parts = memory.take<bfloat16>(COUNT * COUNT * step);
+        auto* sums = memory.take<float>(COUNT * COUNT * sums_step);
         for (int i = 0; i < tiles; i++)
             take_apart(place(from + i), parts + std::size_t(i) * s.in, step);
-        const bfloat16* weight = weight_;
+        const std::size_t panel = std::size_t(s.in) * WIDTH;
         for (int c = 0; c < s.out; c += WIDTH) {
-            for (int part = 0; part < PARTS; part++, weight += std::size_t(s.in) * WIDTH)
-                for (int i = 0; i < tiles; i += TILES)
-                    MULTIPLY[std::min(TILES, tiles - i)](
-                        parts + part * step + std::size_t(i) * s.in, weight, s.in,
-                        sums + part * sums_step + i * WIDTH);
+            for (int part = 0; part < COUNT * COUNT; part++) {
+                const int y = OF_WEIGHT[part / COUNT], x = OF_WEIGHT[part % COUNT];
+                multiply(parts + part * step, tiles, s.in,
+                         weight_ + (c / WIDTH * PARTS + 4 * y + x) * panel, s.in,
+                         sums + part * sums_step);
+            }
             for (int i = 0; i < tiles; i++)
                 put_together(place(from + i), c, sums + i * WIDTH, sums_step);
         }
     }
 
   private:
+    using Parts = Axis<DOUBLED>;
+    static constexpr int COUNT = Parts::COUNT;
+    static constexpr auto& OF_WEIGHT = Parts::OF_WEIGHT;
+
     Place place(int tile) const {
         const int in_row = tile % in_a_row_;
         return {tile / in_a_row_, in_row / across_ * 2, in_row % across_ * 2};
@@ -113,52 +96,55 @@ class Convolution {
 
     bool inside(int y, int x) const { return y >= 0 && y < s.height && x >= 0 && x < s.width; }
 
-    std::size_t pixel(const Place& at, int y, int x) const {
-        return (std::size_t(at.row) * s.height + at.y + y) * s.width + at.x + x;
+    // The pixel of the input there, or null outside.
+    const bfloat16* input(int row, int y, int x) const {
+        if (!inside(y, x)) return nullptr;
+        constexpr int shrunk = DOUBLED ? 2 : 1;
+        const std::size_t line = std::size_t(row) * (s.height / shrunk) + y / shrunk;
+        return x_ + (line * (s.width / shrunk) + x / shrunk) * s.in;
     }
 
-    // A tile becomes 16 parts.
+    // A tile becomes its parts.
     void take_apart(const Place& at, bfloat16* to, std::size_t step) const {
         const bfloat16* from[4][4];
         for (int y = 0; y < 4; y++)
-            for (int x = 0; x < 4; x++)
-                from[y][x] = inside(at.y + y - 1, at.x + x - 1)
-                                 ? x_ + pixel(at, y - 1, x - 1) * s.in
-                                 : nullptr;
+            for (int x = 0; x < 4; x++) from[y][x] = input(at.row, at.y + y - 1, at.x + x - 1);
         for (int c = 0; c < s.in; c += LANES) {
-            __m512 half[4][4];
+            __m512 half[COUNT][4];
             for (int x = 0; x < 4; x++) {
-                __m512 column[4], parts[4];
+                __m512 column[4], parts[COUNT];
                 for (int y = 0; y < 4; y++)
                     column[y] = from[y][x] ? load(from[y][x] + c, ALL) : _mm512_setzero_ps();
-                into_parts(column, parts);
-                for (int y = 0; y < 4; y++) half[y][x] = parts[y];
+                Parts::into_parts(column, parts);
+                for (int y = 0; y < COUNT; y++) half[y][x] = parts[y];
             }
-            for (int y = 0; y < 4; y++) {
-                __m512 whole[4];
-                into_parts(half[y], whole);
-                for (int x = 0; x < 4; x++) store(to + (4 * y + x) * step + c, -1, whole[x]);
+            for (int y = 0; y < COUNT; y++) {
+                __m512 whole[COUNT];
+                Parts::into_parts(half[y], whole);
+                for (int x = 0; x < COUNT; x++) store(to + (COUNT * y + x) * step + c, ALL, whole[x]);
             }
         }
     }
 
-    // 16 sums become a tile's pixels, in WIDTH channels.
+    // The sums of its parts become a tile's pixels, in WIDTH channels.
     void put_together(const Place& at, int channel, const float* sums, std::size_t step) const {
         for (int c = channel; c < channel + WIDTH; c += LANES, sums += LANES) {
-            __m512 half[2][4];
-            for (int x = 0; x < 4; x++) {
-                __m512 column[4], pixels[2];
-                for (int y = 0; y < 4; y++) column[y] = _mm512_loadu_ps(sums + (4 * y + x) * step);
-                out_of_parts(column, pixels);
+            __m512 half[2][COUNT];
+            for (int x = 0; x < COUNT; x++) {
+                __m512 column[COUNT], pixels[2];
+                for (int y = 0; y < COUNT; y++)
+                    column[y] = _mm512_loadu_ps(sums + (COUNT * y + x) * step);
+                Parts::out_of_parts(column, pixels);
                 for (int y = 0; y < 2; y++) half[y][x] = pixels[y];
             }
             const __m512 bias = load(bias_ + c, ALL);
             for (int y = 0; y < 2; y++) {
                 __m512 whole[2];
-                out_of_parts(half[y], whole);
+                Parts::out_of_parts(half[y], whole);
                 for (int x = 0; x < 2; x++) {
                     if (!inside(at.y + y, at.x + x)) continue;
-                    const std::size_t to = pixel(at, y, x) * s.out + c;
+                    const std::size_t line = std::size_t(at.row) * s.height + at.y + y;
+                    const std::size_t to = (line * s.width + at.x + x) * s.out + c;
                     __m512 result = _mm512_add_ps(whole[x], bias);
                     if (added_) result = _mm512_add_ps(result, load(added_ + to, ALL));
                     store(out_ + to, ALL, result);
@@ -200,29 +186,19 @@ void take_apart(const bfloat16* kernel, bfloat16* to) {
 
 }  // namespace
 
-// x: (rows, height, width, in); weight: see below; bias: (out,); added: (rows, height, width, out), or
-// null; out likewise. Returns 0; 1 where memory is lacking.
+// x: (rows, height, width, in), or half as high and half as wide and `doubled`; weight: see below;
+// bias: (out,); added: (rows, height, width, out), or null; out likewise. Returns 0; 1 where memory is
+// lacking.
 extern "C" int sdbatch_winograd(const bfloat16* x, const bfloat16* weight, const bfloat16* bias,
                                 const bfloat16* added, bfloat16* out, const Sizes* sizes, float) {
-    const Convolution convolution(*sizes, x, weight, bias, added, out);
-    const int threads = sizes->threads, tiles = convolution.tiles();
-    // As many blocks for each thread, of as many tiles.
-    const int blocks = threads * std::max(1, pieces(tiles, threads * BLOCK));
-    const int size = std::max(1, pieces(tiles, blocks));
-    std::atomic<int> failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        static thread_local Memory memory;
-#pragma omp for schedule(dynamic)
-        for (int from = 0; from < tiles; from += size) {
-            try {
-                convolution.block(from, std::min(size, tiles - from), memory);
-            } catch (const std::bad_alloc&) {
-                failed = 1;
-            }
-        }
-    }
-    return failed;
+    const auto run = [&](const auto& convolution) {
+        return in_blocks(convolution.tiles(), BLOCK, sizes->threads,
+                         [&](int from, int tiles, Memory& memory) {
+                             convolution.block(from, tiles, memory);
+                         });
+    };
+    if (sizes->doubled) return run(Convolution<true>(*sizes, x, weight, bias, added, out));
+    return run(Convolution<false>(*sizes, x, weight, bias, added, out));
 }
 
 // weight: (out, in, 3, 3), contiguous. laid_out: its parts, (out / WIDTH, PARTS, in / 2, WIDTH, 2).

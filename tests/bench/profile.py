@@ -3,8 +3,8 @@
     python -m tests.bench.profile [--model v1|demo] [--rows 2] [--dtype float32]
 
 The limit is all products at the rate that this machine reaches on 2048×2048 matrices of the type;
-convolutions by Winograd's algorithm count with the products that they take, four ninths. Random
-weights serve: their values do not change the time.
+convolutions by Winograd's algorithm count with the products that they take. Random weights serve:
+their values do not change the time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -24,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sd_core.device import DTYPES, resolve_dtype
 from sd_core.execution import make_ready
-from sd_core.layers import CrossAttention, GroupNorm, LayerNorm
+from sd_core.layers import CrossAttention, GroupNorm, LayerNorm, Upsample
 from sd_core.model import LatentDiffusion
-from sd_core.packing import PackedSelfAttention, WinogradConv2d
+from sd_core.own_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
+from sd_core.packing import PackedSelfAttention
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR
 from tests.bench.measure import SPECS, random_model
 
@@ -62,6 +64,24 @@ def as_operator(name: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]
     return recorded
 
 
+def name_kernels(model: nn.Module) -> None:
+    """Makes operators of what is none."""
+    pointwise = {layer.linear for layer in model.modules() if isinstance(layer, PointwiseConv2d)}
+    for layer in model.modules():
+        name, methods = "", ("forward", "plus", "of_enlarged")
+        if isinstance(layer, CrossAttention | PackedSelfAttention):
+            name, methods = "scaled_dot_product", ("attend",)
+        elif isinstance(layer, GroupNorm | LayerNorm):
+            name, methods = "norm_kernel", ("normalise",)
+        elif isinstance(layer, WinogradConv2d) or layer in pointwise:
+            name = "convolution"
+        elif isinstance(layer, OwnLinear | OwnGEGLU):
+            name = "linear"
+        if name:
+            for method in filter(partial(hasattr, layer), methods):
+                setattr(layer, method, as_operator(name, getattr(layer, method)))
+
+
 def product_rate(dtype: torch.dtype, side: int = 2048) -> float:
     """Floating point operations a second of a matrix product."""
     a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
@@ -94,15 +114,24 @@ def flops_of(call: Callable[[], object]) -> int:
 
 def saved_by_winograd(whole: nn.Module, names: set[str], call: Callable[[], object]) -> int:
     """Floating point operations that one call does not make if the convolutions of these names are
-    by Winograd's algorithm: 20 of 36 products. whole: the model that is called, on `meta`.
+    by Winograd's algorithm, which takes 16 products, or 9 of a map that was just doubled, where a
+    direct one takes 36. whole: the model that is called, on `meta`.
     """
     saved = 0
+    doubled = {f"{n}.conv" for n, layer in whole.named_modules() if isinstance(layer, Upsample)}
 
-    def count(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal saved
-        saved += 2 * out.numel() * cast(nn.Conv2d, layer).in_channels * 9 * 20 // 36
+    def counting(products: int) -> Callable[[nn.Module, object, Tensor], None]:
+        def count(layer: nn.Module, _: object, out: Tensor) -> None:
+            nonlocal saved
+            direct = 2 * 9 * out.numel() * cast(nn.Conv2d, layer).in_channels
+            saved += direct * (36 - products) // 36
 
-    handles = [whole.get_submodule(name).register_forward_hook(count) for name in names]
+        return count
+
+    handles = [
+        whole.get_submodule(n).register_forward_hook(counting(9 if n in doubled else 16))
+        for n in names
+    ]
     call()
     for handle in handles:
         handle.remove()
@@ -153,14 +182,7 @@ def main() -> int:
     for title, call in calls(sizes, args.rows).items():
         flops[title] = flops_of(call)
         saved[title] = saved_by_winograd(sizes, by_winograd, call)
-    for layer in model.modules():
-        if isinstance(layer, CrossAttention | PackedSelfAttention):
-            layer.attend = as_operator("scaled_dot_product", layer.attend)
-        elif isinstance(layer, GroupNorm | LayerNorm):
-            layer.normalise = as_operator("norm_kernel", layer.normalise)
-        elif isinstance(layer, WinogradConv2d):
-            layer.forward = as_operator("convolution", layer.forward)
-            layer.plus = as_operator("convolution", layer.plus)
+    name_kernels(model)
     rate = product_rate(dtype)
     name = f"{args.model}, {spec.native_size}x{spec.native_size}, {dtype}, {model.execution}"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -16,9 +16,10 @@ from sd_core.kernels import have_kernels
 from sd_core.layers import TransformerBlock
 from sd_core.loading import load_model
 from sd_core.model import LatentDiffusion
+from sd_core.own_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
 from sd_core.packing import (
     PackedConv2d,
-    WinogradConv2d,
+    PackedLinear,
     can_pack,
     input_sizes,
     pack,
@@ -196,14 +197,17 @@ def test_with_linear_layers_every_layer_of_the_steps_is_packed():
 
 
 @needs_kernels
-def test_convolutions_by_winograd_s_algorithm_give_the_numbers_of_eager():
-    """At any size, and on CPUs that do not choose it, too."""
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 18)])
+def test_products_of_our_own_give_the_numbers_of_eager(height, width):
+    """Where sides do not halve evenly, and on CPUs that do not choose them, too."""
     eager, packed = (small_model(SMALL).to(torch.bfloat16) for _ in range(2))
     with torch.no_grad():
-        pack(packed.unet, 2, 64, linears=True, by_winograd=True)
-        pack(packed.vae, 1, 512, linears=True, by_winograd=True)
+        pack(packed.unet, 2, 64, linears=True, own=True)
+        pack(packed.vae, 1, 512, linears=True, own=True)
     packed = run_as(packed, "fused", None)
-    x = torch.randn(2, 4, 13, 18, generator=torch.Generator().manual_seed(0))
+    for kind in (OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d, PackedConv2d, PackedLinear):
+        assert any(isinstance(layer, kind) for layer in packed.unet.modules()), kind
+    x = torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(0))
     context = eager.encode_prompt(["a red circle", ""])
     ours, theirs = (m.denoise(x, torch.tensor([981.0, 1.0]), context) for m in (packed, eager))
     assert_close(ours, theirs, LIMITS[torch.bfloat16])
@@ -212,12 +216,14 @@ def test_convolutions_by_winograd_s_algorithm_give_the_numbers_of_eager():
     assert_close(packed.encode_image(pixels), eager.encode_image(pixels), LIMITS[torch.bfloat16])
 
 
-def test_which_convolutions_are_by_winograd_s_algorithm():
-    """At v1 size those of 3 x 3 whose maps are large, and that come after the first halving."""
+def test_which_layers_of_v1_have_products_of_our_own():
+    """Convolutions by Winograd's algorithm are those of 3 x 3 whose maps are large, and that come
+    after the first halving."""
     with torch.device("meta"):
         unet, vae = UNet(ModelSpec().unet).bfloat16(), AutoencoderKL(ModelSpec().vae).bfloat16()
-        pack(unet, 2, 64, linears=False, by_winograd=True)
-        pack(vae, 1, 512, linears=False, by_winograd=True)
+        pack(unet, 2, 64, linears=True, own=True)
+        pack(vae, 1, 512, linears=True, own=True)
+    assert not any(isinstance(layer, PackedLinear) for layer in unet.modules())
     names = [n for n, layer in unet.named_modules() if isinstance(layer, WinogradConv2d)]
     blocks = {re.sub(r"\.(in_layers\.2|out_layers\.3|conv)$", "", name) for name in names}
     down = {f"input_blocks.{n}.0" for n in (4, 5, 7, 8)}

@@ -12,9 +12,13 @@ from torch import Tensor
 from sd_core import kernels
 from sd_core.kernels import (
     attention,
+    geglu,
     group_norm,
     have_kernels,
+    in_turns,
     layer_norm,
+    linear,
+    linear_weight,
     winograd,
     winograd_weight,
 )
@@ -412,6 +416,19 @@ def test_a_convolution_is_nearly_as_near_to_the_truth_as_torch(shape):
 
 
 @needs_kernels
+@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
+def test_a_map_that_is_doubled_on_the_way_gives_the_same_bits(shape):
+    """What is left out is nothing."""
+    x, weight, bias, _ = convolution(*shape)
+    twice = F.interpolate(x, scale_factor=2, mode="nearest")
+    laid_out = winograd_weight(weight)
+    added = torch.randn(twice.shape[0], weight.shape[0], *twice.shape[2:]).bfloat16()
+    for more in (None, added):
+        wanted = winograd(twice, laid_out, bias, more)
+        assert torch.equal(winograd(x, laid_out, bias, more, doubled=True), wanted)
+
+
+@needs_kernels
 def test_a_row_of_a_convolution_depends_on_no_other_and_on_no_thread():
     x, weight, bias, added = convolution(3, 64, 128, 37, 21)
     laid_out = winograd_weight(weight)
@@ -464,13 +481,115 @@ def test_other_convolutions_are_refused():
         winograd(x.float(), laid_out, bias)
     with pytest.raises(ValueError, match=r"\(2, 14, 4, 4\) with a weight for 16 channels"):
         winograd(x[:, :14], laid_out, bias)
-    with pytest.raises(ValueError, match=r"\(63,\).* added to 2 rows of 64 x 4 x 4"):
+    with pytest.raises(ValueError, match=r"\(63,\) is added to \(64,\)"):
         winograd(x, laid_out, bias[1:])
-    with pytest.raises(ValueError, match=r"\(1, 64, 4, 4\).* added to 2 rows of 64 x 4 x 4"):
+    with pytest.raises(ValueError, match=r"\(1, 64, 4, 4\) is added to \(2, 64, 4, 4\)"):
         winograd(x, laid_out, bias, added[:1])
+    with pytest.raises(ValueError, match=r"\(2, 64, 4, 4\) is added to \(2, 64, 8, 8\)"):
+        winograd(x, laid_out, bias, added, doubled=True)
 
 
 def test_on_meta_a_weight_has_its_shape_alone():
     laid_out = winograd_weight(torch.empty(128, 48, 3, 3, dtype=torch.bfloat16, device="meta"))
     assert laid_out.is_meta
     assert laid_out.shape == (2, 16, 24, 64, 2)
+
+
+# Linear layers
+
+LINEARS = [
+    # rows, in, out
+    (200, 320, 64),
+    (7, 2, 192),
+    (1, 1280, 128),
+    (13, 2600, 64),
+    (500, 40, 640),
+]
+
+
+def linear_layer(rows: int, into: int, out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, weight, bias, and what is added."""
+    generator = torch.Generator().manual_seed(0)
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    weight = made(out, into) / into**0.5
+    return tuple(t.bfloat16() for t in (made(1, rows, into), weight, made(out), made(1, rows, out)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", LINEARS, ids=str)
+def test_a_linear_layer_and_a_sum_are_rounded_once(shape):
+    x, weight, bias, added = linear_layer(*shape)
+    laid_out = linear_weight(weight)
+    products = F.linear(x.double(), weight.double())
+    for biases, more in ((None, None), (bias, None), (None, added), (bias, added)):
+        wanted = products + sum(t.double() for t in (biases, more) if t is not None)
+        result = linear(x, laid_out, biases, more)
+        assert (result.shape, result.dtype) == (wanted.shape, torch.bfloat16)
+        torch.testing.assert_close(result.double(), wanted, rtol=2**-8, atol=1e-5)
+        assert error(result, wanted) < 1.05 * error(wanted.bfloat16(), wanted)
+
+
+@needs_kernels
+@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("shape", [(200, 320, 128), (1, 2, 64), (13, 2600, 192)], ids=str)
+def test_a_geglu_is_rounded_once(shape, spread):
+    """But for the exponential in it, which counts where a gate is nearly closed."""
+    rows, into, out = shape
+    x, weight, bias, _ = linear_layer(rows, into, 2 * out)
+    x = spread * x
+    values, gates = F.linear(x.double(), weight.double(), bias.double()).chunk(2, dim=-1)
+    wanted = values * F.gelu(gates)
+    result = geglu(x, linear_weight(in_turns(weight)), in_turns(bias))
+    assert (result.shape, result.dtype) == (wanted.shape, torch.bfloat16)
+    torch.testing.assert_close(result.double(), wanted, rtol=2**-7, atol=1e-3)
+    assert error(result, wanted) < 1.05 * error(wanted.bfloat16(), wanted)
+
+
+@needs_kernels
+def test_a_row_of_a_linear_layer_depends_on_no_other_and_on_no_thread():
+    x, weight, bias, added = linear_layer(333, 1290, 128)
+    laid_out = linear_weight(weight)
+    whole, gated = linear(x, laid_out, bias, added), geglu(x, laid_out, bias)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for part in (slice(0, 1), slice(100, 113), slice(7, 333)):
+                rows = x[:, part]
+                assert torch.equal(linear(rows, laid_out, bias, added[:, part]), whole[:, part])
+                assert torch.equal(geglu(rows, laid_out, bias), gated[:, part])
+    finally:
+        torch.set_num_threads(threads)
+    x[0, 5, 7] = torch.nan
+    result = linear(x, laid_out, bias, added)
+    assert result[0, 5].isnan().all()
+    result[0, 5] = whole[0, 5]
+    assert torch.equal(result, whole)
+
+
+@needs_kernels
+def test_other_inputs_of_linear_layers_are_refused():
+    x, weight, bias, added = linear_layer(5, 8, 128)
+    laid_out = linear_weight(weight)
+    for wrong in (weight[1:], weight[:, 1:], weight[0]):
+        with pytest.raises(ValueError, match="a linear layer with a weight of"):
+            linear_weight(wrong)
+    with pytest.raises(ValueError, match="linear is for bfloat16 on a CPU"):
+        linear_weight(weight.float())
+    with pytest.raises(ValueError, match="linear is for bfloat16 on a CPU"):
+        linear(x.float(), laid_out)
+    with pytest.raises(ValueError, match=r"\(1, 5, 7\) with a weight for 8 channels"):
+        linear(x[..., 1:], laid_out)
+    with pytest.raises(ValueError, match=r"\(127,\) is added to \(128,\)"):
+        linear(x, laid_out, bias[1:])
+    with pytest.raises(ValueError, match=r"\(1, 4, 128\) is added to \(1, 5, 128\)"):
+        linear(x, laid_out, bias, added[:, 1:])
+    with pytest.raises(ValueError, match=r"a GEGLU of 128 values and gates with \(127,\) biases"):
+        geglu(x, laid_out, bias[1:])
+    with pytest.raises(ValueError, match="a GEGLU of 64 values and gates"):
+        geglu(x, laid_out[:1], bias[:64])
+    apart = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(linear(apart, laid_out), linear(x, laid_out))
