@@ -219,11 +219,11 @@ def winograd(
     """`torch.nn.functional.conv2d` with kernels of 3 x 3, stride and padding of 1, by 16 products
     where it takes 36 (Lavin & Gray 2016), and sums in float32.
 
-    x: (B, in, h, w); doubled: x is enlarged to twice its sides by nearest neighbours before, which
-    takes 9 products; weight: as `winograd_weight` lays it out; bias: (out,); added: (B, out, h, w),
-    or twice that, to the result before it is rounded; all bfloat16 on a CPU. Returns the latter's
-    shape, bfloat16, in channels-last, as x and added should be. A row's result depends on no other
-    row or thread. Raises `ValueError` for other types, devices and shapes, `MemoryError`.
+    x: (B, in, h, w); weight: as `winograd_weight` lays it out; bias: (out,); added: (B, out, h, w),
+    to the result before it is rounded; all bfloat16 on a CPU. Returns (B, out, h, w), bfloat16, in
+    channels-last, as x and added should be. doubled: x is enlarged by nearest neighbours before,
+    and the rest is (B, out, 2h, 2w); that takes 9 products. A row's result depends on no other row
+    or thread. Raises `ValueError` for other types, devices and shapes, `MemoryError`.
     """
     rows, channels, height, width = x.shape
     if doubled:
@@ -234,12 +234,12 @@ def winograd(
     x = x.contiguous(memory_format=torch.channels_last)
     result = torch.empty((rows, height, width, out), dtype=x.dtype).permute(0, 3, 1, 2)
     if added is not None:
-        added = _alike(added, result).contiguous(memory_format=torch.channels_last)
+        added = _fitting(added, result.shape).contiguous(memory_format=torch.channels_last)
+    bias = _fitting(bias, (out,)).contiguous()
     sizes = _WinogradSizes(
         *(rows, height, width, channels, out), int(doubled), torch.get_num_threads()
     )
-    tensors = x, weight.contiguous(), _alike(bias, result[0, :, 0, 0]).contiguous(), added, result
-    _call("winograd", tensors, sizes)
+    _call("winograd", (x, weight.contiguous(), bias, added, result), sizes)
     return result
 
 
@@ -258,8 +258,8 @@ def linear_weight(weight: Tensor) -> Tensor:
         raise ValueError("linear is for bfloat16 on a CPU")
     out, channels = weight.shape
     pairs = weight.contiguous().view(torch.int32).view(out // WIDTH, WIDTH, channels // 2)
-    laid_out = pairs.transpose(1, 2).contiguous().view(torch.bfloat16)
-    return laid_out.view(out // WIDTH, channels // 2, WIDTH, 2)
+    laid_out = pairs.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return laid_out.view(torch.bfloat16).view(out // WIDTH, channels // 2, WIDTH, 2)
 
 
 def linear(
@@ -273,14 +273,13 @@ def linear(
     types, devices and shapes, `MemoryError`.
     """
     x = x.contiguous()
-    result = torch.empty((*x.shape[:-1], _out_of(x, weight)), dtype=x.dtype)
+    out = _out_of(x, weight)
+    result = torch.empty((*x.shape[:-1], out), dtype=x.dtype)
     if added is not None:
-        added = _alike(added, result).contiguous()
+        added = _fitting(added, result.shape).contiguous()
     if bias is not None:
-        bias = _alike(bias, result.view(-1, result.shape[-1])[0]).contiguous()
-    sizes = _LinearSizes(
-        *(x.shape[:-1].numel(), x.shape[-1], result.shape[-1]), torch.get_num_threads()
-    )
+        bias = _fitting(bias, (out,)).contiguous()
+    sizes = _LinearSizes(x.shape[:-1].numel(), x.shape[-1], out, torch.get_num_threads())
     _call("linear", (x, weight.contiguous(), bias, added, result), sizes)
     return result
 
@@ -301,8 +300,9 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     x = x.contiguous()
     both = _out_of(x, weight)
-    if both % (2 * WIDTH) or bias.shape != (both,):
-        raise ValueError(f"a GEGLU of {both} values and gates with {tuple(bias.shape)} biases")
+    if both % (2 * WIDTH):
+        raise ValueError(f"a GEGLU of {both} values and gates; {WIDTH} of each are in turns")
+    bias = _fitting(bias, (both,))
     result = torch.empty((*x.shape[:-1], both // 2), dtype=x.dtype)
     sizes = _LinearSizes(x.shape[:-1].numel(), x.shape[-1], both // 2, torch.get_num_threads())
     _call("geglu", (x, weight.contiguous(), bias.contiguous(), result), sizes)
@@ -316,9 +316,9 @@ def _out_of(x: Tensor, weight: Tensor) -> int:
     return weight.shape[0] * WIDTH
 
 
-def _alike(added: Tensor, result: Tensor) -> Tensor:
-    if added.shape != result.shape:
-        raise ValueError(f"{tuple(added.shape)} is added to {tuple(result.shape)}")
+def _fitting(added: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if added.shape != shape:
+        raise ValueError(f"{tuple(added.shape)} is added to {tuple(shape)}")
     return added
 
 

@@ -587,7 +587,7 @@ def test_other_inputs_of_linear_layers_are_refused():
         linear(x, laid_out, bias[1:])
     with pytest.raises(ValueError, match=r"\(1, 4, 128\) is added to \(1, 5, 128\)"):
         linear(x, laid_out, bias, added[:, 1:])
-    with pytest.raises(ValueError, match=r"a GEGLU of 128 values and gates with \(127,\) biases"):
+    with pytest.raises(ValueError, match=r"\(127,\) is added to \(128,\)"):
         geglu(x, laid_out, bias[1:])
     with pytest.raises(ValueError, match="a GEGLU of 64 values and gates"):
         geglu(x, laid_out[:1], bias[:64])
