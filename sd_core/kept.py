@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sd_core import packing
+from sd_core import execution, kernels, own_layers, packing, products
 from sd_core.kernels import LIBRARY, have_amx
 from sd_core.opaque import content, description
 from sd_core.packing import layouts, packed_weights, replace
@@ -45,18 +45,22 @@ LEAST_BYTES = 2**28
 MOST_BYTES = 2**34
 """That a folder may hold. What was not used for longest goes first."""
 
+MODULES = (execution, packing, own_layers, products, kernels)
+CODE = (*(Path(str(module.__file__)) for module in MODULES), LIBRARY)
+"""What lays weights out."""
+
 Kept = dict[str, dict[str, Tensor]]
 """A model's parameters by name; of its packed weights bytes and descriptions by layer."""
 
 
 class Shelf:
-    """What is kept for one model in a folder, where `can_rebuild`. spec, dtype, execution: of the
-    model.
+    """What is kept for one model in a folder, where `can_rebuild`. spec, dtype: of the model;
+    way: that it is run in.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, execution: str) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, dtype: torch.dtype, way: str) -> None:
         self._folder, self._spec, self._dtype = folder, spec, dtype
-        self._execution = execution
+        self._way, self._code = way, [_sha256(path) for path in CODE if path.exists()]
 
     def find(self, digest: str) -> Kept | None:
         """What was kept of the weights with this digest (see `Provenance`), mapped; None where
@@ -89,14 +93,9 @@ class Shelf:
 
     def _key(self, digest: str) -> str:
         """For weights that are laid out by this code, here."""
-        code = [
-            hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in (Path(packing.__file__), LIBRARY)
-            if path.exists()
-        ]
-        model = digest, dataclasses.asdict(self._spec), str(self._dtype), self._execution
+        model = digest, dataclasses.asdict(self._spec), str(self._dtype), self._way
         machine = torch.get_num_threads(), have_amx(), layouts(self._dtype)
-        parts = json.dumps((model, code, torch.__version__, machine), sort_keys=True)
+        parts = json.dumps((model, self._code, torch.__version__, machine), sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     def _files(self, key: str) -> list[Path]:
@@ -147,6 +146,10 @@ def _make_room(folder: Path, most_bytes: int) -> None:
             return
         path.unlink(missing_ok=True)
         total -= stat.st_size
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _crc32(path: Path) -> str:

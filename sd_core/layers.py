@@ -103,20 +103,24 @@ class LayerNorm(nn.LayerNorm):
         return self.normalise(x, self.weight, self.bias, self.eps)
 
 
-class Conv2d(nn.Conv2d):
+class Adding(nn.Module):
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The convolution of x, and what is added to it."""
+        """The layer of x, and what is added to that."""
         return self(x).add_(added)
 
+
+class Enlarging(Adding):
     def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """The convolution of x enlarged to (height, width) by nearest neighbours."""
+        """The layer of x enlarged to (height, width) by nearest neighbours."""
         return self(F.interpolate(x, size=size, mode="nearest"))
 
 
-class Linear(nn.Linear):
-    def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The layer of x, and what is added to it."""
-        return self(x).add_(added)
+class Conv2d(Enlarging, nn.Conv2d):
+    pass
+
+
+class Linear(Adding, nn.Linear):
+    pass
 
 
 class ResBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Layers whose products are kernels of our own (`sd_core.kernels`), for inputs of any size."""
+"""Layers whose products are kernels of our own (`sd_core.products`), for inputs of any size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.kernels import (
+from sd_core.layers import GEGLU
+from sd_core.products import (
     WIDTH,
     WINOGRAD_CHANNELS,
     geglu,
@@ -17,10 +18,9 @@ from sd_core.kernels import (
     winograd,
     winograd_weight,
 )
-from sd_core.layers import GEGLU
 
 
-def _kept(tensor: Tensor) -> nn.Parameter:
+def copied(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.clone(), requires_grad=False)
 
 
@@ -30,7 +30,7 @@ class OwnLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(linear_weight(weight), requires_grad=False)
-        self.bias = None if bias is None else _kept(bias)
+        self.bias = None if bias is None else copied(bias)
 
     @staticmethod
     def suits(out: int, into: int) -> bool:
@@ -52,7 +52,7 @@ class OwnGEGLU(nn.Module):
         super().__init__()
         weight = linear_weight(in_turns(layer.proj.weight))
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = _kept(in_turns(layer.proj.bias))
+        self.bias = copied(in_turns(layer.proj.bias))
 
     @staticmethod
     def suits(layer: GEGLU) -> bool:
@@ -89,14 +89,14 @@ class WinogradConv2d(nn.Module):
     """A convolution of 3 x 3 by Winograd's algorithm."""
 
     LEAST_SIDE = 16
-    """Of a map. At v1 size, smaller ones take a twelfth of the products, but a third of the
-    weights, for which it takes 7/9 more memory.
+    """Of a map, at v1's size. Smaller ones take a twelfth of the products of such convolutions, but
+    half of their weights, for which it takes 7/9 more memory.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight = nn.Parameter(winograd_weight(conv.weight), requires_grad=False)
-        self.bias = _kept(cast(nn.Parameter, conv.bias))
+        self.bias = copied(cast(nn.Parameter, conv.bias))
 
     @classmethod
     def suits(cls, conv: nn.Conv2d, side: int) -> bool:

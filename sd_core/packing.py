@@ -23,12 +23,26 @@ from math import prod
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core import opaque
-from sd_core.layers import GEGLU, CrossAttention, TransformerBlock, Upsample, split_heads
-from sd_core.own_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
+from sd_core.layers import (
+    GEGLU,
+    Adding,
+    CrossAttention,
+    Enlarging,
+    TransformerBlock,
+    Upsample,
+    split_heads,
+)
+from sd_core.own_layers import (
+    OwnGEGLU,
+    OwnLinear,
+    PointwiseConv2d,
+    WinogradConv2d,
+    copied,
+)
+from sd_core.spec import LATENT_FACTOR, ModelSpec
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 
@@ -135,11 +149,7 @@ class PackedWeight:
         return _layout(self._reorder, self._shape, self._dtype, size)
 
 
-def _copied(bias: Tensor) -> nn.Parameter:
-    return nn.Parameter(bias.clone(), requires_grad=False)
-
-
-class PackedConv2d(nn.Module):
+class PackedConv2d(Enlarging):
     """A convolution, its weight laid out for inputs of this size (B, C, H, W) at first.
 
     scratch: memory for a copy of the weight, of its type and at least as many elements.
@@ -147,7 +157,7 @@ class PackedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, size: Size, scratch: Tensor) -> None:
         super().__init__()
-        self.bias = None if conv.bias is None else _copied(conv.bias)
+        self.bias = None if conv.bias is None else copied(conv.bias)
         self._geometry = cast(Size, conv.padding), conv.stride, conv.dilation, conv.groups
         # New memory for each copy would cost more than the copy.
         out, into, height, width = conv.weight.shape
@@ -160,21 +170,15 @@ class PackedConv2d(nn.Module):
             x, weight, self.bias, *self._geometry, "none", [], ""
         )
 
-    def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The convolution of x, and what is added to it."""
-        return self(x).add_(added)
 
-    def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """The convolution of x enlarged to (height, width) by nearest neighbours."""
-        return self(F.interpolate(x, size=size, mode="nearest"))
-
-
-class PackedLinear(nn.Module):
-    """A linear layer. weight: (out, in); tokens: how many it will be given at first."""
+class PackedLinear(Adding):
+    """A linear layer. weight: (out, in); tokens: how many it will be given at first. What is added
+    is so in a pass of its own, for oneDNN takes longer where it adds itself.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int) -> None:
         super().__init__()
-        self.bias = None if bias is None else _copied(bias)
+        self.bias = None if bias is None else copied(bias)
         self.weight = PackedWeight(weight, LinearReorder(), (tokens,))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,10 +193,6 @@ class PackedLinear(nn.Module):
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
         """The layer times a factor of its shape, in the same kernel."""
         return torch.ops.mkldnn._linear_pointwise(x, factor, self._laid_out(x), self.bias, "mul")
-
-    def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The layer of x, and what is added to it; oneDNN takes longer where it adds itself."""
-        return self(x).add_(added)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return self.weight.laid_out((x.shape[:-1].numel(),))
@@ -244,6 +244,9 @@ def pack(
     after the next call.
     """
     sizes = input_sizes(part, rows, side)
+    # What Winograd's algorithm is for changes bits, which `native_size`, being advice, may not.
+    native = ModelSpec().native_size
+    of_v1 = input_sizes(part, 1, native // LATENT_FACTOR if isinstance(part, UNet) else native)
     # By name: a list of the layers would keep them all alive until the last is packed.
     convs = {n: m.weight.numel() for n, m in part.named_modules() if isinstance(m, nn.Conv2d)}
     scratch = torch.empty(max(convs.values()), dtype=next(part.parameters()).dtype)
@@ -253,9 +256,9 @@ def pack(
         conv = cast(nn.Conv2d, part.get_submodule(name))
         # What Winograd's algorithm adds to the rounding counts most before the first halving, for
         # that goes on to all that follows: more than a third of it at v1 size, for a thirteenth of
-        # the products.
+        # such convolutions' products.
         halved = halved or conv.stride != (1, 1)
-        if own and halved and WinogradConv2d.suits(conv, min(sizes[name][2:])):
+        if own and halved and WinogradConv2d.suits(conv, of_v1[name][2]):
             replace(part, name, WinogradConv2d(conv))
         elif own and PointwiseConv2d.suits(conv):
             replace(part, name, PointwiseConv2d(conv))

@@ -17,7 +17,7 @@ struct Sizes {
 };
 
 // x times the normal distribution function (Hendrycks & Gimpel 2016), that by 7.1.26 of Abramowitz &
-// Stegun 1964, to 1.5e-7 but for the exponential's own error.
+// Stegun 1964. The reciprocal and the exponential make it exact to about 1e-4, of the function's 1.
 inline __m512 gelu(__m512 x) {
     const __m512 one = _mm512_set1_ps(1), half = _mm512_set1_ps(0.5f);
     const __m512 log2e = _mm512_set1_ps(-static_cast<float>(M_LOG2E));

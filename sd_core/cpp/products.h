@@ -1,4 +1,4 @@
-// Products of bfloat16 matrices by AVX-512, as all kernels here make them.
+// Products of bfloat16 matrices by AVX-512, as convolutions and linear layers make them.
 #pragma once
 
 #include <cstring>
@@ -7,7 +7,7 @@
 
 constexpr int VECTORS = 4;              // of columns, summed together
 constexpr int WIDTH = VECTORS * LANES;  // columns of a panel
-constexpr int ROWS = 6;                 // together: 24 sums and 5 factors fill 32 registers
+constexpr int ROWS = 6;                 // together: 24 sums and 5 factors fit in 32 registers
 
 using Pair = std::int32_t;  // two bfloat16, neighbours in a row, or one below the other in a column
 

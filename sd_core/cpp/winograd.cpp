@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int PARTS = 16;
-constexpr int BLOCK = 16 * ROWS;  // tiles at most; 1.4 MiB at 320 channels, 8 at 2560
+constexpr int BLOCK = 16 * ROWS;  // tiles at most; 1.3 MiB at 320 channels, 8 at 2560
 constexpr int LINE = 64;          // bytes of a cache line
 constexpr __mmask16 ALL = -1;
 

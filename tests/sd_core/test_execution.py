@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,8 +137,9 @@ def test_a_packed_weight_is_laid_out_once_for_a_size(dtype):
 
 
 @pytest.mark.parametrize(("execution", "dtype"), [*PACKED, FUSED])
-def test_a_row_of_a_packed_batch_depends_on_no_other(execution, dtype):
-    model = built(ODD, dtype, execution)
+@pytest.mark.parametrize("spec", [SMALL, ODD], ids=["small", "odd"])
+def test_a_row_of_a_packed_batch_depends_on_no_other(spec, execution, dtype):
+    model = built(spec, dtype, execution)
     x = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     context = model.encode_prompt(["a red circle"] * 8)
     timesteps = torch.full((8,), 500.0)
@@ -236,6 +238,20 @@ def test_which_layers_of_v1_have_products_of_our_own():
         "decoder.conv_in",
         "decoder.conv_out",
     }
+
+
+@pytest.mark.parametrize("native_size", [128, 256, 1024])
+def test_which_kernels_are_ours_does_not_depend_on_the_native_size(native_size):
+    """It is advice, and no part of a model's digest."""
+
+    def kinds(native_size: int) -> dict[str, str]:
+        with torch.device("meta"):
+            model = LatentDiffusion(replace(SMALL, native_size=native_size)).bfloat16()
+            pack(model.unet, 2, native_size // 8, linears=True, own=True)
+            pack(model.vae, 1, native_size, linears=True, own=True)
+        return {name: type(layer).__name__ for name, layer in model.named_modules()}
+
+    assert kinds(native_size) == kinds(512)
 
 
 @needs_kernels

@@ -113,6 +113,15 @@ def test_for_each_way_of_running_its_own(path, load, brought, monkeypatch):
     assert len(brought) == 3
 
 
+def test_other_code_lays_out_anew(path, load, brought, tmp_path, monkeypatch):
+    code = tmp_path / "code.py"
+    monkeypatch.setattr(kept, "CODE", (code,))
+    for text in ("one way", "one way", "another"):
+        code.write_text(text)
+        load(path)
+    assert len(brought) == 2
+
+
 def test_what_was_not_used_for_longest_goes_first(path, load, brought, tmp_path, monkeypatch):
     load(path)
     (first,) = (tmp_path / "cache" / "laid-out").glob("*.pt")
