@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from sd_core.execution import make_ready, run_as
-from sd_core.kernels import have_kernels
 from sd_core.layers import TransformerBlock
 from sd_core.loading import load_model
 from sd_core.model import LatentDiffusion
@@ -30,6 +29,7 @@ from sd_core.spec import ModelSpec
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 from sd_core.weights.export import save_single_file
+from tests.sd_core.kernel_checks import needs_kernels
 from tests.sd_core.small import ODD, SMALL, small_model
 
 CPU = torch.device("cpu")
@@ -46,9 +46,6 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
 # Ways of running that are not eager, where this CPU has them.
 PACKED = [pytest.param("packed", *p.values, marks=p.marks) for p in TYPES]
-needs_kernels = pytest.mark.skipif(
-    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
-)
 FUSED = pytest.param("fused", torch.bfloat16, marks=needs_kernels)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from sd_core import execution, kept, loading
-from sd_core.kernels import have_amx, have_kernels
+from sd_core.kernels import have_amx
 from sd_core.loading import load_model
 from sd_core.opaque import can_rebuild
 from sd_core.weights.export import save_single_file
+from tests.sd_core.kernel_checks import needs_kernels
 from tests.sd_core.small import ODD, SMALL, small_model
 
 pytestmark = pytest.mark.skipif(not can_rebuild(), reason="no such way into this torch")
@@ -100,9 +101,7 @@ def test_other_weights_are_not_taken_for_these(path, load, brought, tmp_path):
     assert len(files(tmp_path)) == 3
 
 
-@pytest.mark.skipif(
-    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
-)
+@needs_kernels
 def test_for_each_way_of_running_its_own(path, load, brought, monkeypatch):
     """fused lays convolutions out for other kernels than packed, and other ones where AMX is."""
     load(path, "bfloat16", "fused")

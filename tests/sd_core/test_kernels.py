@@ -12,10 +12,8 @@ from torch import Tensor
 from sd_core import kernels
 from sd_core.kernels import attention, group_norm, have_kernels, layer_norm
 from sd_core.layers import split_heads
+from tests.sd_core.kernel_checks import error, needs_kernels
 
-needs_kernels = pytest.mark.skipif(
-    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
-)
 needs_amx = pytest.mark.skipif(not kernels.have_amx(), reason="no AMX")
 
 
@@ -60,10 +58,6 @@ def inputs(
 
 def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.double(), k.double(), v.double())
-
-
-def error(result: Tensor, wanted: Tensor) -> float:
-    return ((result.double() - wanted).norm() / wanted.norm()).item()
 
 
 def test_there_are_kernels_where_they_can_be_built_and_run():

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd_core.kernels import have_kernels
 from sd_core.products import (
     geglu,
     in_turns,
@@ -16,15 +15,7 @@ from sd_core.products import (
     winograd,
     winograd_weight,
 )
-
-needs_kernels = pytest.mark.skipif(
-    not have_kernels(), reason="no AVX-512 for bfloat16, or built without a compiler"
-)
-
-
-def error(result: Tensor, wanted: Tensor) -> float:
-    return ((result.double() - wanted).norm() / wanted.norm()).item()
-
+from tests.sd_core.kernel_checks import error, needs_kernels
 
 # Convolutions by Winograd's algorithm
 
