@@ -1,32 +1,4 @@
-"""Settings from the environment. Nothing else reads it.
-
-SDBATCH_MODELS   a YAML or JSON file: {name: source} or {name: {source: …, digest: …}}; or the
-                 same itself, beginning with {
-SDBATCH_STORE    where jobs are written unless a manifest or --store says so; default out
-SDBATCH_DEVICE   auto (default), cpu, cuda or cuda:<number>
-SDBATCH_DTYPE    auto (default), float32, bfloat16 or float16
-SDBATCH_EXECUTION  auto (default), eager, packed (weights laid out for a CPU), fused (packed, with
-                 kernels for bfloat16 on CPUs with AVX-512 for it) or compiled (by
-                 torch.compile); auto takes what is fastest, without compiling; bytes of images
-                 differ between them
-SDBATCH_REDIS    the Redis server that holds queue and ledger; default redis://127.0.0.1:6379/0
-SDBATCH_MODEL    the model that a worker loads; default demo
-SDBATCH_STORES   addresses between spaces: a worker then refuses jobs whose store is at or below
-                 none of them. Without it, jobs may be anywhere that the worker may write
-SDBATCH_LEASE_S  seconds after which a worker that says nothing has lost its shards; default 60
-SDBATCH_REPRODUCIBLE  exact (default) or fast, for manifests that do not say
-SDBATCH_GRACE_S  seconds that a worker told to stop goes on with images it can finish in them;
-                 default 10. The others are saved between two steps
-SDBATCH_METRICS  host:port where a worker answers /metrics and /healthz; without it, nowhere
-SDBATCH_LOG      text (default) or json: the form of a worker's log lines
-SDBATCH_CACHE    folder for models that were fetched from S3, for laid-out weights (16 GiB at most)
-                 and for compiled programs; default ~/.cache/sdbatch
-SDBATCH_LOCAL    folder of `sdbatch local`; default ~/.local/share/sdbatch/local. While one
-                 runs there, and neither SDBATCH_REDIS nor SDBATCH_STORE is set, jobs go to it
-SDBATCH_WEBHOOK_SECRET   signs what is sent to webhooks; without it, nothing is signed
-SDBATCH_WEBHOOK_PRIVATE  1 lets webhooks go to private and loopback addresses
-SDBATCH_DEBUG    1 shows the traceback of an unexpected error
-"""
+"""Settings from the environment. Nothing else reads it. `jobs.variables` says what each means."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import yaml
 
 from jobs.cli import cli
 from jobs.settings import Settings
+from jobs.variables import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -71,10 +72,8 @@ def parsed(arguments: list[str]) -> click.Context:
 
 
 def known_settings() -> set[str]:
-    """The variables that the code reads, as `jobs/settings.py` lists them."""
-    import jobs.settings
-
-    return set(re.findall(r"^(SDBATCH_\w+)", str(jobs.settings.__doc__), re.MULTILINE))
+    """The variables that the code reads."""
+    return {variable.name for variable in VARIABLES}
 
 
 def settings_of(environ: Mapping[str, str], models: Path) -> Settings:
