@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test test-slow bench lint install clean
+.PHONY: demo test test-slow bench lint reference install clean
 
 install: .venv/.installed
 
@@ -20,6 +20,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# docs/reference.md, from the code.
+reference: install
+	$(RUN) -m tests.reference
 
 test: lint
 	$(RUN) -m pytest -n auto --dist worksteal -m 'not slow'

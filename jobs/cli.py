@@ -132,7 +132,11 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
 
 @cli.command()
 @manifest_argument
-@click.option("--store", metavar="URL", help="Folder or s3://bucket/prefix. [default: out]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Folder or s3://bucket/prefix. [default: the manifest's, else SDBATCH_STORE, else out]",
+)
 @endpoint_option
 @click.option("--job", metavar="NAME", help="Name of the job's folder. [default: by content]")
 @click.option(
@@ -148,8 +152,16 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
     metavar="FILE",
     help="The original v1-inference.yaml of a single-file checkpoint.",
 )
-@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")
-@click.option("--dtype", type=click.Choice(DTYPES), help="[default: auto]")
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Where to render: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Number format of the model. [default: SDBATCH_DTYPE, else auto]",
+)
 @click.option("--force", is_flag=True, help="Render anew what the folder holds already.")
 @allow_outside_option
 @json_option

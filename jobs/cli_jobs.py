@@ -171,7 +171,12 @@ def forget(terminal: Terminal, job: str, force: bool, redis: str | None) -> None
 
 @click.command()
 @job_argument
-@click.option("--store", metavar="URL", help="Where the job's folder is. [default: SDBATCH_STORE]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Where the job's folder is. [default: SDBATCH_STORE, else that of a running "
+    "`sdbatch local`, else out]",
+)
 @endpoint_option
 @redis_option
 @json_option

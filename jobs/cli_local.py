@@ -26,7 +26,11 @@ from jobs.sources import reason
     help="Where jobs and pictures are kept. [default: SDBATCH_LOCAL, else "
     "~/.local/share/sdbatch/local]",
 )
-@click.option("--model", metavar="NAME", help="Of the model list. [default: SDBATCH_MODEL or demo]")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model to load, by its name in the model list. [default: SDBATCH_MODEL, else demo]",
+)
 @json_option
 @click.pass_obj
 def local(terminal: Terminal, workers: int, folder: Path | None, model: str | None) -> None:

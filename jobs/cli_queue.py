@@ -36,8 +36,8 @@ from jobs.storage import JobKeys
 @click.option(
     "--store",
     metavar="URL",
-    help="Folder or s3://bucket/prefix. [default: SDBATCH_STORE, else that of a running "
-    "`sdbatch local`, else out]",
+    help="Folder or s3://bucket/prefix. [default: the manifest's, else SDBATCH_STORE, else that "
+    "of a running `sdbatch local`, else out]",
 )
 @endpoint_option
 @click.option("--job", metavar="NAME", help="Name of the job. [default: by content]")

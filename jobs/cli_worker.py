@@ -37,8 +37,16 @@ def workers(terminal: Terminal, redis: str | None) -> None:
 
 
 @click.command()
-@click.option("--model", metavar="NAME", help="Of the model list. [default: SDBATCH_MODEL or demo]")
-@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [default: auto]")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model to load, by its name in the model list. [default: SDBATCH_MODEL, else demo]",
+)
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Where to render: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
+)
 @click.option(
     "--gpus",
     metavar="LIST",
