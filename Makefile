@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test test-slow bench lint reference install clean
+.PHONY: demo test test-slow bench lint reference sbom install clean
 
 install: .venv/.installed
 
@@ -35,6 +35,10 @@ test-slow: install
 bench: install
 	$(BIN)/pip install --quiet --no-deps -c infra/constraints.txt openvino
 	$(RUN) -m tests.bench
+
+# What is installed, with licences, as CycloneDX; fails where a licence or a version is not as wanted.
+sbom: install
+	$(RUN) -m infra.sbom build/sbom.json
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
