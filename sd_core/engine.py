@@ -272,8 +272,13 @@ class Engine:
         try:
             batch = self._stages.evaluate(choice.shape, choice.flights)
         except Exception as error:
+            self._progressed_at = time.monotonic()
+            if len(choice.flights) == 1:
+                _fail(choice.flights[0], error)
+                return
+            # Nothing has moved, so each can have its evaluation alone; whose fault it is shows.
             for flight in choice.flights:
-                _fail(flight, error)
+                self._tick(Choice(choice.shape, [flight]))
             return
         self._ticks += 1
         self._step_s = batch.seconds
@@ -320,8 +325,11 @@ class Engine:
         try:
             self._leaving.append(self._stages.decode(flights))
         except Exception as error:
-            for flight in flights:
-                _fail(flight, error)
+            if len(flights) == 1:
+                _fail(flights[0], error)
+            else:
+                for flight in flights:
+                    self._decode_together([flight])
         self._progressed_at = time.monotonic()
 
     def _deliver(self, *, wait: bool) -> None:

@@ -23,7 +23,7 @@ from sd_core.noise import draw_noise, generator_for
 from sd_core.request import Batch, OnStep, Pixels, Rendered, Request
 from sd_core.rows import Rows
 from sd_core.samplers import StepTable, evaluations, step_table
-from sd_core.saving import load_trajectory, save_trajectory
+from sd_core.saving import load_trajectory, most_bytes, save_trajectory
 from sd_core.spec import LATENT_FACTOR, Sampling, Shape
 from sd_core.trajectory import (
     Inpainting,
@@ -133,6 +133,8 @@ class Stages:
                 table,
                 kind=self._kind(request),
                 guidance=request.sampling.guidance,
+                shape=flight.shape,
+                inpainted=request.mask is not None,
                 device=self.model.device,
             )
             flight.state = None
@@ -196,7 +198,9 @@ class Stages:
     # Evaluate
 
     def evaluate(self, shape: Shape, flights: list[Flight]) -> Batch:
-        """One evaluation for all of them, which are of this shape; each moves one row on."""
+        """One evaluation for all of them, which are of this shape; each moves one row on, or none
+        of them if it raises.
+        """
         began = time.monotonic()
         used = sum(flight.rows for flight in flights)
         rows = self._rows.padded(shape, used, exact=any(f.request.exact for f in flights))
@@ -204,16 +208,23 @@ class Stages:
         latents += [torch.zeros_like(latents[0])] * (rows - used)
         times = [_time_of(f) for f in flights for _ in range(f.rows)]
         times += [times[0]] * (rows - used)
+        stacked = torch.stack(latents)
+        if stacked.shape[1:] != (4, *shape) or stacked.dtype != torch.float32:
+            raise ValueError(
+                f"latents are {stacked.dtype} {tuple(stacked.shape[1:])}; "
+                f"expected {torch.float32} {(4, *shape)}"
+            )
         contexts = self._join(flights, rows)
-        eps, fewest = self._denoise(shape, torch.stack(latents), torch.stack(times), contexts)
+        eps, fewest = self._denoise(shape, stacked, torch.stack(times), contexts)
         guided, row = [], 0
         for flight in flights:
             own = eps[row : row + flight.rows]
             row += flight.rows
             guidance = flight.request.sampling.guidance
             guided.append(own[0] if flight.rows == 1 else guide(own[0], own[1], guidance))
-            flight.exact &= fewest == self._rows.of(shape)
         advance([flight.flying for flight in flights], torch.stack(guided))
+        for flight in flights:
+            flight.exact &= fewest == self._rows.of(shape)
         return Batch(used, rows, time.monotonic() - began)
 
     def _join(self, flights: list[Flight], rows: int) -> list[KeysValues]:
@@ -299,6 +310,12 @@ def table_of(request: Request) -> StepTable:
         eta=sampling.eta,
         karras=sampling.karras,
     )
+
+
+def largest_state(request: Request) -> int:
+    """Bytes that no saved state of this request exceeds: more of them are none."""
+    shape = request.sampling.latent_shape
+    return most_bytes(table_of(request), shape, inpainted=request.mask is not None)
 
 
 def _strength(request: Request) -> float | None:

@@ -72,7 +72,7 @@ def guide(uncond: Tensor, cond: Tensor, guidance: float) -> Tensor:
 
 
 def advance(batch: Sequence[Trajectory], eps: Tensor) -> None:
-    """Moves every trajectory over one row of its own table, in place.
+    """Moves every trajectory over one row of its own table, in place; none of them if it raises.
 
     eps: (len(batch), 4, h, w) float32 guided model outputs, one a trajectory, in order. All
     trajectories are unfinished and of one latent shape.
@@ -94,16 +94,32 @@ def advance(batch: Sequence[Trajectory], eps: Tensor) -> None:
         past = u if k == 0 else torch.stack([_nth(t.outputs, k - 1, nothing) for t in batch])
         weights = [table.B[i, k] if k < table.history else 0.0 for table, i in rows]
         moved = moved + column(weights) * past
-    for n, (trajectory, (table, i)) in enumerate(zip(batch, rows, strict=True)):
-        latents = moved[n]
-        if table.C[i]:
-            noise = draw_noise(trajectory.generator, tuple(latents.shape))
-            latents = latents + float(table.C[i]) * noise.to(latents.device)
-        if trajectory.inpainting is not None:
-            latents = _keep_known(trajectory.inpainting, latents, table, i)
-        trajectory.latents = latents
-        trajectory.outputs = [u[n], *trajectory.outputs][: table.history - 1]
+    drawn = [
+        (t.generator, t.generator.get_state())
+        for t, (table, i) in zip(batch, rows, strict=True)
+        if table.C[i]
+    ]
+    try:
+        latents = [_end_row(t, x) for t, x in zip(batch, moved, strict=True)]
+    except BaseException:
+        for generator, state in drawn:  # or the next try would draw other noise
+            generator.set_state(state)
+        raise
+    for n, trajectory in enumerate(batch):
+        trajectory.latents = latents[n]
+        trajectory.outputs = [u[n], *trajectory.outputs][: trajectory.table.history - 1]
         trajectory.position += 1
+
+
+def _end_row(trajectory: Trajectory, latents: Tensor) -> Tensor:
+    """The latents that a row ends with: fresh noise added, and what is known put back."""
+    table, row = trajectory.table, trajectory.position
+    if table.C[row]:
+        noise = draw_noise(trajectory.generator, tuple(latents.shape))
+        latents = latents + float(table.C[row]) * noise.to(latents.device)
+    if trajectory.inpainting is not None:
+        latents = _keep_known(trajectory.inpainting, latents, table, row)
+    return latents
 
 
 def _nth(outputs: list[Tensor], n: int, otherwise: Tensor) -> Tensor:

@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 
+from sd_core import stages
 from sd_core.device import CopyOut, resolve_dtype
 from sd_core.engine import Batch, Engine, EngineClosedError, Request
 from sd_core.execution import make_ready
 from sd_core.noise import draw_noise, generator_for
-from sd_core.rows import RECOVER_AFTER
+from sd_core.rows import DECODED_TOGETHER, RECOVER_AFTER
+from sd_core.samplers import step_table
 from sd_core.sampling import sample_latents
 from sd_core.spec import SAMPLERS, Sampling
+from sd_core.trajectory import from_noise
 from tests.sd_core.small import ODD, small_model
 
 # Where the CPU only emulates bfloat16, these tests take minutes in it.
@@ -173,6 +176,100 @@ def test_a_failing_image_fails_alone(engine):
     with pytest.raises(RuntimeError, match="observer broke"):
         bad.result(timeout=60)
     assert torch.equal(good, render(engine, request())[0])
+
+
+def misshapen(real):
+    """Latents of another size for the image with seed 9."""
+
+    def from_noise(table, generator, shape):
+        size = (8, 9) if generator.initial_seed() == 9 else shape
+        return real(table, generator, size)
+
+    return from_noise
+
+
+FLAWS = {
+    "latents": ("from_noise", misshapen, {}),
+    "mask": ("_latent_mask", lambda real: lambda mask: real(mask)[:, 1:], {"mask": True}),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_what_cannot_be_joined_with_others_fails_alone(model, monkeypatch, flaw):
+    """The others keep their bits, fresh noise included, and no step of theirs is taken twice."""
+    name, spoil, settings = FLAWS[flaw]
+    others = [request(seed=n, sampler="euler_a", steps=7) for n in range(2)]
+    steps: list[tuple[int, int]] = []
+    submitted = threading.Event()
+
+    def on_step(done: int, of: int) -> None:
+        steps.append((done, of))
+        assert submitted.wait(60)
+
+    with Engine(model, rows=8) as engine:
+        calm = render(engine, *others)
+        monkeypatch.setattr(stages, name, spoil(getattr(stages, name)))
+        futures = [engine.submit(other, on_step=on_step) for other in others]
+        bad = engine.submit(request(seed=9, init="mask" in settings, **settings))
+        submitted.set()
+        with pytest.raises((RuntimeError, ValueError)):
+            bad.result(timeout=60)
+        rendered = [future.result(timeout=60) for future in futures]
+    assert all(torch.equal(r.pixels, c) for r, c in zip(rendered, calm, strict=True))
+    assert all(r.exact for r in rendered)
+    assert sorted(steps) == sorted([(n, 7) for n in range(1, 8)] * 2)
+
+
+class Picky:
+    """Stands for a model that fails whenever one image is among others, or alone."""
+
+    def __init__(self, model) -> None:
+        self.marked: torch.Tensor | None = None
+        self._denoise = model.denoise
+
+    def denoise(self, latents, timesteps, context):
+        if any(torch.equal(row, self.marked) for row in latents):
+            raise RuntimeError("this one I do not draw")
+        return self._denoise(latents, timesteps, context)
+
+
+def test_an_evaluation_that_fails_is_the_failure_of_one_image(model, monkeypatch):
+    picky = Picky(model)
+    picky.marked = from_noise(step_table("plms", 6), generator_for(9), (8, 8))
+    with Engine(model, rows=8) as engine:
+        others = [request(seed=n) for n in range(2)]
+        calm = render(engine, *others)
+        monkeypatch.setattr(model, "denoise", picky.denoise)
+        good, bad, late = (engine.submit(r) for r in (others[0], request(seed=9), others[1]))
+        with pytest.raises(RuntimeError, match="this one"):
+            bad.result(timeout=60)
+        rendered = [future.result(timeout=60).pixels for future in (good, late)]
+    assert all(torch.equal(r, c) for r, c in zip(rendered, calm, strict=True))
+
+
+def test_a_decode_that_fails_is_the_failure_of_one_image(model, monkeypatch):
+    """Where several are decoded together, as on an accelerator."""
+    monkeypatch.setitem(DECODED_TOGETHER, "cpu", 4)
+    decode = model.decode
+    wanted = [request(seed=n) for n in range(3)]
+    with Engine(model, rows=8) as engine:
+        calm = render(engine, *wanted)
+        bad = engine.submit(request(seed=9)).result(timeout=60).pixels
+        sizes: list[int] = []
+
+        def picky(latents):
+            sizes.append(len(latents))
+            images = decode(latents)
+            if any(torch.equal(image, bad) for image in images):
+                raise RuntimeError("this one I do not decode")
+            return images
+
+        monkeypatch.setattr(model, "decode", picky)
+        futures = [engine.submit(r) for r in (wanted[0], request(seed=9), *wanted[1:])]
+        with pytest.raises(RuntimeError, match="this one"):
+            futures.pop(1).result(timeout=60)
+        rendered = [future.result(timeout=60).pixels for future in futures]
+    assert all(torch.equal(r, c) for r, c in zip(rendered, calm, strict=True))
 
 
 def test_latents_that_blow_up_are_an_error_not_a_black_image(engine):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from jobs.errors import StoreError
 from jobs.ledger.base import Shard
@@ -66,6 +69,11 @@ def drained_after(service: Service, step: int) -> None:
     assert suspended.is_set()
 
 
+def header_of(state: bytes) -> dict[str, str]:
+    """The text of a file of safetensors."""
+    return json.loads(state[8 : 8 + int.from_bytes(state[:8], "little")])["__metadata__"]
+
+
 def saved(service: Service) -> list[str]:
     return [info.key for info in service.store.list(KEYS.saved_prefix)]
 
@@ -123,6 +131,29 @@ def test_what_cannot_be_continued_begins_anew(tmp_path, service, damage, monkeyp
         second.worker.handle(Shard("job", 0, 0, SHARD))
         assert sorted(steps) == sorted([*range(1, NEEDED + 1)] * SHARD)
         assert second.ledger.status("job").done == SHARD
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda x: x[..., 1:], lambda x: x + 1e-3])
+def test_an_edited_state_costs_the_steps_of_its_image_alone(tmp_path, service, change):
+    """Of another type, another size, and with other numbers under the old digest."""
+    service.enter()
+    drained_after(service, 2)
+    with continued(tmp_path, service) as second:
+        key, *_ = saved(second)
+        state = second.store.get(key)
+        tensors = load(state)
+        tensors["latents"] = change(tensors["latents"]).contiguous()
+        second.store.put(key, save(tensors, header_of(state)), overwrite=True)
+        steps = steps_of(second)
+        second.worker.handle(Shard("job", 0, 0, SHARD))
+        assert sorted(steps) == sorted([*range(1, NEEDED + 1), *range(3, NEEDED + 1)])
+        assert second.ledger.status("job").done == SHARD
+        assert saved(second) == []
+        edited = images(second)
+    with Service(tmp_path / "calm") as calm:
+        calm.enter()
+        calm.handle()
+        assert edited == images(calm)
 
 
 def test_a_store_that_takes_no_more_costs_only_the_steps(tmp_path, service, monkeypatch):
