@@ -15,7 +15,7 @@ from yaml import events as ev
 
 from jobs.limits import MAX_NESTING, MAX_VALUES
 from jobs.problems import Path, ProblemList, join_path, quote
-from jobs.text import Scalar, check_text, scalar
+from jobs.text import Scalar, check_text, scalar, unreadable
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifty times as fast
 
@@ -184,6 +184,10 @@ class YamlFile:
             self._fatal(event, path, f"{_kind(event)} is a key here; keys are plain texts")
         self._check_plain_data(event, path)
         key = event.value
+        bad = unreadable(key)
+        if bad is not None:  # by an escape: the file itself has been looked through
+            self._problem(event, path, f"a key has character {bad}, which is not allowed")
+            return None
         if key in mapping.keys:
             line, _ = mapping.keys[key]
             self._problem(event, (*path, key), f"key {quote(key)} is already there, in line {line}")

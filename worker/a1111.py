@@ -9,19 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.sampler_names import WEBUI_NAMES
 from sd_core.spec import KARRAS_SAMPLERS
-
-SAMPLER_NAMES = {
-    "plms": "PLMS",
-    "ddim": "DDIM",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "dpmpp_2m": "DPM++ 2M",
-    "ddpm": "DDPM",
-}
-"""Our sampler names -> those of the web UI's menu."""
 
 MODEL_HASH_DIGITS = 10  # of the file's sha256, as the web UI shortens it
 
@@ -41,7 +30,7 @@ def a1111_text(record: Mapping[str, Any]) -> str:
 
 def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     sampler = record["sampler"]
-    pairs = [("Steps", str(record["steps"])), ("Sampler", SAMPLER_NAMES[sampler])]
+    pairs = [("Steps", str(record["steps"])), ("Sampler", WEBUI_NAMES[sampler])]
     if sampler in KARRAS_SAMPLERS:
         # Said either way: left out, the web UI takes its own default, for DPM++ 2M that is Karras.
         pairs.append(("Schedule type", "Karras" if record["karras"] else "Uniform"))

@@ -247,7 +247,6 @@ class TestRows:
             ("r.csv", "promt,seed\na,1\n", "r.csv:1:1: unknown column 'promt'; did you mean"),
             ("r.csv", "prompt,folder\na,1\n", "r.csv:1:8: unknown column 'folder'; expected one"),
             ("r.csv", "prompt,prompt\na,b\n", "r.csv:1:8: column 'prompt' is there twice"),
-            ("r.csv", "prompt;seed\na;1\n", "r.csv:1:1: columns are separated by commas here"),
             ("r.csv", "seed\n1\n", "r.csv:1:1: there is no column 'prompt'"),
             ("r.csv", "prompt,file\na,b.csv\n", "unknown column 'file'"),
             ("r.csv", "prompt,seed\na,1,2\n", "r.csv:2:1: the row has 3 cells, the header 2; a"),
@@ -265,6 +264,9 @@ class TestRows:
             ("r.jsonl", '{"prompt": "a", "stpes": 3}', "r.jsonl:1:17: stpes: unknown key 'stpes'"),
             ("r.jsonl", '{"prompt": "a", "prompt": "b"}', "key 'prompt' is there twice"),
             ("r.jsonl", '{"prompt": "a\\ud800"}', "character U+D800 is not allowed"),
+            ("r.jsonl", '{"prompt": "a", "\\ud800": 1}', "r.jsonl:1:1: a key has character U+D800"),
+            ("r.jsonl", '{"prompt": "a", "seeds": {"count": 1, "\\udfff": 2}}', "a key has charac"),
+            ("r.jsonl", '{"prompt": "a", "\\u0007": 1}', "a key has character U+0007, which"),
             ("r.jsonl", '{"prompt": "a", "guidance": NaN}', "found nan, expected a finite number"),
             ("r.jsonl", '{"prompt": "a", "seed": 1' + "0" * 5000 + "}", "is not JSON that can be"),
             ("r.jsonl", "[" * 200_000, "is not JSON that can be read"),
@@ -403,3 +405,5 @@ def test_reading_without_libyaml(tmp_path, monkeypatch):
     assert "4:5" in one(tmp_path, 'prompts:\n- a\n- "b')
     assert "is not YAML" in one(tmp_path, 'prompts: ["\\UFFFFFFFF"]')
     assert "'alias *x' found" in one(tmp_path, "prompts: [*x]")
+    assert "a key has character U+D800" in one(tmp_path, 'prompts: [{prompt: a, "\\ud800": 1}]')
+    assert "a key has character U+D800" in one(tmp_path, '"\\ud800": 1\nprompts: [a]')

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from jobs.sampler_names import WEBUI_NAMES
 from sd_core.spec import SAMPLERS
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
-from worker.a1111 import SAMPLER_NAMES, a1111_text
+from worker.a1111 import a1111_text
 from worker.encode import encode_image, read_record, to_uint8
 from worker.record import ModelInfo, image_record, record_from_image, record_line
 
@@ -83,7 +84,7 @@ def test_a1111_text_of_img2img():
 
 
 def test_a1111_sampler_names():
-    assert set(SAMPLER_NAMES) == set(SAMPLERS)
+    assert set(WEBUI_NAMES) == set(SAMPLERS)
     karras = a1111_text(a_record(sampler="dpmpp_2m", karras=True))
     uniform = a1111_text(a_record(sampler="dpmpp_2m"))
     assert "Sampler: DPM++ 2M, Schedule type: Karras," in karras
