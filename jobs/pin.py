@@ -24,8 +24,14 @@ def pin_model(
     model, `StoreError`.
     """
     data = json.dumps({"name": name, "digest": digest}, indent=2).encode() + b"\n"
-    if store.put(keys.model, data, overwrite=overwrite, content_type=content_type(keys.model)):
-        return
+    if not store.put(keys.model, data, overwrite=overwrite, content_type=content_type(keys.model)):
+        check_pin(store, keys, name, digest)
+
+
+def check_pin(store: Store, keys: JobKeys, name: str, digest: str) -> None:
+    """Raises `JobConflictError` if the job has another model than this one, `NotFoundError` if it
+    has none yet, `StoreError`.
+    """
     pinned = read_pin(store, keys)
     if pinned["digest"] != digest:
         raise JobConflictError(

@@ -136,7 +136,7 @@ def write_plan(
     source = iter(tasks)
     parts = 0
     while part := list(itertools.islice(source, part_size)):
-        lines = "".join(f"{_encode(task.to_json())}\n" for task in part).encode("ascii")
+        lines = _dump(part)
         key = keys.plan_part(parts)
         data = gzip.compress(lines, _GZIP_LEVEL, mtime=0)
         if not store.put(key, data, content_type="application/gzip"):
@@ -145,6 +145,20 @@ def write_plan(
     if store.head(keys.plan_part(parts)) is not None:
         raise _conflict(store, keys)
     return parts
+
+
+def check_plan(
+    store: Store, keys: JobKeys, tasks: Iterable[Task], *, part_size: int = PART_SIZE
+) -> None:
+    """Raises `JobConflictError` if the folder's plan, as far as it was written, has other tasks
+    than these, `StoreError`.
+    """
+    source = iter(tasks)
+    for number in itertools.count():
+        key = keys.plan_part(number)
+        if store.head(key) is None:
+            return
+        _require_same(store, keys, key, _dump(itertools.islice(source, part_size)))
 
 
 def read_plan(store: Store, keys: JobKeys) -> Iterator[Task]:
@@ -212,6 +226,10 @@ def _decompress(data: bytes) -> bytes:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from error
+
+
+def _dump(tasks: Iterable[Task]) -> bytes:
+    return "".join(f"{_encode(task.to_json())}\n" for task in tasks).encode("ascii")
 
 
 def _require_same(store: Store, keys: JobKeys, key: str, lines: bytes) -> None:

@@ -20,7 +20,7 @@ from jobs.errors import ExitCode, InputError
 from jobs.manifest import Manifest
 from jobs.plan import summarize
 from jobs.progress import RunProgress, duration
-from jobs.settings import ModelSource, Settings
+from jobs.settings import ModelSource, Settings, check_device
 from jobs.storage import open_store
 from jobs.storage.base import is_segment
 
@@ -58,12 +58,14 @@ def run(
     manifest: Manifest, options: RunOptions, settings: Settings, terminal: Terminal
 ) -> RunSummary:
     """Renders what is missing of a job. Raises the errors of `jobs.errors`."""
-    try:
-        from worker.local import ModelChoice, run_job
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"rendering needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
-        ) from None
+    # Here, as a machine that only checks and plans has no use for them; without torch, as yet.
+    from worker.load import ModelChoice
+    from worker.local import run_job
+
+    if options.job is not None and ("/" in options.job or not is_segment(options.job)):
+        raise InputError(f"--job {options.job!r} is not a folder name")
+    if options.device is not None:
+        check_device(options.device, "--device")
     if options.model is not None:
         name, source = model_source(options.model, settings)
     else:
@@ -79,8 +81,6 @@ def run(
         execution=settings.execution,
         cache=settings.cache,
     )
-    if options.job is not None and ("/" in options.job or not is_segment(options.job)):
-        raise InputError(f"--job {options.job!r} is not a folder name")
     address = options.store or manifest.output.store or settings.store
     store = open_store(address, endpoint=options.endpoint)
     plan = summarize(manifest.tasks())

@@ -70,9 +70,7 @@ class Settings:
         """Raises `InputError` that names the variable and what is allowed. Empty means not set."""
         values = {name: value for name, value in environ.items() if value}
         device = values.get("SDBATCH_DEVICE", cls.device)
-        if not _DEVICE.fullmatch(device):
-            expected = "auto, cpu, cuda or cuda:<number>"
-            raise InputError(f"SDBATCH_DEVICE: found {quote(device)}, expected {expected}")
+        check_device(device, "SDBATCH_DEVICE")
         dtype = values.get("SDBATCH_DTYPE", cls.dtype)
         if dtype not in DTYPES:
             raise InputError(f"SDBATCH_DTYPE: found {quote(dtype)}, expected {one_of(DTYPES)}")
@@ -165,6 +163,13 @@ def _address(text: str | None) -> tuple[str, int] | None:
         expected = "host:port, such as 127.0.0.1:9400"
         raise InputError(f"SDBATCH_METRICS: found {quote(text)}, expected {expected}")
     return match["host"].strip("[]"), int(match["port"])
+
+
+def check_device(text: str, where: str) -> None:
+    """Raises `InputError` for what names no device. where: it was given, as the message says it."""
+    if not _DEVICE.fullmatch(text):
+        expected = "auto, cpu, cuda or cuda:<number>"
+        raise InputError(f"{where}: found {quote(text)}, expected {expected}")
 
 
 def debugging(environ: Mapping[str, str]) -> bool:

@@ -27,6 +27,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Where no cluster is. Else one that the developer runs would take the tests' jobs.
 os.environ["SDBATCH_LOCAL"] = f"{tempfile.gettempdir()}/sdbatch-no-cluster-{os.getpid()}"
 
+# Where nothing is remembered of other tests' models, and nothing is left in the developer's.
+os.environ["SDBATCH_CACHE"] = f"{tempfile.gettempdir()}/sdbatch-cache-{os.getpid()}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_left() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["SDBATCH_CACHE"], ignore_errors=True)
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

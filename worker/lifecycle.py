@@ -23,7 +23,7 @@ from jobs.storage.places import opener
 from sd_core.engine import Engine
 from worker.health import Health, Monitor
 from worker.heart import Heart
-from worker.local import ModelChoice, load
+from worker.load import ModelChoice, load
 from worker.metrics import Metrics
 from worker.notify import Notifier
 from worker.reconcile import Reconciler

@@ -2,56 +2,36 @@
 
 The order of writing is that of the service too: manifest, inputs and plan first, then each image
 before its record, `done.json` last. So a run that was stopped, however, goes on where it was.
+
+What can be refused, and whether there is anything to do, is found out before torch is imported:
+that and the model take ten seconds and more.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.errors import InputError, Interrupted, JobConflictError, ModelError
-from jobs.job_file import JobFile, Reproducible
+from jobs.errors import InputError, Interrupted, JobConflictError
+from jobs.job_file import JobFile, Reproducible, check_folder
 from jobs.manifest import Manifest
-from jobs.pin import pin_model
-from jobs.plan import read_plan
+from jobs.pin import check_pin, pin_model
+from jobs.plan import check_plan
 from jobs.prepare import prepare
 from jobs.records import write_failures
-from jobs.settings import Settings
-from jobs.sources import S3
 from jobs.storage import JobKeys, Store
-from sd_core.engine import Engine
-from sd_core.execution import ExecutionError
-from sd_core.loading import load_model
-from sd_core.model import LatentDiffusion
-from sd_core.weights.errors import CheckpointError
-from worker.finish import Finisher
-from worker.inputs import Inputs
+from worker import known
+from worker.complete import is_complete
+from worker.load import ModelChoice, check_there, load
 from worker.record import ModelInfo
-from worker.runner import JobRecords, Manner, Observer, Runner
-from worker.saved import SavedImages
 from worker.tail import write_tail
 
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model to load, and how. name: what records call it. cache: a folder for what comes from
-    a bucket, and for what is made of it once: laid-out weights, compiled programs.
-    """
-
-    name: str
-    source: str
-    digest: str | None = None
-    config: Path | None = None
-    vae: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    execution: str = "auto"
-    cache: Path = Settings.cache
+if TYPE_CHECKING:
+    from worker.runner import Observer
 
 
 @dataclass(frozen=True)
@@ -80,41 +60,6 @@ class RunSummary:
         }
 
 
-def load(choice: ModelChoice) -> LatentDiffusion:
-    """The model, checked against its digest where one is named, and made ready for its device.
-
-    Raises `ModelError`, and `StoreError` if it is in a bucket whose server is away.
-    """
-    source: str | Path = choice.source
-    if choice.source.startswith(S3):
-        from worker.fetch import fetch  # boto3 takes a while to import
-
-        source = fetch(choice.source, choice.cache, pinned=choice.digest is not None)
-    try:
-        model = load_model(
-            source,
-            device=choice.device,
-            dtype=choice.dtype,
-            config=choice.config,
-            vae=choice.vae,
-            execution=choice.execution,
-            cache=choice.cache.expanduser(),
-        )
-    except CheckpointError as error:
-        where = "" if source == choice.source else f"{choice.source}: "
-        raise ModelError(f"{where}{error}") from error
-    except (ExecutionError, OSError) as error:  # no such kernels here; a cache of another's
-        raise InputError(f"SDBATCH_EXECUTION: {error}") from error
-    except ValueError as error:  # a device or dtype that this machine has not
-        raise InputError(str(error)) from error
-    if choice.digest is not None and model.digest != choice.digest:
-        raise ModelError(
-            f"model {choice.name}: {choice.source} has digest {model.digest}, "
-            f"the model list says {choice.digest}"
-        )
-    return model
-
-
 def run_job(
     manifest: Manifest,
     choice: ModelChoice,
@@ -137,49 +82,51 @@ def run_job(
     """
     keys = JobKeys(job if job is not None else manifest.job_id())
     store.check_writable()
+    check_there(choice)
+    with status("looking at what is there"):
+        _check_plan(manifest, store, keys, force=force)
+        complete = not force and _is_complete(manifest, choice, store, keys)
+    url = store.url(keys.prefix.rstrip("/"))
+    if complete:
+        prepare(manifest, store, keys, reproducible=reproducible)  # mends inputs, say
+        total = manifest.total
+        return RunSummary(keys.job_id, url, total, 0, total, 0, load_s=0.0, render_s=0.0)
+    try:
+        from worker.rendering import render
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"rendering needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
+        ) from None
     started = time.monotonic()
     with status(f"loading {choice.name}"):
+        before = known.identity(choice)
         model = load(choice)
+        if before is not None and before == known.identity(choice):
+            known.remember(choice.cache, before, model.digest)
     load_s = time.monotonic() - started
     with status("writing the plan"):
         described, shards = prepare(manifest, store, keys, reproducible=reproducible, force=force)
     revision = None if model.provenance is None else model.provenance.revision
     info = ModelInfo(choice.name, model.digest, choice.source, revision)
-    _pin(store, keys, info, force=force)
-
+    with _hint_of_ways_on():
+        pin_model(store, keys, info.name, info.digest, overwrite=force)
     started = time.monotonic()
-    with closing(JobRecords(store, keys, shards)) as records, observe() as observer:
-        finisher = Finisher(
-            store, keys, info, records, quality=manifest.output.quality, overwrite=force
+    with observe() as observer:
+        outcome = render(
+            model, info, store, keys, described, shards, observer=observer, stop=stop, force=force
         )
-        with Engine(model) as engine:
-            runner = Runner(
-                engine,
-                finisher,
-                records,
-                Inputs(store, keys),
-                observer,
-                device=model.device.type,
-                saved=SavedImages(store, keys),
-                manner=Manner(exact=described.reproducible == "exact", save=lambda: True),
-                force=force,
-            )
-            # From the plan in the store: the files that a manifest names may change meanwhile.
-            outcome = runner.render(read_plan(store, keys), stop)
-            if stop.is_set():
-                engine.close(cancel=True)
     render_s = time.monotonic() - started
     write_failures(store, keys, outcome.failures)
     if outcome.settled < manifest.total:
         raise Interrupted(
             f"stopped after {outcome.rendered + outcome.reused} of {manifest.total} images, "
-            f"kept in {store.url(keys.prefix.rstrip('/'))}; the same command continues"
+            f"kept in {url}; the same command continues"
         )
     with status("writing the gallery"):
         write_tail(store, keys, outcome.failures, info.to_json())
     return RunSummary(
         job=keys.job_id,
-        url=store.url(keys.prefix.rstrip("/")),
+        url=url,
         images=manifest.total,
         rendered=outcome.rendered,
         reused=outcome.reused,
@@ -189,9 +136,43 @@ def run_job(
     )
 
 
-def _pin(store: Store, keys: JobKeys, model: ModelInfo, *, force: bool) -> None:
+def _check_plan(manifest: Manifest, store: Store, keys: JobKeys, *, force: bool) -> None:
+    """Raises `JobConflictError` if the folder is another job's, as `prepare` would once the model
+    is loaded.
+    """
+    if not force:
+        check_folder(store, keys, manifest.digest)
+    if force or store.head(keys.job) is None:
+        check_plan(store, keys, manifest.tasks())
+
+
+def _is_complete(manifest: Manifest, choice: ModelChoice, store: Store, keys: JobKeys) -> bool:
+    """Whether there is nothing to do. Raises `JobConflictError` if the folder's images are known to
+    be of another model.
+    """
+    if store.head(keys.model) is None:
+        return False
+    digest = _known_digest(choice)
+    if digest is None:
+        return False
+    with _hint_of_ways_on():
+        check_pin(store, keys, choice.name, digest)
+    return is_complete(store, keys, manifest.tasks(), images=manifest.total, digest=digest)
+
+
+def _known_digest(choice: ModelChoice) -> str | None:
+    """Of the model's weights, if they were loaded here before or the model list pins them."""
+    identity = known.identity(choice)
+    digest = None if identity is None else known.recall(choice.cache, identity)
+    if digest is None or choice.digest is None:
+        return digest or choice.digest
+    return digest if digest == choice.digest else None  # `load` says what is wrong
+
+
+@contextmanager
+def _hint_of_ways_on() -> Iterator[None]:
     try:
-        pin_model(store, keys, model.name, model.digest, overwrite=force)
+        yield
     except JobConflictError as error:
         hint = "name this run with --job, or render all anew with --force"
         raise JobConflictError(f"{error}; {hint}") from None

@@ -18,7 +18,7 @@ from jobs.storage.s3 import CHECK_RETRIES, RETRIES
 from jobs.storage.s3_address import S3Address
 from jobs.storage.s3_client import Clients
 from jobs.storage.s3_errors import FAILURES, Failure, error_code, may_pass
-from sd_core.weights.diffusers_folder import FOLDERS, INDEX, SCHEDULER, weight_candidates
+from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, weight_candidates
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

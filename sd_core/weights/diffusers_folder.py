@@ -1,9 +1,9 @@
-"""diffusers folders: `model_index.json`, and a folder of config and weights a component."""
+"""Opens diffusers folders: `model_index.json`, and a folder of config and weights a component."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from sd_core.spec import ModelSpec
 from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
@@ -15,39 +15,11 @@ from sd_core.weights.configs import (
     read_json,
 )
 from sd_core.weights.errors import CheckpointError
+from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, shards, weight_candidates
 from sd_core.weights.identify import PIPELINES
 from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
 from sd_core.weights.single_file import read_weights
 from sd_core.weights.stored import StoredTensor
-
-INDEX = "model_index.json"
-FOLDERS = {"text": "text_encoder", "unet": "unet", "vae": "vae"}
-SCHEDULER = "scheduler/scheduler_config.json"
-
-_STEMS = {
-    "text": ("model", "pytorch_model"),
-    "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-    "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-}
-
-
-def weight_candidates(component: str) -> tuple[str, ...]:
-    """File names that a component's weights may have, the preferred one first.
-
-    Full precision comes before the fp16 variant, so that a folder has one digest whatever type
-    the model is run in; safetensors before pickles.
-    """
-    safe, pickled = _STEMS[component]
-    return (
-        f"{safe}.safetensors",
-        f"{safe}.safetensors.index.json",
-        f"{pickled}.bin",
-        f"{pickled}.bin.index.json",
-        f"{safe}.fp16.safetensors",
-        f"{safe}.safetensors.index.fp16.json",
-        f"{pickled}.fp16.bin",
-        f"{pickled}.bin.index.fp16.json",
-    )
 
 
 def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
@@ -117,20 +89,6 @@ def _component_weights(folder: Path, component: str) -> dict[str, StoredTensor]:
     for shard in shards(folder / chosen):
         tensors.update(read_weights(folder / shard).tensors)
     return tensors
-
-
-def shards(index: Path) -> list[str]:
-    """Names of the files that a sharded component's index lists, which lie beside it."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: it has no weight_map from weights to files")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if PurePosixPath(name).name != name:
-            raise CheckpointError(
-                f"{index}: it refers to {name!r}; expected files in its own folder"
-            )
-    return names
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from sd_core.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
 from sd_core.spec import LATENT_FACTOR, ModelSpec
 from sd_core.text import clip_config
 from sd_core.tokenizer import clip_tokenizer
-from sd_core.weights.diffusers_folder import FOLDERS, INDEX, SCHEDULER
+from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER
 from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
 from sd_core.weights.single_file import SPEC_KEY, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sd_core.weights.diffusers_folder import FOLDERS, INDEX, SCHEDULER, shards, weight_candidates
 from sd_core.weights.errors import CheckpointError
+from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, shards, weight_candidates
 
 PREFIX = "hf:"
+_COMMIT = re.compile("[0-9a-f]{40}")
 _SOURCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -44,6 +45,17 @@ def fetch_vae(source: str) -> Snapshot:
     if (snapshot.folder / INDEX).is_file():
         return snapshot
     return _Repository(source).fetch([], {"vae": "."})
+
+
+def commit_of(source: str) -> str:
+    """The commit that a source stands for now; without a network, the one that was fetched last.
+
+    Raises `CheckpointError`.
+    """
+    repository = _Repository(source)
+    if repository.revision is not None and _COMMIT.fullmatch(repository.revision):
+        return repository.revision
+    return repository.fetch([], {}).commit
 
 
 class _Repository:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from sd_core.weights.stored import MappedFile, Shape
+if TYPE_CHECKING:
+    from sd_core.weights.stored import MappedFile, Shape
 
 _HEAD_BYTES = 1024
 

@@ -29,7 +29,7 @@ WANTED = (Wanted("start_s.ratio_import_and_read", most=1.5),)
 OURS = """
 import sys, time
 from pathlib import Path
-from worker.local import ModelChoice, load
+from worker.load import ModelChoice, load
 from sd_core.engine import Engine, Request
 from sd_core.spec import Sampling
 

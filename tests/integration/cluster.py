@@ -140,12 +140,15 @@ def make_model(folder: Path) -> Path:
 def undisturbed(manifest: Path, model: Path, folder: Path) -> dict[str, str]:
     """Image path -> sha256 after a run in one process, without a service."""
     from tests.worker.test_local import Recorder
-    from worker.local import ModelChoice, run_job
+    from worker.load import ModelChoice
+    from worker.local import run_job
 
     store = LocalStore(folder)
     summary = run_job(
         load_manifest(manifest),
-        ModelChoice("odd", str(model), dtype="float32", device="cpu"),
+        ModelChoice(
+            "odd", str(model), dtype="float32", device="cpu", cache=Path(f"{folder}-cache")
+        ),
         store,
         observe=lambda: contextlib.nullcontext(Recorder()),
         status=lambda text: contextlib.nullcontext(),

@@ -23,7 +23,7 @@ from tests.servers_s3 import BUCKET, READER, S3Server, log_in
 from worker import fetch as fetch_module
 from worker import remote
 from worker.fetch import fetch
-from worker.local import ModelChoice, load
+from worker.load import ModelChoice, load
 
 FETCH = """\
 import sys

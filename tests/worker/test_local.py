@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ from jobs.storage import JobKeys, LocalStore
 from sd_core.weights.export import save_single_file
 from tests.sd_core.small import ODD, small_model
 from worker.encode import read_record
-from worker.local import ModelChoice, run_job
+from worker.load import ModelChoice
+from worker.local import run_job
 
 MANIFEST = """\
 version: 1
@@ -97,10 +99,20 @@ def manifest_path(tmp_path) -> Path:
     return path
 
 
-def run(path: Path, checkpoint: Path, store: LocalStore, *, recorder=None, stop=None, **options):
+def run(
+    path: Path,
+    checkpoint: Path,
+    store: LocalStore,
+    *,
+    recorder=None,
+    stop=None,
+    cache=None,
+    **options,
+):
+    cache = cache or Path(os.environ["SDBATCH_CACHE"])
     return run_job(
         load_manifest(path),
-        ModelChoice("odd", str(checkpoint), dtype="float32", device="cpu"),
+        ModelChoice("odd", str(checkpoint), dtype="float32", device="cpu", cache=cache),
         store,
         observe=lambda: contextlib.nullcontext(recorder or Recorder()),
         status=lambda text: contextlib.nullcontext(),

@@ -1,0 +1,48 @@
+"""Tells whether a job has ended and all that it made is there: then a run has nothing to do."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+from jobs.errors import NotFoundError
+from jobs.records import read_records
+from jobs.storage import JobKeys, Store
+from jobs.task import Task, spec_digest
+
+
+def is_complete(
+    store: Store, keys: JobKeys, tasks: Iterable[Task], *, images: int, digest: str
+) -> bool:
+    """Whether `done.json` says that no image failed, and each task's image by the model with this
+    digest is in the store, as large as its record says, with the gallery.
+
+    tasks: all of the job. images: how many. Two lists, and the records, are read, and some hundred
+    bytes an image kept. Raises `StoreError`.
+    """
+    done = _done(store, keys)
+    if done.get("images") != images or done.get("failed") != 0 or store.head(keys.index) is None:
+        return False
+    # Hashes, as a million paths would take more memory. Those of one process never differ.
+    paths, sizes = array("q", [0]) * images, array("q", [-1]) * images
+    for record in read_records(store, keys, needs=("bytes",), images=images):
+        index = record["index"]
+        paths[index], sizes[index] = hash(record["path"]), record["bytes"]
+    there = {hash((keys.path(o.key), o.size_bytes)) for o in store.list(keys.images_prefix)}
+    for task in tasks:
+        key = keys.image(task.name, spec_digest(task, digest), task.format)
+        path = keys.path(key)
+        if paths[task.index] != hash(path) or hash((path, sizes[task.index])) not in there:
+            return False
+    return True
+
+
+def _done(store: Store, keys: JobKeys) -> dict[str, Any]:
+    """The content of `done.json`; empty if it is not there or not to be read."""
+    try:
+        done = json.loads(store.get(keys.done))
+    except (NotFoundError, ValueError, RecursionError):
+        return {}
+    return done if isinstance(done, dict) else {}
