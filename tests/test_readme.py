@@ -12,6 +12,9 @@ import yaml
 
 from jobs.cli import cli, main
 from jobs.errors import ExitCode
+from jobs.manifest import load_manifest
+from jobs.run import summary_lines
+from worker.local import RunSummary
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,15 +29,16 @@ prompts:
 """
 
 
-def blocks(language: str) -> list[str]:
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     return [body for tag, body in fences if tag == language]
 
 
 def sessions() -> dict[str, str]:
-    """Command -> output, of the blocks that show a prompt."""
+    """Command -> output, of the blocks that show a prompt, in the README and in `docs`."""
     found = {}
-    for block in blocks(""):
+    pages = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
+    for block in (block for page in pages for block in blocks("", page)):
         if block.startswith("$ "):
             command, _, output = block[2:].partition("\n")
             found[command] = output
@@ -47,8 +51,8 @@ def mentioned() -> set[str]:
     return {line.strip() for line in lines + re.findall(r"`(sdbatch [^`]+)`", README)}
 
 
-@pytest.mark.parametrize("line", sorted(mentioned()))
-def test_commands_and_options_exist(line):
+def check_command(line: str) -> None:
+    """That a command line names a command, options and files that there are."""
     _, name, *words = shlex.split(line)
     command = cli.commands[name]
     options = {option for p in command.params if isinstance(p, click.Option) for option in p.opts}
@@ -56,6 +60,11 @@ def test_commands_and_options_exist(line):
     for word in words:
         if word.startswith("jobs/"):
             assert (ROOT / word).exists()
+
+
+@pytest.mark.parametrize("line", sorted(mentioned()))
+def test_commands_and_options_exist(line):
+    check_command(line)
 
 
 def test_every_command_is_mentioned():
@@ -74,6 +83,17 @@ def test_shown_output_is_real(command, capsys, monkeypatch, tmp_path):
     main(words)
     said = capsys.readouterr()
     assert (said.out + said.err).split() == sessions()[command].split()
+
+
+def test_the_end_of_the_demo_is_as_shown():
+    """But for the time that it took."""
+    (shown,) = [block for block in blocks("") if "images rendered in" in block]
+    job = load_manifest(ROOT / "jobs/examples/quickstart.yaml").job_id()
+    seconds, speed = re.search(r"rendered in 0:(\d\d) \((.*?) images/s\)", shown).groups()
+    render_s = 12 / float(speed)
+    assert int(render_s) == int(seconds)
+    summary = RunSummary(job, f"out/{job}", 12, 12, 0, 0, load_s=1.0, render_s=render_s)
+    assert shown.splitlines() == list(summary_lines(summary))
 
 
 def test_manifest_shown_is_valid(tmp_path, capsys):

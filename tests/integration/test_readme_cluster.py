@@ -37,6 +37,7 @@ IMAGES = 24  # of shapes.yaml
 
 CODES = {
     "sdbatch run jobs/examples/quickstart.yaml": ExitCode.DONE,
+    "sdbatch run jobs/examples/quickstart.yaml --device cuda": ExitCode.DONE,
     "sdbatch schema": ExitCode.DONE,
     "sdbatch validate bad.yaml": ExitCode.BAD_INPUT,
     "sdbatch plan": ExitCode.DONE,
@@ -69,6 +70,7 @@ SERVES = re.compile(r"sdbatch (local|worker)( |$)")
 HERE = {
     "s3://bucket/jobs": STORE,
     "--gpus all": "--gpus none",  # this machine has none
+    "--device cuda": "--device cpu",
 }
 """What stands for something of the reader's, and what it is here."""
 
