@@ -32,6 +32,7 @@ from jobs.errors import (
     Stop,
     exit_code,
 )
+from jobs.formatting import counted
 from jobs.manifest import Manifest, Tick
 from jobs.plan import PlanSummary, summarize
 from jobs.run import RunOptions, model_source, summary_lines
@@ -99,7 +100,7 @@ def validate(terminal: Terminal, manifests: tuple[Path, ...], allow_outside: boo
             continue
         good.append({"file": str(path), "name": manifest.name, "images": manifest.total})
         if not terminal.json:
-            terminal.say(f"{path}: ok, {_images(manifest.total)}")
+            terminal.say(f"{path}: ok, {counted(manifest.total, 'image')}")
     if problems:
         raise ManifestError(problems)
     if terminal.json:
@@ -210,10 +211,6 @@ def _ticking(tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:
         if task.index % 1000 == 0:
             tick(task.index)
         yield task
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import click
 
 from jobs.console import Terminal
 from jobs.errors import ExitCode, InputError, NotFoundError
+from jobs.formatting import agreeing
 from jobs.ledger import Ledger, open_ledger
 from jobs.ledger.base import JobState, JobStatus
 from jobs.manifest import Manifest, load_manifest
@@ -121,8 +122,22 @@ def say_submitted(terminal: Terminal, submitted: Submitted) -> None:
     if terminal.json:
         terminal.document(submitted.to_json())
         return
-    terminal.say(f"job       {submitted.job}{'' if submitted.new else ' (goes on)'}")
-    terminal.say(f"images    {submitted.images:,}, {submitted.done:,} done")
+    terminal.say(f"job       {submitted.job}{_known(submitted)}")
+    failed = f", {submitted.failed:,} failed" if submitted.failed else ""
+    terminal.say(f"images    {submitted.images:,}, {submitted.done:,} done{failed}")
     if submitted.gone:
-        terminal.say(f"gone      {submitted.gone:,} that were done are not in the folder: again")
+        were = agreeing(submitted.gone, "that was done is", "that were done are")
+        terminal.say(f"gone      {submitted.gone:,} {were} not in the folder: again")
     terminal.say(f"folder    {submitted.url}")
+
+
+def _known(submitted: Submitted) -> str:
+    """How a job stands that was in the ledger before."""
+    if submitted.new:
+        return ""
+    if submitted.state is JobState.DONE:
+        again = f"; sdbatch retry {submitted.job} does the failed ones again"
+        return f" (was done already{again if submitted.failed else ''})"
+    if submitted.state is JobState.PAUSED:
+        return f" (is paused; sdbatch unpause {submitted.job})"
+    return " (goes on)"

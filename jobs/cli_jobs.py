@@ -24,6 +24,7 @@ from jobs.cli_common import (
 )
 from jobs.console import Terminal
 from jobs.errors import ExitCode, InputError
+from jobs.formatting import counted
 from jobs.ledger import Ledger
 from jobs.ledger.base import JobState, JobStatus
 
@@ -123,8 +124,7 @@ def _to(state: JobState) -> Callable[[Ledger, str], str]:
 
 
 def _retry(ledger: Ledger, job_id: str) -> str:
-    count = ledger.retry(job_id)
-    return f"{count:,} failed image{'' if count == 1 else 's'} to do again"
+    return f"{counted(ledger.retry(job_id), 'failed image')} to do again"
 
 
 pause = _changing(

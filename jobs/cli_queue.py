@@ -27,6 +27,7 @@ from jobs.cli_common import (
 )
 from jobs.console import Terminal, size
 from jobs.errors import ExitCode, Interrupted
+from jobs.formatting import agreeing, counted
 from jobs.ledger import Ledger
 from jobs.storage import JobKeys
 
@@ -174,8 +175,9 @@ def collect(
     if terminal.json:
         terminal.document(collected.to_json())
     else:
-        copied = f"{collected.copied:,} images copied ({size(collected.bytes_copied)})"
-        terminal.say(f"{copied}, {collected.present:,} were there already")
+        copied = f"{counted(collected.copied, 'image')} copied ({size(collected.bytes_copied)})"
+        were = agreeing(collected.present, "was", "were")
+        terminal.say(f"{copied}, {collected.present:,} {were} there already")
         for path in collected.damaged:
             terminal.say(f"not what its record says, not copied: {path}")
         terminal.say(f"folder    {collected.folder}")

@@ -13,6 +13,7 @@ import click
 from jobs.cli_common import json_option, ledger_at, redis_option
 from jobs.console import Terminal
 from jobs.errors import InputError
+from jobs.formatting import counted
 from jobs.settings import Settings
 
 
@@ -32,7 +33,7 @@ def workers(terminal: Terminal, redis: str | None) -> None:
         terminal.document({"workers": [asdict(worker) for worker in found]})
         return
     for worker in found:
-        images = f"{worker.images:,} images"
+        images = counted(worker.images, "image")
         terminal.say(f"{worker.name}  {worker.device}  {worker.model}  {worker.state}  {images}")
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from jobs.errors import ExitCode, ManifestError, Stop, exit_code
+from jobs.formatting import counted
 
 SHOW_PROGRESS_AFTER_S = 1.0
 
@@ -41,7 +42,7 @@ class Terminal:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         if self.json:
             if problems:
-                message = _count(len(problems), "problem")
+                message = counted(len(problems), "problem")
             code = error.exit_code if isinstance(error, click.ClickException) else exit_code(error)
             listed = [dataclasses.asdict(problem) for problem in problems]
             self.document({"error": message, "exit_code": int(code), "problems": listed})
@@ -58,7 +59,7 @@ class Terminal:
                 line.append(": ", style="not bold")
             line.append(_printable(problem.message), style="not bold")
             self.err.print(line)
-        self.err.print(Text(_count(len(problems), "problem"), style="bold red"))
+        self.err.print(Text(counted(len(problems), "problem"), style="bold red"))
 
     def status(self, text: str) -> contextlib.AbstractContextManager[object]:
         """Says what is being done while it is, on a terminal."""
@@ -110,10 +111,6 @@ def size(count_bytes: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _printable(text: str) -> str:

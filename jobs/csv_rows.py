@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jobs.formatting import counted
 from jobs.problems import Path as ValuePath
 from jobs.problems import ProblemList, one_of, quote, suggest
 from jobs.schema import PROMPT_KEYS, TEXT_KEYS
@@ -103,7 +104,7 @@ class CsvReader:
             while len(cells) > width and not cells[-1].strip():
                 cells.pop()
             if len(cells) != width:
-                message = f"the row has {len(cells)} cells, the header {width}"
+                message = f"the row has {counted(len(cells), 'cell')}, the header {width:,}"
                 marks = _DELIMITERS.get(self._delimiter, "separators")
                 self._problem(row, 0, f"{message}; a text with {marks} needs quotes")
                 continue

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.errors import NotFoundError, StoreError
+from jobs.formatting import counted
 from jobs.storage import JobKeys, Store
 from jobs.storage.base import is_segment
 from jobs.storage.keys import content_type
@@ -99,7 +100,7 @@ def read_records(
                 if name not in row:
                     raise _flawed(store, info.key, number, f"{name} is missing")
             if images is not None and row["index"] >= images:
-                flaw = f"index {row['index']} of a job of {images} images"
+                flaw = f"index {row['index']} of a job of {counted(images, 'image')}"
                 raise _flawed(store, info.key, number, flaw)
             yield row
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from jobs.console import Terminal
 from jobs.errors import ExitCode, InputError
+from jobs.formatting import agreeing, counted
 from jobs.manifest import Manifest
 from jobs.plan import summarize
 from jobs.progress import RunProgress, duration
@@ -127,14 +128,23 @@ def stopping_on_signals(terminal: Terminal) -> Iterator[threading.Event]:
 
 def summary_lines(summary: RunSummary) -> Iterator[str]:
     """The end of a run, for people."""
-    done = f"{summary.rendered:,} of {summary.images:,} images rendered in "
-    done += duration(summary.render_s)
-    if summary.rendered:
-        done += f" ({summary.rendered / summary.render_s:.2f} images/s)"
-    if summary.reused:
-        done += f", {summary.reused:,} were there already"
-    yield done
+    images = counted(summary.images, "image")
+    before = summary.reused - summary.equal
+    were = f"{agreeing(before, 'was', 'were')} there already"
+    if summary.images == before:
+        yield f"nothing to do: {before:,} of {images} {were}"
+    else:
+        done = f"{summary.rendered:,} of {images} rendered in {duration(summary.render_s)}"
+        if summary.rendered:
+            done += f" ({summary.rendered / summary.render_s:.2f} images/s)"
+        if before:
+            done += f", {before:,} {were}"
+        if summary.equal:
+            same = agreeing(summary.equal, "is the same as another", "are the same as others")
+            done += f", {summary.equal:,} {same}"
+        yield done
     if summary.failed:
-        yield f"{summary.failed:,} failed: see failures.jsonl; run again to retry them"
+        them = agreeing(summary.failed, "it", "them")
+        yield f"{summary.failed:,} failed: see failures.jsonl; run again to retry {them}"
     yield f"pictures  {summary.url}/images"
     yield f"gallery   {summary.url}/index.html"

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.errors import InputError, NotFoundError
 from jobs.job_file import PRIORITIES, JobFile, Reproducible
-from jobs.ledger.base import Ledger, NewJob, Place, check_same
+from jobs.ledger.base import JobState, Ledger, NewJob, Place, check_same
 from jobs.manifest import Manifest
 from jobs.prepare import prepare
 from jobs.publish import LEAST_WINDOW, publish
@@ -27,8 +27,8 @@ from jobs.storage.places import canonical_address, same_place
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job in the ledger. new: False if it was there already and goes on. gone: images that
-    counted as done, but are in the store no more; workers look at them again.
+    """A job in the ledger. new: False if it was there already. state: what it is in now. gone:
+    images that counted as done, but are in the store no more; workers look at them again.
     """
 
     job: str
@@ -36,6 +36,8 @@ class Submitted:
     images: int
     done: int
     new: bool
+    state: JobState = JobState.ACTIVE
+    failed: int = 0
     gone: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -45,6 +47,8 @@ class Submitted:
             "images": self.images,
             "done": self.done,
             "new": self.new,
+            "state": self.state,
+            "failed": self.failed,
             "gone": self.gone,
         }
 
@@ -127,12 +131,15 @@ def enter(
             gone = ledger.reopen(keys.job_id, (index for index in lacking if index not in to_do))
         # A few at once, so that a worker can begin; the reconciler fills the window.
         publish(ledger, queue, ledger.status(keys.job_id), LEAST_WINDOW)
+    now = ledger.status(keys.job_id)
     return Submitted(
         job=keys.job_id,
         url=store.url(keys.prefix.rstrip("/")),
         images=described.images,
-        done=ledger.status(keys.job_id).done,
+        done=now.done,
         new=new,
+        state=now.state,
+        failed=now.failed,
         gone=gone,
     )
 

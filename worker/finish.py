@@ -30,10 +30,13 @@ FLUSH_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Finished:
-    """record: the image's line. reused: somebody else had written the image already."""
+    """record: the image's line. reused: somebody else had written the image already. equal: it was
+    made as another image of the job, with the same name and parameters.
+    """
 
     record: Record
     reused: bool
+    equal: bool = False
 
 
 class Records(Protocol):
@@ -160,26 +163,30 @@ class Finisher:
         )
         put_s = self.clock_s() - encoded
         timings_s = {"render": render.render_s, "encode": encoded - started, "put": put_s}
+        equal = False
         if written:
             self.meter.uploaded(put_s, len(data))
             finished = self.now().isoformat(timespec="seconds")
             path = self.keys.path(key)
             line = record_line(record, path, data, timings_s=timings_s, finished=finished)
         else:
-            line = self.record_of(key, record["spec"], task.index)
+            line, equal = self.record_of(key, record["spec"], task.index)
         self.records.add(line)
-        return Finished(line, reused=not written)
+        return Finished(line, reused=not written, equal=equal)
 
-    def record_of(self, key: str, spec: str, index: int) -> Record:
-        """See `record_in_store`."""
-        return record_in_store(self.store, self.keys, key, spec, index)
+    def record_of(self, key: str, spec: str, index: int) -> tuple[Record, bool]:
+        """The line of an image in the store (see `record_in_store`), and whether it was made as
+        another image of the job.
+        """
+        line = record_in_store(self.store, self.keys, key, spec)
+        return line | {"index": index}, line["index"] != index
 
 
-def record_in_store(store: Store, keys: JobKeys, key: str, spec: str, index: int) -> Record:
+def record_in_store(store: Store, keys: JobKeys, key: str, spec: str) -> Record:
     """The line of an image in the store, read off the image itself; it must be of this spec.
 
-    index: in this job, for the image may have been made for another one. Raises
-    `ForeignImageError` if it is not, `NotFoundError` and `StoreError`.
+    Its index is the one that it was made as: of several equal images of a job the first one's.
+    Raises `ForeignImageError` if it is of another spec, `NotFoundError` and `StoreError`.
     """
     data = store.get(key)
     try:
@@ -188,7 +195,7 @@ def record_in_store(store: Store, keys: JobKeys, key: str, spec: str, index: int
         raise _foreign(store, key, str(error)) from error
     if line.get("spec") != spec:
         raise _foreign(store, key, "it was made from other parameters")
-    return line | {"index": index}
+    return line
 
 
 def _foreign(store: Store, key: str, flaw: str) -> ForeignImageError:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from jobs.errors import ExitCode, InputError, Interrupted
+from jobs.formatting import counted
 from jobs.local import tied
 from jobs.settings import Settings
 from worker import logs
@@ -153,7 +154,7 @@ class Fleet:
                     if len(stops) > 1:
                         raise Interrupted("killed; what was not stored yet is rendered again")
                     if stops and not self._stopping:
-                        log.info("stopping %d workers", len(self._wanted))
+                        log.info("stopping %s", counted(len(self._wanted), "worker"))
                         self._stop()
                     for member in tuple(self._wanted):
                         self._look(member)
@@ -229,7 +230,7 @@ def worker_environs(
         if first + len(places) > 2**16:
             raise InputError(
                 f"SDBATCH_METRICS: found port {first}, expected at most {2**16 - len(places)}: "
-                f"{len(places)} workers take a port each, one after the other"
+                f"{counted(len(places), 'worker')} with a port each, one after the other"
             )
         shown = f"[{host}]" if ":" in host else host
         for position, theirs in enumerate(environs):

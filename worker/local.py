@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import InputError, Interrupted, JobConflictError
+from jobs.formatting import counted
 from jobs.job_file import JobFile, Reproducible, check_folder
 from jobs.manifest import Manifest
 from jobs.pin import check_pin, pin_model
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to. images: of the whole job; url: of its folder, for people."""
+    """What a run came to. images: of the whole job; url: of its folder, for people. equal: of the
+    reused ones those that were not there before, but are the same as another image of the job.
+    """
 
     job: str
     url: str
@@ -46,6 +49,7 @@ class RunSummary:
     failed: int
     load_s: float
     render_s: float
+    equal: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +58,7 @@ class RunSummary:
             "images": self.images,
             "rendered": self.rendered,
             "reused": self.reused,
+            "equal": self.equal,
             "failed": self.failed,
             "load_s": round(self.load_s, 3),
             "render_s": round(self.render_s, 3),
@@ -119,7 +124,8 @@ def run_job(
     write_failures(store, keys, outcome.failures)
     if outcome.settled < manifest.total:
         raise Interrupted(
-            f"stopped after {outcome.rendered + outcome.reused} of {manifest.total} images, "
+            f"stopped after {outcome.rendered + outcome.reused:,} of "
+            f"{counted(manifest.total, 'image')}, "
             f"kept in {url}; the same command continues"
         )
     with status("writing the gallery"):
@@ -133,6 +139,7 @@ def run_job(
         failed=len(outcome.failures),
         load_s=load_s,
         render_s=render_s,
+        equal=outcome.equal,
     )
 
 

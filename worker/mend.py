@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Collection
 
 from jobs.errors import NotFoundError, StoreError
+from jobs.formatting import counted
 from jobs.pin import read_pin
 from jobs.plan import PlanReader, read_plan
 from jobs.records import read_records
@@ -37,7 +38,7 @@ def mend_records(store: Store, keys: JobKeys, *, images: int, failed: Collection
     missing = [index for index, known in enumerate(seen) if not known]
     if not missing:
         return 0
-    log.warning("%d images have no record: writing them anew", len(missing))
+    log.warning("%s without a record, written anew now", counted(len(missing), "image"))
     digest = read_pin(store, keys)["digest"]
     shards = ShardTable(images)
     deque(shards.watch(read_plan(store, keys)), maxlen=0)
@@ -51,7 +52,8 @@ def mend_records(store: Store, keys: JobKeys, *, images: int, failed: Collection
                 spec = spec_digest(task, digest)
                 key = keys.image(task.name, spec, task.format)
                 try:
-                    records.add(record_in_store(store, keys, key, spec, task.index))
+                    line = record_in_store(store, keys, key, spec)
+                    records.add(line | {"index": task.index})
                 except NotFoundError:
                     raise StoreError(
                         f"{store.url(key)} is gone although the ledger says that it is done; "

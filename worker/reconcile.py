@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from jobs.errors import SdbatchError
+from jobs.formatting import agreeing, counted
 from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.publish import publish, window
 from jobs.queue import ShardQueue
@@ -105,5 +106,7 @@ class Reconciler:
                 after_s = MISSED_AFTER_S if length else LOST_AFTER_S
                 shards = self._ledger.unclaimed(job.job_id, after_s)
                 if shards:
-                    log.warning("job %s: %d messages were lost", job.job_id, len(shards))
+                    lost = counted(len(shards), "message")
+                    were = agreeing(len(shards), "was", "were")
+                    log.warning("job %s: %s %s lost", job.job_id, lost, were)
                     self._queue.send(job.model, shards)

@@ -55,10 +55,15 @@ class Observer(Protocol):
 
 @dataclass
 class Outcome:
-    """What became of the tasks. Those neither rendered, reused nor failed were not reached."""
+    """What became of the tasks. Those neither rendered, reused nor failed were not reached.
+
+    equal: of the reused ones those without a record that were made as another image of the job, of
+    the same name and parameters.
+    """
 
     rendered: int = 0
     reused: int = 0
+    equal: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -212,10 +217,13 @@ class Runner:
         key = self._finisher.keys.image(task.name, spec, task.format)
         if self._finisher.store.head(key) is None:
             return False
+        equal = False
         if not self._records.has(task.index):
-            self._records.add(self._finisher.record_of(key, spec, task.index))
+            line, equal = self._finisher.record_of(key, spec, task.index)
+            self._records.add(line)
         with self._lock:
             self.outcome.reused += 1
+            self.outcome.equal += equal
         self._meter.reused()
         self._observer.reused(task.index, evaluations_of(task))
         return True
@@ -297,6 +305,7 @@ class Runner:
             with self._lock:
                 self.outcome.rendered += not finished.reused
                 self.outcome.reused += finished.reused
+                self.outcome.equal += finished.equal
             if finished.reused:
                 self._meter.reused()
                 self._observer.reused(task.index, 0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from jobs.errors import ExitCode, InputError, NotFoundError, SdbatchError, StoreError, exit_code
+from jobs.formatting import counted
 from jobs.job_file import read_job_file
 from jobs.ledger.base import Claim, ClaimAnswer, JobStatus, Ledger, Shard
 from jobs.pin import pin_model
@@ -152,7 +153,7 @@ class Worker:
         if claim.lease is None or claim.answer is not ClaimAnswer.RUN:
             log.info("not rendered: %s", claim.answer)
             return True
-        log.info("claimed, %d images to do", len(claim.indices))
+        log.info("claimed, %s to do", counted(len(claim.indices), "image"))
         holding = Holding(claim.lease)
         self.heart.hold(holding)
         if self.draining.is_set():  # it may have begun before the heart knew of this
@@ -250,7 +251,7 @@ class Worker:
         # The last steps since the heart beat, which a person watching would miss.
         self.ledger.heartbeat([lease], [holding.take_evaluated()])
         left = self.ledger.release(lease)
-        log.info("released, %d images left", left)
+        log.info("released, %s left", counted(left, "image"))
 
     def _load_job(self, identity: _Identity) -> _Job:
         job_id = identity.job_id

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import Interrupted, LedgerError, SdbatchError, StoreError
+from jobs.formatting import counted
 from jobs.ledger import Ledger, open_ledger
 from jobs.local.address import (
     STORE,
@@ -144,7 +145,8 @@ class _Cluster:
                 raise SdbatchError(f"no worker with model {plan.model} can be kept running")
             ready_count = sum(member.stage is Stage.READY for member in left)
             if ready_count < len(left):
-                show.doing(f"loading {plan.model}: {ready_count} of {plan.workers} workers ready")
+                workers = counted(plan.workers, "worker")
+                show.doing(f"loading {plan.model}: {ready_count} of {workers} ready")
             elif announced:
                 show.idle()
             else:

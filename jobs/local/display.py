@@ -12,6 +12,7 @@ import click
 from rich.text import Text
 
 from jobs.console import Terminal
+from jobs.formatting import counted
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class Display:
 
 
 def _lines(summary: Summary, *, needs_folder: bool) -> Iterator[str]:
-    workers = f"{summary.workers} worker{'' if summary.workers == 1 else 's'}"
-    yield f"cluster   {workers} with model {summary.model}"
+    yield f"cluster   {counted(summary.workers, 'worker')} with model {summary.model}"
     yield f"redis     {summary.redis}"
     yield f"store     {summary.store}"
     yield f"endpoint  {summary.endpoint}"

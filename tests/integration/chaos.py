@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -76,7 +77,7 @@ class Check:
             "wasted_evaluations": whole.steps - needed,
             "needed_evaluations": needed,
             "leases_expired": logs.count("is gone (death"),
-            "messages_lost": logs.count("messages were lost"),
+            "messages_lost": len(re.findall("messages? (was|were) lost", logs)),
             "tracebacks": logs.count("Traceback"),
             "puts_met": dict(self.disorder.s3_wire.met),
             "events": self.disorder.happened,

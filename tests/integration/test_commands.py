@@ -283,7 +283,7 @@ def test_a_forgotten_job_is_resumed_from_its_folder(shell):
     assert shell.digests(job_id) == before
     # It is there already, and complete.
     said = shell.says("resume", job_id, "--store", shell.out)
-    assert f"job       {job_id} (goes on)\nimages    5, 5 done\n" in said
+    assert f"job       {job_id} (was done already)\nimages    5, 5 done\n" in said
     # Also where the ledger takes an image for done that is gone.
     shell.store.delete(JobKeys(job_id)(lost))
     assert shell.json("resume", "forgot", "--store", shell.out)["gone"] == 1

@@ -194,13 +194,34 @@ class TestSubmit:
         job = commands.submit()["job"]
         assert json.loads(commands.store.get(JobKeys(job).job))["reproducible"] == "fast"
 
+    def test_again_says_how_the_job_stands(self, commands):
+        manifest = write(commands.folder, TEXT)
+        again = ["submit", manifest, "--store", commands.folder / "out"]
+        job = commands.submit()["job"]
+        assert f"job       {job} (goes on)\nimages    6, 0 done\n" in commands(*again)
+        commands.ledger.set_state(job, JobState.PAUSED)
+        assert f"job       {job} (is paused; sdbatch unpause {job})\n" in commands(*again)
+        commands.ledger.set_state(job, JobState.ACTIVE)
+        commands.settle(job)
+        assert f"job       {job} (was done already)\nimages    6, 6 done\n" in commands(*again)
+        assert commands.json(*again)["state"] == "done"
+
+    def test_again_after_failures_says_how_to_retry(self, commands):
+        job = commands.submit()["job"]
+        commands.settle(job, failed=[2])
+        said = commands("submit", write(commands.folder, TEXT), "--store", commands.folder / "out")
+        retry = f"sdbatch retry {job} does the failed ones again"
+        assert f"{job} (was done already; {retry})\nimages    6, 5 done, 1 failed\n" in said
+
     def test_images_that_are_gone_are_told_of(self, commands):
         job = commands.submit()["job"]
         commands.settle(job)
         first, *_ = commands.store.list(JobKeys(job).images_prefix)
         commands.store.delete(first.key)
         resumed = commands("resume", job, "--store", commands.folder / "out")
-        assert "images    6, 5 done\ngone      1 that were done" in resumed
+        assert (
+            "images    6, 5 done\ngone      1 that was done is not in the folder: again" in resumed
+        )
 
 
 class TestEndpoint:

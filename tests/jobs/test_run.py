@@ -10,8 +10,9 @@ import pytest
 
 from jobs.cli import main
 from jobs.errors import ExitCode, InputError
-from jobs.run import model_source
+from jobs.run import model_source, summary_lines
 from jobs.settings import ModelSource, Settings
+from worker.local import RunSummary
 
 SETTINGS = Settings(models={"sd-v1-4": ModelSource("/models/sd-v1-4.ckpt", "ab" * 32)})
 
@@ -33,6 +34,47 @@ def test_model_is_a_name_or_a_checkpoint(given, name, source):
 def test_unknown_model_name_says_which_are_known():
     with pytest.raises(InputError, match="did you mean 'sd-v1-4'"):
         model_source("sd-v14", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("images", "rendered", "reused", "equal", "failed", "said"),
+    [
+        (1, 1, 0, 0, 0, ["1 of 1 image rendered in 0:02 (0.50 images/s)"]),
+        (3, 3, 0, 0, 0, ["3 of 3 images rendered in 0:02 (1.50 images/s)"]),
+        (3, 2, 1, 0, 0, ["2 of 3 images rendered in 0:02 (1.00 images/s), 1 was there already"]),
+        (3, 1, 2, 0, 0, ["1 of 3 images rendered in 0:02 (0.50 images/s), 2 were there already"]),
+        (
+            *(3, 2, 1, 1, 0),
+            ["2 of 3 images rendered in 0:02 (1.00 images/s), 1 is the same as another"],
+        ),
+        (
+            *(6, 2, 4, 3, 0),
+            [
+                "2 of 6 images rendered in 0:02 (1.00 images/s), 1 was there already, "
+                "3 are the same as others"
+            ],
+        ),
+        (1, 0, 1, 0, 0, ["nothing to do: 1 of 1 image was there already"]),
+        (2000, 0, 2000, 0, 0, ["nothing to do: 2,000 of 2,000 images were there already"]),
+        (
+            *(2, 0, 1, 0, 1),
+            [
+                "0 of 2 images rendered in 0:02, 1 was there already",
+                "1 failed: see failures.jsonl; run again to retry it",
+            ],
+        ),
+        (
+            *(2, 0, 0, 0, 2),
+            [
+                "0 of 2 images rendered in 0:02",
+                "2 failed: see failures.jsonl; run again to retry them",
+            ],
+        ),
+    ],
+)
+def test_the_end_of_a_run_is_said(images, rendered, reused, equal, failed, said):
+    summary = RunSummary("job", "out/job", images, rendered, reused, failed, 1.0, 2.0, equal)
+    assert list(summary_lines(summary))[: len(said)] == said
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,19 @@ def test_full_store_leaves_no_record(store: LoggingStore, finisher):
 def test_a_record_lost_in_a_crash_comes_from_the_image(store: LoggingStore, finisher):
     one = finisher()
     line = one.finish(pixels(), a_task(5), RENDER).record
-    found = finisher().record_of(KEYS(line["path"]), line["spec"], index=5)
+    found, equal = finisher().record_of(KEYS(line["path"]), line["spec"], index=5)
+    assert not equal
     assert line == found | {name: line[name] for name in ("timings_s", "finished")}
+
+
+def test_an_image_made_as_another_one_of_its_job_is_told_apart(store: LoggingStore, finisher):
+    one = finisher()
+    line = one.finish(pixels(), a_task(5), RENDER).record
+    assert one.record_of(KEYS(line["path"]), line["spec"], index=6)[1]
+    again = one.finish(pixels(), replace(a_task(5), index=6), RENDER)
+    assert (again.reused, again.equal, again.record["index"]) == (True, True, 6)
+    again = one.finish(pixels(), a_task(5), RENDER)
+    assert (again.reused, again.equal) == (True, False)
 
 
 def a_line(index: int, **more) -> dict:

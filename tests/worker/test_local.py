@@ -179,6 +179,20 @@ def test_second_run_renders_only_what_is_missing(manifest_path, checkpoint, tmp_
     assert {r["path"]: r["sha256"] for r in records} == expected
 
 
+def test_equal_images_of_a_job_are_rendered_once_and_told_apart(
+    manifest_path, checkpoint, tmp_path
+):
+    """In a fresh folder none of them was there before."""
+    text = MANIFEST + "  - a red circle\n" + 'output: {name: "{prompt}-s{seed}"}\n'
+    manifest_path.write_text(text.replace("start: 0", "start: 42"))
+    store = LocalStore(tmp_path / "out")
+    first = run(manifest_path, checkpoint, store)
+    assert (first.images, first.rendered, first.reused, first.equal) == (IMAGES + 1, IMAGES, 1, 1)
+    store.delete(JobKeys(first.job).done)
+    again = run(manifest_path, checkpoint, store)
+    assert (again.rendered, again.reused, again.equal) == (0, IMAGES + 1, 0)
+
+
 def test_force_renders_anew_and_gives_the_same_bytes(
     manifest_path, checkpoint, tmp_path, undisturbed
 ):
