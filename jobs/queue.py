@@ -5,18 +5,21 @@ So a message may be lost, late or delivered twice. One queue a model, as workers
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Protocol
 
 from celery import Celery
 from kombu.exceptions import ChannelError, OperationalError
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from redis.exceptions import RedisError
 from typing_extensions import TypedDict
 
 from jobs.broker import broker_settings
 from jobs.errors import InputError, LedgerError
 from jobs.ledger.base import Shard
+from jobs.ledger.causes import cause
 from jobs.limits import MAX_IMAGES
 from jobs.storage.base import is_segment
 
@@ -24,6 +27,8 @@ TASK = "worker.render_shard"
 
 CELERY_SETTINGS: Mapping[str, Any] = {
     "broker_connection_retry_on_startup": True,
+    # By Celery's default, a worker whose broker is away for most of an hour ends.
+    "broker_connection_max_retries": None,
     "task_acks_late": True,
     "worker_prefetch_multiplier": 1,
     "task_ignore_result": True,
@@ -101,7 +106,7 @@ def from_message(message: object) -> Shard:
 
 
 class ShardQueue(Protocol):
-    """Both methods raise `LedgerError` if the broker cannot be reached."""
+    """Both methods raise `LedgerError` if the broker cannot be reached, or refuses."""
 
     def send(self, model: str, shards: Iterable[Shard]) -> None:
         """One message a shard, to the queue of the model."""
@@ -126,28 +131,32 @@ class CeleryQueue:
         return f"CeleryQueue({self._place})"
 
     def send(self, model: str, shards: Iterable[Shard]) -> None:
-        try:
-            with self._app.producer_pool.acquire(block=True) as producer:
-                for shard in shards:
-                    self._app.send_task(
-                        TASK,
-                        kwargs={"message": to_message(shard)},
-                        queue=queue_name(model),
-                        producer=producer,
-                        retry=True,
-                        retry_policy=SEND_RETRIES,
-                    )
-        except (OperationalError, OSError) as error:
-            raise LedgerError(f"the broker at {self._place} does not answer: {error}") from error
+        with self._explained(), self._app.producer_pool.acquire(block=True) as producer:
+            for shard in shards:
+                self._app.send_task(
+                    TASK,
+                    kwargs={"message": to_message(shard)},
+                    queue=queue_name(model),
+                    producer=producer,
+                    retry=True,
+                    retry_policy=SEND_RETRIES,
+                )
 
     def length(self, model: str) -> int:
+        with self._explained(), self._app.connection_for_write() as connection:
+            channel = connection.default_channel
+            try:
+                declared = channel.queue_declare(queue_name(model), passive=True)
+            except ChannelError:  # nothing was ever sent there
+                return 0
+            return int(declared.message_count)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with self._app.connection_for_write() as connection:
-                channel = connection.default_channel
-                try:
-                    declared = channel.queue_declare(queue_name(model), passive=True)
-                except ChannelError:  # nothing was ever sent there
-                    return 0
-                return int(declared.message_count)
-        except (OperationalError, OSError) as error:
-            raise LedgerError(f"the broker at {self._place} does not answer: {error}") from error
+            yield
+        except (OperationalError, RedisError, OSError) as error:
+            # Kombu keeps the text of some errors, and what it was raised from of all.
+            origin = error if isinstance(error, RedisError) else error.__cause__
+            why = cause(origin) if isinstance(origin, RedisError) else str(error)
+            raise LedgerError(f"broker at {self._place}: {why}") from error

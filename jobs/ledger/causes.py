@@ -22,7 +22,8 @@ _SAID = {
     "MISCONF": "it cannot save to its disk, so it refuses changes; free some space there",
     "MASTERDOWN": "it is a replica that has lost its primary; give the primary's address",
     "NOREPLICAS": "it has too few replicas to accept changes; bring them back",
-    "MOVED|non local key": _CLUSTER,
+    "BUSY": "it is busy with a script; wait for its end, or end it: SCRIPT KILL",
+    "MOVED|CLUSTERDOWN|non local key": _CLUSTER,
     "DB index is out of range": "it has no database of that number",
     "max number of clients": "it has too many connections; raise its maxclients",
 }
@@ -35,6 +36,7 @@ _KINDS: dict[type[errors.RedisError], str] = {
     errors.NoPermissionError: _SAID["NOPERM"],
     errors.BusyLoadingError: "it is still loading its data; try again in a moment",
     errors.MasterDownError: _SAID["MASTERDOWN"],
+    errors.ClusterError: _CLUSTER,
     errors.MovedError: _CLUSTER,
     MasterNotFoundError: "no Sentinel that answers knows a primary of that name",
     errors.InvalidResponse: "what answers there is no Redis or Valkey server",

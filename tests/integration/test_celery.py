@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
+import redis
 
 from tests.integration.cluster import Cluster, make_model
 from tests.servers import wait_for
 from tests.worker.garbage import BODIES, ENVELOPES, QUEUE
+from tests.worker.refusals import REFUSALS, Refusal
 
-MANIFEST = """\
+IMAGES = 40
+MANIFEST = f"""\
 version: 1
 name: few
 model: odd
-defaults: {width: 64, height: 64, steps: 5, guidance: 7.5}
-prompts: [{prompt: a red circle, seeds: {start: 0, count: 8}}]
+defaults: {{width: 64, height: 64, steps: 5, guidance: 7.5}}
+prompts: [{{prompt: a red circle, seeds: {{start: 0, count: {IMAGES}}}}}]
 """
 
 
@@ -46,7 +50,22 @@ def make_cluster(tmp_path, valkey, model):
         cluster.close()
 
 
-def test_no_message_ends_a_worker(make_cluster, manifest, valkey):
+def refuse_until_told(cluster: Cluster, client: redis.Redis, refusal: Refusal) -> None:
+    """The server refuses while there is a message for the worker, until that logs so."""
+    read = len(cluster.logs())
+    with client.pipeline() as both:
+        both.lpush(QUEUE, BODIES["a job that nobody knows"])
+        refusal.begin(both)
+        both.execute()
+    try:
+        said = re.compile(f"the broker .*{refusal.words}")
+        wait_for(lambda: said.search(cluster.logs(), read), "the worker to say so")
+    finally:
+        refusal.end(client)
+
+
+def test_no_message_and_no_refusal_ends_a_worker(make_cluster, manifest, valkey):
+    """Full, and then a replica, is what the server becomes in the middle of a job that goes on."""
     cluster = make_cluster()
     worker = cluster.start_worker()
     cluster.wait_for_workers(1)
@@ -62,7 +81,11 @@ def test_no_message_ends_a_worker(make_cluster, manifest, valkey):
 
         wait_for(all_taken, "the worker to take everything")
         cluster.submit(manifest)
-        assert cluster.wait_until_done().done == 8, cluster.logs()
+        cluster.wait_for_images(1)
+        for name in ("full", "a replica"):
+            refuse_until_told(cluster, client, REFUSALS[name])
+        assert cluster.wait_until_done().done == IMAGES, cluster.logs()
+    assert worker.poll() is None, cluster.logs()
     worker.send_signal(signal.SIGTERM)
     assert worker.wait() == 0, cluster.logs()
 
@@ -73,7 +96,7 @@ def test_plain_celery_starts_a_worker(make_cluster, manifest):
     cluster = make_cluster(entry=entry)
     worker = cluster.start_worker()
     cluster.submit(manifest)
-    assert cluster.wait_until_done().done == 8, cluster.logs()
+    assert cluster.wait_until_done().done == IMAGES, cluster.logs()
     worker.send_signal(signal.SIGTERM)
     assert worker.wait() == 0, cluster.logs()
     assert "INFO worker.service: claimed" in cluster.logs()

@@ -168,6 +168,8 @@ class TestCauses:
             (b"-NOPERM this user has no permissions to run 'evalsha'", "this user may not do that"),
             (b"-MOVED 3999 127.0.0.1:6381", "a Redis Cluster, which is not supported"),
             (b"-MASTERDOWN Link with MASTER is down", "a replica that has lost its primary"),
+            (b"-CLUSTERDOWN The cluster is down", "a Redis Cluster, which is not supported"),
+            (b"-BUSY Redis is busy running a script", "it is busy with a script"),
             (b"-ERR max number of clients reached", "too many connections"),
             (
                 # As Redis 6.2 says it.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from celery import Celery
 
 from jobs.errors import InputError, LedgerError
 from jobs.ledger.base import JobState, NewJob, Shard
 from jobs.ledger.memory import MemoryLedger
 from jobs.publish import LEAST_WINDOW, publish, window
-from jobs.queue import CeleryQueue, from_message, to_message
+from jobs.queue import SEND_RETRIES, CeleryQueue, celery_settings, from_message, to_message
 from tests.servers import free_port
+from tests.worker.refusals import REFUSALS
 
 SHARD = Shard("shapes-1a2b", 3, 192, 256)
 
@@ -73,7 +75,8 @@ def test_messages_go_to_the_queue_of_the_model(valkey):
     assert queue.length("other") == 0
 
 
-def test_a_broker_that_is_away_is_named_without_its_password():
+def test_a_broker_that_is_away_is_named_without_its_password(monkeypatch):
+    monkeypatch.setitem(SEND_RETRIES, "max_retries", 0)
     port = free_port()
     queue = CeleryQueue(f"redis://someone:secret@127.0.0.1:{port}/0")
     for call in (lambda: queue.send("demo", [SHARD]), lambda: queue.length("demo")):
@@ -81,3 +84,26 @@ def test_a_broker_that_is_away_is_named_without_its_password():
             call()
         assert "secret" not in str(caught.value)
     assert "secret" not in repr(queue)
+
+
+def test_a_broker_that_refuses_says_why(valkey, monkeypatch):
+    monkeypatch.setitem(SEND_RETRIES, "max_retries", 1)
+    queue = CeleryQueue(valkey.url)
+    with valkey.client() as client:
+        client.flushall()
+        with REFUSALS["full"].under_way(client), pytest.raises(LedgerError, match="it is full"):
+            queue.send("odd", [SHARD])
+        with (
+            REFUSALS["another type"].under_way(client),
+            pytest.raises(LedgerError, match="wrong kind of value"),
+        ):
+            queue.length("odd")
+    queue.send("odd", [SHARD])
+    assert queue.length("odd") == 1
+
+
+def test_a_broker_that_is_away_is_waited_for_without_end():
+    """Celery gives up after a hundred tries, most of an hour, and ends the worker."""
+    app = Celery(set_as_current=False)
+    app.conf.update(celery_settings("redis://host"))
+    assert app.conf.broker_connection_max_retries is None

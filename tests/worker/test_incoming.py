@@ -1,4 +1,4 @@
-"""What a worker's connection to the broker does with things that are no messages."""
+"""A worker's connection to the broker: odd messages, and a server that refuses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import logging
 
 import kombu
+import kombu.exceptions
 import pytest
 
 from tests.servers import wait_for
 from tests.worker.garbage import ENVELOPES, QUEUE, with_body, with_properties
+from tests.worker.refusals import REFUSALS
+from worker import incoming
 from worker.incoming import SentinelTransport, Transport, be_careful
 
 
@@ -28,13 +31,18 @@ def consume(connection, callback, until) -> None:
     """Reads until the condition holds."""
     queue = kombu.Queue(QUEUE, kombu.Exchange(""), routing_key=QUEUE)
     with kombu.Consumer(connection, [queue], on_message=callback, accept=["json"]):
+        read(connection, until)
 
-        def read() -> bool:
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=0.1)
-            return until()
 
-        wait_for(read, "the messages")
+def read(connection, until) -> None:
+    """What is consumed, until the condition holds."""
+
+    def once() -> bool:
+        with contextlib.suppress(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        return until()
+
+    wait_for(once, "the messages")
 
 
 @pytest.mark.parametrize("raw", ENVELOPES.values(), ids=ENVELOPES)
@@ -115,3 +123,84 @@ def test_every_form_of_address_is_read_with_care(monkeypatch, url, expected):
     monkeypatch.setattr("kombu.transport._transport_cache", {})
     be_careful()
     assert kombu.Connection(url).get_transport_cls() is expected
+
+
+class CelerysLoop:
+    """Reads as Celery's main loop does: a connection that broke is made anew, any other error ends
+    it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._messages = []
+
+    @property
+    def tags(self) -> list[str]:
+        return [message.delivery_tag for message in self._messages]
+
+    def read(self, until) -> None:
+        def once() -> bool:
+            at_once = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+            connection = kombu.Connection(self._url, transport_options=at_once)
+            connection.transport_cls = Transport
+            try:
+                with connection:
+                    consume(connection, self._messages.append, until)
+            except (kombu.exceptions.OperationalError, *Transport.connection_errors) as error:
+                logging.getLogger("celery").warning("Connection lost: %s", error)
+            return until()
+
+        wait_for(once, "the messages")
+
+    def acknowledge(self, tag: str) -> None:
+        message = self._messages[self.tags.index(tag)]
+        message.ack_log_error(logging.getLogger("test"), Transport.connection_errors)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_no_refusal_of_the_server_is_an_error_of_the_program(valkey, caplog, monkeypatch, refusal):
+    """Celery ends by such errors, but they pass: the server gets memory, or is promoted."""
+    monkeypatch.setattr(incoming, "PAUSE_S", 0.0)
+    loop = CelerysLoop(valkey.url)
+    with valkey.client() as client:
+        client.flushall()
+        for tag in ("tag-1", "tag-2"):
+            client.lpush(QUEUE, with_properties(delivery_tag=tag))
+        loop.read(lambda: "tag-2" in loop.tags)
+        with refusal.under_way(client):
+            loop.read(lambda: refusal.words in caplog.text)
+            loop.acknowledge("tag-1")
+        client.lpush(QUEUE, with_properties(delivery_tag="tag-3"))
+        loop.read(lambda: "tag-3" in loop.tags)
+
+
+def test_a_server_that_is_full_still_gives_its_messages(valkey, caplog):
+    """It refuses to note who has them. What was taken out of the queue is rendered all the same."""
+    loop = CelerysLoop(valkey.url)
+    with valkey.client() as client:
+        client.flushall()
+        client.lpush(QUEUE, with_properties(delivery_tag="tag-1"))
+        client.lpush(QUEUE, with_properties(delivery_tag="tag-2"))
+        with REFUSALS["full"].under_way(client):
+            loop.read(lambda: len(loop.tags) == 2)
+        assert loop.tags == ["tag-1", "tag-2"]
+
+
+@pytest.mark.parametrize("name", ["a replica", "too few replicas"])
+def test_a_message_whose_end_the_broker_does_not_note_makes_room_for_the_next(
+    channel, caplog, name
+):
+    """Else a worker that is as busy as it may be takes nothing more, for ever."""
+    connection, client = channel
+    client.lpush(QUEUE, with_properties(delivery_tag="tag-1"))
+    client.lpush(QUEUE, with_properties(delivery_tag="tag-2"))
+    connection.default_channel.basic_qos(0, 1, False)
+    taken = []
+    queue = kombu.Queue(QUEUE, kombu.Exchange(""), routing_key=QUEUE)
+    with kombu.Consumer(connection, [queue], on_message=taken.append, accept=["json"]):
+        read(connection, lambda: taken)
+        with REFUSALS[name].under_way(client):
+            taken[0].ack_log_error(logging.getLogger("test"), Transport.connection_errors)
+        assert REFUSALS[name].words in caplog.text
+        read(connection, lambda: len(taken) == 2)
+    assert taken[1].delivery_tag == "tag-2"
