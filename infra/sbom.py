@@ -65,11 +65,6 @@ class Component:
         return canonicalize_name(self.metadata["Name"])
 
     @cached_property
-    def requirements(self) -> list[Requirement]:
-        """Of all its extras, whether they hold here or not."""
-        return [Requirement(text) for text in self.distribution.requires or []]
-
-    @cached_property
     def licence(self) -> str | None:
         return licence(self.distribution)
 
@@ -119,14 +114,15 @@ def components() -> dict[str, Component]:
             seen.add((name, extras))
             component = found.setdefault(name, Component(distribution(name)))
             component.groups.add(group)
-            for needed in _needed(component.requirements, extras):
+            for needed in requirements_here(component.distribution, extras):
                 component.needs.add(canonicalize_name(needed.name))
                 waiting.append((canonicalize_name(needed.name), frozenset(needed.extras)))
     return found
 
 
-def _needed(requirements: Iterable[Requirement], extras: frozenset[str]) -> Iterator[Requirement]:
-    for requirement in requirements:
+def requirements_here(needing: Distribution, extras: Iterable[str]) -> Iterator[Requirement]:
+    """What a distribution with these extras requires on this machine."""
+    for requirement in map(Requirement, needing.requires or []):
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in {"", *extras}):
             yield requirement
