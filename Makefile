@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test test-slow bench lint reference sbom install clean
+.PHONY: demo test test-slow test-cpus bench lint reference sbom install clean
 
 install: .venv/.installed
 
@@ -30,6 +30,15 @@ test: lint
 
 test-slow: install
 	$(RUN) -m pytest -m slow
+
+# The model and the engine as on lesser CPUs: without AVX-512, without AVX. CPUS=avx2 is one of them.
+CPUS ?= avx2 sse41
+cpu-avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+cpu-sse41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+
+test-cpus: install
+	$(foreach cpu,$(CPUS),$(cpu-$(cpu)) $(RUN) -m pytest -n auto --dist worksteal -m 'not slow' \
+		tests/sd_core tests/parity &&) true
 
 # OpenVINO is only ever a peer; --no-deps leaves out its telemetry.
 bench: install

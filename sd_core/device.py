@@ -64,15 +64,29 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     raise ValueError(f"dtype {dtype!r} is not supported; expected auto, {', '.join(DTYPES)}")
 
 
+def uses_avx512() -> bool:
+    """True where torch runs its code for AVX-512: on CPUs that have it, unless it was told by
+    ATEN_CPU_CAPABILITY to do with less.
+    """
+    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")
+
+
+def cpu_has(question: str) -> bool:
+    """The answer to one of torch's private questions about the CPU, by its name in `torch.cpu`; no
+    where this torch does not know it.
+    """
+    return bool(getattr(torch.cpu, question, bool)())
+
+
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has bfloat16 matrix products; emulated ones are slower than float32."""
+    """True where the CPU has bfloat16 matrix products; emulated ones are slower than float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if capabilities is not None:
-        found = capabilities()
-        return bool(found.get("amx_bf16") or found.get("avx512_bf16") or found.get("bf16"))
-    # Older torch only has private questions, and not all of them in every version.
-    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
+    if capabilities is None:  # in older torch
+        avx512 = cpu_has("_is_amx_tile_supported") or cpu_has("_is_avx512_bf16_supported")
+        return avx512 and uses_avx512()
+    found = capabilities()
+    avx512 = found.get("amx_bf16") or found.get("avx512_bf16")
+    return bool(found.get("bf16") or (avx512 and uses_avx512()))
 
 
 def total_memory(device: torch.device) -> int:

@@ -31,10 +31,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sd_core import execution, kernels, own_layers, packing, products
+from sd_core import execution, kernels, mkldnn, own_layers, packed_weight, packing, products
 from sd_core.kernels import LIBRARY, have_amx
 from sd_core.opaque import content, description
-from sd_core.packing import layouts, packed_weights, replace
+from sd_core.packed_weight import layouts
+from sd_core.packing import packed_weights, replace
 from sd_core.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ LEAST_BYTES = 2**28
 MOST_BYTES = 2**34
 """That a folder may hold. What was not used for longest goes first."""
 
-MODULES = (execution, packing, own_layers, products, kernels)
+MODULES = (execution, packing, packed_weight, mkldnn, own_layers, products, kernels)
 CODE = (*(Path(str(module.__file__)) for module in MODULES), LIBRARY)
 """What lays weights out."""
 
@@ -84,6 +85,8 @@ class Shelf:
         model: packed, with its weights.
         """
         packed = packed_weights(model)
+        if not all(weight.first.is_mkldnn for weight in packed.values()):
+            return
         kept: Kept = {
             "parameters": {name: weight.data for name, weight in model.named_parameters()},
             "contents": {name: content(weight.first) for name, weight in packed.items()},
@@ -112,7 +115,9 @@ class Shelf:
 
 
 def put_back(model: nn.Module, kept: Kept) -> None:
-    """Gives a model that is packed, but on `meta`, its weights."""
+    """Gives a model that is packed, but on `meta`, its weights. Raises `RuntimeError` where torch
+    refuses them; then the model is of no more use.
+    """
     for name, weight in kept["parameters"].items():
         replace(model, name, nn.Parameter(weight, requires_grad=False))
     for name, packed in packed_weights(model).items():

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sd_core.device import cpu_has, uses_avx512
+
 
 class _Strides(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("row", "head", "token")]
@@ -51,7 +53,8 @@ LIBRARY = Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFF
 @cache
 def _library() -> ctypes.CDLL | None:
     """None where the kernels were not built, or where this machine cannot run any."""
-    if not (LIBRARY.exists() and torch.cpu._is_avx512_bf16_supported()):
+    able = uses_avx512() and cpu_has("_is_avx512_bf16_supported")
+    if not (able and LIBRARY.exists()):
         return None
     try:
         # Threads come from torch's own pool: its OpenMP library is loaded for all to see.
@@ -69,7 +72,7 @@ def have_kernels() -> bool:
 def have_amx() -> bool:
     """Whether this CPU multiplies matrices of bfloat16 by AMX."""
     # The second question also takes leave of the operating system to use the tiles.
-    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    return uses_avx512() and cpu_has("_is_amx_tile_supported") and cpu_has("_init_amx")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

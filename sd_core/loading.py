@@ -9,6 +9,7 @@ and laid-out weights are kept for the next start, which maps them.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from sd_core.weights.errors import CheckpointError
 from sd_core.weights.open import open_checkpoint, open_vae, with_vae
 from sd_core.weights.plausible import check_sizes
 from sd_core.weights.stored import Shape
+
+log = logging.getLogger(__name__)
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -89,7 +92,11 @@ def load_model(
     spec = checkpoint.spec
     check_sizes(spec, str(source))
     empty = partial(_empty, dtype=number_type, source=source)
-    unet, autoencoder = empty(lambda: UNet(spec.unet)), empty(lambda: AutoencoderKL(spec.vae))
+
+    def parts() -> tuple[UNet, AutoencoderKL]:
+        return empty(lambda: UNet(spec.unet)), empty(lambda: AutoencoderKL(spec.vae))
+
+    unet, autoencoder = parts()
     shapes = {"text": weight_shapes(spec.text), "unet": _shapes(unet), "vae": _shapes(autoencoder)}
     stored = match(shapes, checkpoint)
     shelf = None
@@ -102,10 +109,10 @@ def load_model(
         text = empty(lambda: TextEncoder(spec.text))  # imports transformers
         model = LatentDiffusion(spec, text=text, unet=unet, vae=autoencoder)
         kept = None if looking is None else looking.result()
+        if kept is not None and not _put_back(model, kept, execution):
+            kept, (model.unet, model.vae) = None, parts()
         if kept is None:
             _bring(model, stored, execution, target)
-        else:
-            _put_back(model, kept, execution)
     _fill_position_ids(text, target)
     model.provenance = Provenance(
         source=str(source),
@@ -142,12 +149,17 @@ def _bring(
         filling.bring()
 
 
-def _put_back(model: LatentDiffusion, kept: Kept, execution: str) -> None:
-    """Fills an empty model with weights that were laid out before."""
+def _put_back(model: LatentDiffusion, kept: Kept, execution: str) -> bool:
+    """Fills an empty model with weights that were laid out before; False where torch refuses."""
     with torch.device("meta"):
         pack_part(model.unet, model.spec, execution)
         pack_part(model.vae, model.spec, execution)
-    put_back(model, kept)
+    try:
+        put_back(model, kept)
+    except RuntimeError as error:
+        log.warning("weights are laid out anew: %s", error)
+        return False
+    return True
 
 
 def _empty(build: Callable[[], Part], *, dtype: torch.dtype, source: str | Path) -> Part:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 Size = tuple[int, ...]
 
@@ -38,9 +41,20 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
+@cache
 def can_rebuild() -> bool:
-    """Whether `rebuilt` can be called here."""
-    return _library() is not None
+    """True where `rebuilt` gives a tensor back as it was, which is tried on a small one."""
+    if _library() is None:
+        return False
+    try:
+        shape = 32, 16
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.arange(512.0).view(shape), 4)
+        again = rebuilt(content(weight).clone(), description(weight), shape, torch.float32)
+        return torch.equal(again.to_dense(), weight.to_dense())
+    # Whatever a changed operator raises, weights are then laid out at every start.
+    except Exception as error:
+        log.info("oneDNN's tensors cannot be kept with torch %s: %s", torch.__version__, error)
+        return False
 
 
 def content(weight: Tensor) -> Tensor:

@@ -6,26 +6,20 @@ three projections of a self-attention become one product, and the GELU and the p
 become part of its two products, which gives the same numbers within rounding. So do layers whose
 products are kernels of our own (`sd_core.own_layers`), where they suit.
 
-oneDNN's layout of a weight depends on the input's size, and given another than it would choose, its
-kernels lay the weight out anew at every call, up to a hundred times slower than from plain weights.
-So a layer keeps a second layout for the last size that wanted one.
-
 What is packed has no state dict any more, so pack last.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
 from math import prod
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core import opaque
+from sd_core import mkldnn
 from sd_core.layers import (
     GEGLU,
     Adding,
@@ -35,6 +29,7 @@ from sd_core.layers import (
     Upsample,
     split_heads,
 )
+from sd_core.mkldnn import Geometry, Size
 from sd_core.own_layers import (
     OwnGEGLU,
     OwnLinear,
@@ -42,111 +37,15 @@ from sd_core.own_layers import (
     WinogradConv2d,
     copied,
 )
+from sd_core.packed_weight import ConvReorder, LinearReorder, PackedWeight
 from sd_core.spec import LATENT_FACTOR, ModelSpec
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 
-Size = tuple[int, ...]
-
-PATTERN = 251
-"""Values that show where an element went; a prime, and all exact in bfloat16."""
-
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN has kernels for this type here."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype is torch.float32:
-        return True
-    supported = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return dtype in supported and bool(supported[dtype]())
-
-
-@dataclass(frozen=True)
-class ConvReorder:
-    """Lays a convolution's weight out for inputs of a size, (B, C, H, W)."""
-
-    padding: Size
-    stride: Size
-    dilation: Size
-    groups: int
-
-    def __call__(self, weight: Tensor, size: Size) -> Tensor:
-        # oneDNN's own way from contiguous weights is slower than by channels-last.
-        return torch.ops.mkldnn._reorder_convolution_weight(
-            weight.contiguous(memory_format=torch.channels_last),
-            self.padding,
-            self.stride,
-            self.dilation,
-            self.groups,
-            size,
-        )
-
-
-@dataclass(frozen=True)
-class LinearReorder:
-    """Lays a linear layer's weight out for inputs of a size, which here is the tokens alone."""
-
-    def __call__(self, weight: Tensor, size: Size) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), *size)
-
-
-Reorder = ConvReorder | LinearReorder
-
-
-@cache
-def _layout(reorder: Reorder, shape: Size, dtype: torch.dtype, size: Size) -> int:
-    """A number that tells apart the layouts of weights of this shape: by what becomes of a pattern,
-    for torch does not say what oneDNN chose.
-    """
-    times = -(-prod(shape) // PATTERN)
-    pattern = torch.arange(PATTERN, dtype=dtype).repeat(times)[: prod(shape)].view(shape)
-    laid_out = reorder(pattern, size)
-    return zlib.crc32(opaque.content(laid_out).numpy().data)
-
-
-class PackedWeight:
-    """A weight in the layout for one size of inputs, and in that for the last other size that
-    wanted another one.
-
-    Of a weight on `meta` nothing is laid out: `put` brings what was before.
-    """
-
-    def __init__(self, weight: Tensor, reorder: Reorder, size: Size) -> None:
-        self._reorder, self._size = reorder, size
-        self._shape, self._dtype = tuple(weight.shape), weight.dtype
-        self._known = [] if weight.is_meta else [(size, reorder(weight, size))]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(int(torch.ops.mkldnn._nbytes(weight)) for _, weight in self._known)
-
-    @property
-    def first(self) -> Tensor:
-        """In the layout for the size that it was packed for."""
-        return self._known[0][1]
-
-    def put(self, content: Tensor, description: Tensor) -> None:
-        """Takes the bytes of the `first` of another such weight, and their description, for its
-        own, without a copy; see `sd_core.opaque`.
-        """
-        weight = opaque.rebuilt(content, description, self._shape, self._dtype)
-        self._known = [(self._size, weight)]
-
-    def laid_out(self, size: Size) -> Tensor:
-        """For inputs of this size."""
-        for known, weight in self._known:
-            if known == size or self._layout(known) == self._layout(size):
-                return weight
-        weight = self._reorder(self.first.to_dense(), size)
-        self._known[1:] = [(size, weight)]
-        return weight
-
-    def _layout(self, size: Size) -> int:
-        return _layout(self._reorder, self._shape, self._dtype, size)
+    """True where oneDNN has kernels for this type, and torch lets them be used."""
+    return device.type == "cpu" and mkldnn.works(dtype)
 
 
 class PackedConv2d(Enlarging):
@@ -158,17 +57,18 @@ class PackedConv2d(Enlarging):
     def __init__(self, conv: nn.Conv2d, size: Size, scratch: Tensor) -> None:
         super().__init__()
         self.bias = None if conv.bias is None else copied(conv.bias)
-        self._geometry = cast(Size, conv.padding), conv.stride, conv.dilation, conv.groups
+        self._geometry = Geometry(cast(Size, conv.padding), conv.stride, conv.dilation, conv.groups)
         # New memory for each copy would cost more than the copy.
         out, into, height, width = conv.weight.shape
         weight = scratch[: conv.weight.numel()].view(out, height, width, into).permute(0, 3, 1, 2)
-        self.weight = PackedWeight(weight.copy_(conv.weight), ConvReorder(*self._geometry), size)
+        self.weight = PackedWeight(weight.copy_(conv.weight), ConvReorder(self._geometry), size)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.laid_out(tuple(x.shape))
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, weight, self.bias, *self._geometry, "none", [], ""
-        )
+        if weight.is_mkldnn:
+            return mkldnn.convolution(x, weight, self.bias, self._geometry)
+        padding, stride, dilation, groups = self._geometry
+        return F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
 
 
 class PackedLinear(Adding):
@@ -183,17 +83,24 @@ class PackedLinear(Adding):
         self.weight = PackedWeight(weight, LinearReorder(), (tokens,))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._laid_out(x), self.bias, "none", [], "")
+        weight = self._laid_out(x)
+        if weight.is_mkldnn:
+            return mkldnn.linear(x, weight, self.bias)
+        return F.linear(x, weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
         """GELU of the layer, in the same kernel."""
-        return torch.ops.mkldnn._linear_pointwise(
-            x, self._laid_out(x), self.bias, "gelu", [], "none"
-        )
+        weight = self._laid_out(x)
+        if weight.is_mkldnn:
+            return mkldnn.linear(x, weight, self.bias, gelu=True)
+        return F.gelu(F.linear(x, weight, self.bias))
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
         """The layer times a factor of its shape, in the same kernel."""
-        return torch.ops.mkldnn._linear_pointwise(x, factor, self._laid_out(x), self.bias, "mul")
+        weight = self._laid_out(x)
+        if weight.is_mkldnn:
+            return mkldnn.linear_times(x, weight, self.bias, factor)
+        return F.linear(x, weight, self.bias) * factor
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return self.weight.laid_out((x.shape[:-1].numel(),))
@@ -337,19 +244,6 @@ def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
 def packed_bytes(module: nn.Module) -> int:
     """Of the packed weights."""
     return sum(weight.nbytes for weight in packed_weights(module).values())
-
-
-def layouts(dtype: torch.dtype) -> list[int]:
-    """Numbers that are the same where oneDNN lays weights of this type out in the same way: it
-    chooses by the CPU, by its own version and by the number of threads.
-    """
-    kernels = ((3, 1, 64), (1, 0, 16))
-    reorders = [
-        (ConvReorder((padding,) * 2, (1, 1), (1, 1), 1), (320, 640, kernel, kernel), side)
-        for kernel, padding, side in kernels
-    ]
-    found = [_layout(r, shape, dtype, (2, shape[1], side, side)) for r, shape, side in reorders]
-    return [*found, _layout(LinearReorder(), (640, 320), dtype, (2048,))]
 
 
 def replace(module: nn.Module, name: str, by: nn.Module | nn.Parameter) -> None:

@@ -18,6 +18,7 @@ from jobs.ledger.base import JobState, JobStatus
 from jobs.manifest import load_manifest
 from jobs.records import read_records
 from jobs.storage import JobKeys, LocalStore, Store
+from tests.commands import run_command
 from tests.servers import Valkey, wait_for
 
 LEASE_S = 3.0
@@ -61,13 +62,7 @@ class Cluster:
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *arguments],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_command(arguments, self.environ)
 
     def submit(self, manifest: Path, *options: str) -> None:
         done = self.command("submit", str(manifest), "--store", self._address, *options)

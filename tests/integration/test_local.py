@@ -22,6 +22,7 @@ from jobs.local.valkey import valkey_program
 from jobs.records import read_records
 from jobs.storage import JobKeys, LocalStore, open_store
 from jobs.storage.s3_address import S3Access
+from tests.commands import run_command
 from tests.jobs.manifests import write
 from tests.servers import PATIENCE_S, missing, wait_for
 
@@ -71,13 +72,7 @@ class Local:
         )
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *arguments],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_command(arguments, self.environ)
 
     def answer(self, *arguments: str) -> dict[str, object]:
         done = self.command(*arguments, "--json")

@@ -27,6 +27,7 @@ from jobs.local.valkey import valkey_program
 from jobs.records import read_records
 from jobs.storage import JobKeys, open_store
 from sd_core.weights.export import save_single_file
+from tests.commands import run_command
 from tests.integration.test_local import Local, alive, descendants
 from tests.sd_core.small import ODD, small_model
 from tests.servers import PATIENCE_S, missing, wait_for
@@ -179,15 +180,7 @@ class Reader:
         if SERVES.match(line):
             self._serve(line, words)
             return ""
-        done = subprocess.run(
-            self._arguments(words),
-            cwd=self.folder,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=4 * PATIENCE_S,
-            check=False,
-        )
+        done = run_command(shlex.split(words)[1:], self.environ, self.folder)
         assert done.returncode == CODES[line], f"{line}\n{done.stdout}{done.stderr}{self.logs()}"
         return done.stdout
 
@@ -251,8 +244,8 @@ class Reader:
         self.ledger.forget(self.job.job_id)
         long = self.folder / "long.yaml"
         long.write_text(replaced((self.folder / "shapes.yaml").read_text(), LONG))
-        submit = shlex.join(["sdbatch", "submit", "long.yaml", "--store", "long"])
-        subprocess.run(self._arguments(submit), cwd=self.folder, env=self.environ, check=True)
+        submit = run_command(["submit", "long.yaml", "--store", "long"], self.environ, self.folder)
+        assert submit.returncode == ExitCode.DONE, submit.stderr
         wait_for(lambda: self.job.leased, f"a worker to begin it\n{self.logs()}")
 
     def end_the_job(self) -> None:

@@ -1,4 +1,4 @@
-"""A million images plan in little time and memory."""
+"""A million images plan in little memory; `tests.bench.control_plane` measures the time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from tests.jobs.manifests import write
 HEAD = "version: 1\nname: big\ndefaults: {steps: 30}\n"
 
 PLAN = """
-import json, pathlib, sys, time
+import json, pathlib, sys
 from jobs.cli import main
+
+def peak_kb():
+    # Not getrusage: its peak is that of the process that started this one, if that was larger.
+    status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").open())
+    return int(status["VmHWM"].split()[0])
+
+imported = peak_kb()
 code = main(["plan", "--json", sys.argv[1]])
-# Not getrusage: its peak is that of the process that started this one, if that was larger.
-status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").open())
-kb = int(status["VmHWM"].split()[0])
-print(json.dumps({"code": code, "cpu_s": time.process_time(), "kb": kb}))
+print(json.dumps({"code": code, "kb": peak_kb() - imported}))
 """
 
 
@@ -58,14 +62,12 @@ def test_twenty_thousand(tmp_path, form):
     assert summary["images"] == 20_000
     assert summary["evaluations"] == 20_000 * 31
     assert summary["last"]["index"] == 19_999
-    assert usage["kb"] < 120_000
+    assert usage["kb"] < 60_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_million(tmp_path, form):
-    """Processor time, as the machine may be busy; a plan runs on one core."""
     summary, usage = plan(form(tmp_path, 1_000_000))
     assert summary["images"] == 1_000_000
-    assert usage["cpu_s"] < 60
-    assert usage["kb"] < 300_000
+    assert usage["kb"] < 250_000

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sd_core import kernels
 from sd_core.device import resolve_device, resolve_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -66,11 +67,27 @@ def test_gpu_number_out_of_range(gpus):
     ],
 )
 def test_auto_type_on_a_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert resolve_dtype("auto", CPU) == expected
 
 
+@pytest.mark.parametrize(("level", "used"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_what_torch_was_told_to_do_without_is_not_used(monkeypatch, level, used):
+    """By ATEN_CPU_CAPABILITY, or because this torch has no code for the CPU's instructions."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    amx = {"amx_bf16": True, "avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: amx, raising=False)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_init_amx"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+    monkeypatch.setattr(kernels, "LIBRARY", Path(torch._C.__file__))  # one that can be loaded
+    assert resolve_dtype("auto", CPU) is (torch.bfloat16 if used else torch.float32)
+    assert (kernels._library.__wrapped__() is not None) is used
+    assert kernels.have_amx.__wrapped__() is used
+
+
 def test_auto_type_on_a_cpu_with_older_torch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)

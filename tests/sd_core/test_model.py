@@ -204,6 +204,7 @@ def test_wrong_inputs(model, call, message):
         call(model)
 
 
+@pytest.mark.slow
 def test_unet_and_decoder_trace_without_graph_breaks(model):
     torch.compiler.reset()
     unet = torch.compile(model.unet, backend="eager", fullgraph=True)
