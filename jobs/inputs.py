@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import ExifTags, Image, UnidentifiedImageError
-
-from jobs.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from jobs.limits import MAX_IMAGE_BYTES
+from jobs.pictures import PictureError, read_picture
 from jobs.problems import quote
 from jobs.sources import S3, FileSource, ObjectSource, Source, reason, require_file
 from jobs.storage import open_store
 
-# What Pillow calls a format -> file extension. MPO is how phones write some of their JPEGs.
-_EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
-
-_ON_ITS_SIDE = (5, 6, 7, 8)  # Exif orientations whose rows are columns
+TRIED = (64, 64)
+"""Width and height that each picture is brought to once, as a worker will, so that one which cannot
+be is refused now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +82,13 @@ class Inputs:
         source = self._source(text, folder)
         data = source.read(MAX_IMAGE_BYTES)
         try:
-            extension, size = _inspect(data)
-        except ValueError as error:
+            picture = read_picture(data)
+            picture.fit("RGB", *TRIED)
+        except PictureError as error:
             raise ValueError(f"{quote(text)} {error}") from None
-        name = f"{hashlib.sha256(data).hexdigest()}.{extension}"
+        name = f"{hashlib.sha256(data).hexdigest()}.{picture.extension}"
         self.sources.setdefault(name, source)
-        return InputImage(name, size)
+        return InputImage(name, picture.size)
 
     def _source(self, text: str, folder: Path) -> Source:
         if text.startswith(S3):
@@ -106,28 +103,3 @@ def _outside(text: str) -> str:
         f"{quote(text)} is outside the manifest's folder; move the file there, or give "
         "--allow-outside"
     )
-
-
-def _inspect(data: bytes) -> tuple[str, tuple[int, int]]:
-    """Extension and (width, height) of an image file, after decoding it whole."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images from a size of its own on; the limit here is ours.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-                width, height = image.size
-                if width * height > MAX_IMAGE_PIXELS:
-                    size = f"{width}×{height} pixels"
-                    raise ValueError(f"has {size}, more than {MAX_IMAGE_PIXELS:,}; scale it down")
-                if getattr(image, "is_animated", False) and image.format != "MPO":
-                    raise ValueError("is an animation; expected a still picture")
-                image.load()
-                if image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE:
-                    width, height = height, width
-                return _EXTENSIONS[str(image.format)], (width, height)
-    except UnidentifiedImageError:
-        raise ValueError("is not a PNG, JPEG or WebP image") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"has more than {MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
-    except (OSError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
-        raise ValueError(f"is damaged: {error}") from None

@@ -35,5 +35,11 @@ MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 64_000_000
 """An init image or mask, decoded: 4 bytes a pixel."""
 
+MAX_SCANNED_PIXELS = 100 * MAX_IMAGE_PIXELS
+"""Pixels of a JPEG times the passes that its decoding makes over them; about ten are usual."""
+
+MAX_DIRECTORY_BYTES = 64 * 2**20
+"""Memory for reading EXIF data, whose entries may all point to the same bytes."""
+
 MAX_PROBLEMS = 10_000
 """Reading stops after this many problems: nobody reads more, and memory stays small."""

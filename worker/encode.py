@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from jobs.pictures import PictureError, opened
 from worker.a1111 import a1111_text
 from worker.png import png_file
 
@@ -92,10 +93,10 @@ def encode_image(
 def read_record(data: bytes) -> dict[str, Any]:
     """The full record in an image file of ours. Raises `ValueError` if there is none."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             info = image.info
-    except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
-        raise ValueError(f"no readable image: {error}") from error
+    except PictureError as error:
+        raise ValueError(f"no readable image: it {error}") from error
     text = info.get(RECORD_CHUNK)
     if text is None:
         match = _XMP_RECORD.search(info.get("xmp", b""))

@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jobs.errors import ForeignImageError, NotFoundError, SdbatchError
+from jobs.errors import ForeignImageError, SdbatchError, StoreError
 from jobs.plan import evaluations_of
 from jobs.records import Failure, Record, read_lines
 from jobs.shards import ShardTable
@@ -234,7 +234,9 @@ class Runner:
         """anew: whatever was saved of it."""
         try:
             request = self._request(task)
-        except (ValueError, NotFoundError) as error:  # an input that is gone or damaged
+        except StoreError:  # not of this image: the store is away
+            raise
+        except Exception as error:  # an input that is gone, damaged, or odd in a way of its own
             self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
             return False
         left = evaluations_of(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import pytest
 from PIL import Image
@@ -352,7 +353,7 @@ class TestImages:
     @pytest.mark.parametrize("limit", [4000, 2000, 500])
     def test_too_many_pixels(self, tmp_path, monkeypatch, limit):
         """Also above the sizes at which Pillow itself warns and refuses."""
-        monkeypatch.setattr("jobs.inputs.MAX_IMAGE_PIXELS", limit)
+        monkeypatch.setattr("jobs.pictures.MAX_IMAGE_PIXELS", limit)
         monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 3000)
         picture(tmp_path / "a.png")
         assert "scale it down" in one(tmp_path, "prompts: [{prompt: a, init_image: a.png}]")
@@ -361,6 +362,15 @@ class TestImages:
         monkeypatch.setattr("jobs.inputs.MAX_IMAGE_BYTES", 100)
         picture(tmp_path / "a.png")
         assert "is larger than" in one(tmp_path, "prompts: [{prompt: a, init_image: a.png}]")
+
+    def test_what_a_worker_could_not_bring_to_its_size(self, tmp_path, monkeypatch):
+        def odd(*_: object) -> None:
+            raise struct.error("argument out of range")
+
+        monkeypatch.setattr("jobs.pictures.fit", odd)
+        picture(tmp_path / "a.png")
+        message = one(tmp_path, "prompts: [{prompt: a, init_image: a.png}]")
+        assert message.endswith("'a.png' is damaged: argument out of range")
 
     def test_animation(self, tmp_path):
         frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]

@@ -32,6 +32,7 @@ from jobs.report.gallery import embeddable_json, gallery_page
 from jobs.report.sheets import columns_of, contact_sheet
 from jobs.storage import JobKeys, LocalStore
 from tests.jobs.browser import Browser
+from tests.jobs.files_by_hand import png
 from tests.servers import PATIENCE_S
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
 from worker.encode import encode_image
@@ -246,13 +247,22 @@ def test_sheet_of_mixed_shapes_and_formats(store: LocalStore):
     assert sheet.size == (12 + 3 * (192 + 12), 12 + 384 + 22 + 12)
 
 
-@pytest.mark.parametrize("flaw", ["missing", "damaged"])
+FLAWS = {
+    "missing": None,
+    "damaged": b"\x89PNG\r\n\x1a\n",
+    "too large": png((20_000, 20_000), 8, 2, b""),
+    "without pixels": png((64, 64), 8, 2, b""),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
 def test_sheet_without_one_of_its_images(store: LocalStore, flaw: str):
     records = [put_image(store, index) for index in range(2)]
     key = KEYS(records[0]["path"])
     store.delete(key)
-    if flaw == "damaged":
-        store.put(key, b"\x89PNG\r\n\x1a\n")
+    data = FLAWS[flaw]
+    if data is not None:
+        store.put(key, data)
     assert opened(contact_sheet(store, KEYS, records)).width == 2 * (192 + 12) + 12
 
 

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jobs.sampler_names import WEBUI_NAMES
 from sd_core.spec import SAMPLERS
+from tests.jobs.files_by_hand import png
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
 from worker.a1111 import a1111_text
 from worker.encode import encode_image, read_record, to_uint8
@@ -197,6 +198,7 @@ def other_png(**texts: str) -> bytes:
         (b"", "no readable image"),
         (b"hello", "no readable image"),
         (other_png()[:40], "no readable image"),
+        (png((20_000, 20_000), 8, 2, b""), "no readable image"),
         (other_png(parameters="a fox\nSteps: 50"), "holds no record of sdbatch"),
         (other_png(sdbatch="{"), "damaged"),
         (other_png(sdbatch="[1]"), "damaged"),
