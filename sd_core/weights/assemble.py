@@ -1,7 +1,8 @@
 """Checks a checkpoint against the model, strictly, and moves its weights in.
 
 The model is built on the `meta` device, without memory; tensors are read, converted and assigned
-one at a time, so that loading takes the final weights plus one tensor.
+one at a time, so that loading takes the final weights plus one tensor. As stored, weights are no
+larger than their files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from sd_core.spec import ModelSpec
 from sd_core.weights.checkpoint import COMPONENTS, Checkpoint, Part
-from sd_core.weights.errors import CheckpointError
+from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.extras import is_harmless
 from sd_core.weights.stored import Shape, StoredTensor, tensor_bytes
 
@@ -131,7 +132,22 @@ def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> 
             f"{checkpoint.path}: its weights do not fit the model"
             f"{checkpoint.note}: {'; '.join(problems)}"
         )
+    _refuse_shared(checkpoint.path, matched)
     return matched
+
+
+def _refuse_shared(path: str, matched: Mapping[str, Matched]) -> None:
+    """A strided tensor may repeat one element, and tensors may lie in the same bytes, so that a
+    small file would describe a model that fills the memory.
+    """
+    tensors = [stored for part in matched.values() for stored in part.values()]
+    files = {stored.file.path: stored.file.size for stored in tensors}
+    needed = sum(stored.numel * stored.dtype.itemsize for stored in tensors)
+    if needed > sum(files.values()):
+        raise CheckpointError(
+            f"{path}: its weights have {needed} bytes, more than the file: they share their "
+            "memory, which a model's do not"
+        )
 
 
 def _fitted(stored: StoredTensor, name: str, shape: Shape) -> StoredTensor | None:
@@ -155,5 +171,5 @@ def _misfit(part: Part, in_file: str, shape: Shape) -> str:
 
 def _listed(kind: str, names: list[str]) -> str:
     rest = len(names) - NAMED
-    shown = ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
-    return f"{len(names)} {kind}: {shown}"
+    listed = ", ".join(map(named, names[:NAMED])) + (f" and {rest} more" if rest > 0 else "")
+    return f"{len(names)} {kind}: {listed}"

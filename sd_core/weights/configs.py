@@ -6,46 +6,18 @@ wrong pictures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sd_core.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
 from sd_core.spec import LATENT_FACTOR, ModelSpec, TextSpec, UNetSpec, VAESpec
-from sd_core.weights.errors import CheckpointError
+from sd_core.weights.config_files import Config, read_json, read_yaml
+from sd_core.weights.errors import CheckpointError, shown
 from sd_core.weights.identify import foreign_unet
+from sd_core.weights.plausible import native_size, sized, widths
 
-MAX_CONFIG_BYTES = 1_000_000
 NATIVE_LATENT = 64  # latent pixels along a side of v1's 512x512 training images
-
-Config = Mapping[str, Any]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(
-                f"{path}: larger than {MAX_CONFIG_BYTES} bytes; expected a config"
-            )
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected a model configuration") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as text: {error}") from None
-
-
-def read_json(path: Path) -> Config:
-    """A JSON object. Raises `CheckpointError`."""
-    try:
-        values = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, it is a {type(values).__name__}")
-    return values
 
 
 def _require(path: Path, config: Config, allowed: Mapping[str, tuple[Any, ...]]) -> None:
@@ -53,7 +25,7 @@ def _require(path: Path, config: Config, allowed: Mapping[str, tuple[Any, ...]])
     for key, values in allowed.items():
         if key in config and config[key] not in values:
             raise CheckpointError(
-                f"{path}: {key} is {config[key]!r}; expected {values[0]!r}, as in "
+                f"{path}: {key} is {shown(config[key])}; expected {values[0]!r}, as in "
                 "Stable Diffusion v1"
             )
 
@@ -61,12 +33,13 @@ def _require(path: Path, config: Config, allowed: Mapping[str, tuple[Any, ...]])
 def compvis_spec(path: Path, text: TextSpec) -> ModelSpec:
     """Sizes from an original `v1-inference.yaml`, which leaves the text encoder's to be given."""
     try:
-        params = yaml.safe_load(_read_text(path))["model"]["params"]
+        params = read_yaml(path)["model"]["params"]
         unet = params["unet_config"]["params"]
         first_stage = params["first_stage_config"]["params"]
         dd = first_stage["ddconfig"]
         heads = unet.get("num_heads", -1)
-        levels = [2**level for level in range(len(unet["channel_mult"]))]
+        channel_mult = widths(unet["channel_mult"])
+        levels = [2**level for level in range(len(channel_mult))]
         _require(path, params, _SCHEDULE_COMPVIS)
         _require(path, unet, {"transformer_depth": (1,), "use_linear_in_transformer": (False,)})
         if heads == -1:
@@ -75,35 +48,35 @@ def compvis_spec(path: Path, text: TextSpec) -> ModelSpec:
                 "Stable Diffusion 2 does; expected num_heads"
             )
         return ModelSpec(
-            unet=UNetSpec(
+            unet=sized(
+                UNetSpec,
                 in_channels=unet["in_channels"],
                 out_channels=unet["out_channels"],
                 channels=unet["model_channels"],
-                channel_mult=tuple(unet["channel_mult"]),
+                channel_mult=tuple(channel_mult),
                 num_res_blocks=unet["num_res_blocks"],
                 attention_levels=tuple(ds in unet["attention_resolutions"] for ds in levels),
                 num_heads=heads,
                 context_dim=unet["context_dim"],
             ),
-            vae=VAESpec(
+            vae=sized(
+                VAESpec,
                 channels=dd["ch"],
-                channel_mult=tuple(dd["ch_mult"]),
+                channel_mult=tuple(widths(dd["ch_mult"])),
                 num_res_blocks=dd["num_res_blocks"],
                 latent_channels=first_stage["embed_dim"],
                 scale_factor=float(params.get("scale_factor", 1.0)),  # 1.0 is the code's default
             ),
             text=text,
-            native_size=params.get("image_size", NATIVE_LATENT) * LATENT_FACTOR,
+            native_size=native_size(params.get("image_size", NATIVE_LATENT), LATENT_FACTOR),
         )
     except CheckpointError:
         raise
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path}: not valid YAML: {error}") from None
     except KeyError as error:
         raise CheckpointError(
             f"{path}: it has no {error}; expected an original v1-inference.yaml"
         ) from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: not a v1 model's configuration: {error}") from None
 
 
@@ -140,21 +113,23 @@ def diffusers_unet(path: Path) -> tuple[UNetSpec, int]:
                 f"{path}: it seems to be {seems}; expected a Stable Diffusion v1 model"
             )
         _require(path, config, _UNET_AS_V1)
+        levels = widths(config["block_out_channels"])
         down = config["down_block_types"]
         attends = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-        spec = UNetSpec(
+        spec = sized(
+            UNetSpec,
             in_channels=config.get("in_channels", 4),
             out_channels=config.get("out_channels", 4),
-            channels=config["block_out_channels"][0],
-            channel_mult=_multipliers(config["block_out_channels"]),
+            channels=levels[0],
+            channel_mult=_multipliers(levels),
             num_res_blocks=config.get("layers_per_block", 2),
             attention_levels=tuple(attends[kind] for kind in down),
             num_heads=_heads(config),
             context_dim=config["cross_attention_dim"],
             norm_groups=config.get("norm_num_groups", 32),
         )
-        side = config.get("sample_size")
-        return spec, (NATIVE_LATENT if side is None else int(side)) * LATENT_FACTOR
+        latent = config.get("sample_size")
+        return spec, native_size(NATIVE_LATENT if latent is None else latent, LATENT_FACTOR)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
@@ -186,14 +161,16 @@ def _heads(config: Config) -> int:
     heads = config.get("attention_head_dim", 8) if heads is None else heads
     counts = set(heads) if isinstance(heads, list) else {heads}
     if len(counts) != 1:
-        raise ValueError(f"its levels have {heads} attention heads; expected one number for all")
+        raise ValueError(
+            f"its levels have {shown(heads)} attention heads; expected one number for all"
+        )
     return counts.pop()
 
 
-def _multipliers(widths: list[int]) -> tuple[int, ...]:
-    if any(width % widths[0] for width in widths):
-        raise ValueError(f"block_out_channels {widths} are no multiples of the first")
-    return tuple(width // widths[0] for width in widths)
+def _multipliers(levels: list[int]) -> tuple[int, ...]:
+    if any(width % levels[0] for width in levels):
+        raise ValueError(f"block_out_channels {levels} are no multiples of the first")
+    return tuple(width // levels[0] for width in levels)
 
 
 def diffusers_vae(path: Path) -> VAESpec:
@@ -212,9 +189,11 @@ def diffusers_vae(path: Path) -> VAESpec:
         },
     )
     try:
-        return VAESpec(
-            channels=config["block_out_channels"][0],
-            channel_mult=_multipliers(config["block_out_channels"]),
+        levels = widths(config["block_out_channels"])
+        return sized(
+            VAESpec,
+            channels=levels[0],
+            channel_mult=_multipliers(levels),
             num_res_blocks=config.get("layers_per_block", 2),
             latent_channels=config.get("latent_channels", 4),
             norm_groups=config.get("norm_num_groups", 32),
@@ -229,7 +208,8 @@ def diffusers_text(path: Path) -> TextSpec:
     config = read_json(path)
     config = config.get("text_config", config)
     try:
-        return TextSpec(
+        return sized(
+            TextSpec,
             width=config["hidden_size"],
             layers=config["num_hidden_layers"],
             heads=config["num_attention_heads"],
@@ -238,5 +218,7 @@ def diffusers_text(path: Path) -> TextSpec:
             length=config.get("max_position_embeddings", TextSpec().length),
             activation=config.get("hidden_act", TextSpec().activation),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise CheckpointError(f"{path}: not a CLIP text encoder: no {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a CLIP text encoder: {error}") from None

@@ -7,14 +7,9 @@ from pathlib import Path
 
 from sd_core.spec import ModelSpec
 from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
-from sd_core.weights.configs import (
-    check_scheduler,
-    diffusers_text,
-    diffusers_unet,
-    diffusers_vae,
-    read_json,
-)
-from sd_core.weights.errors import CheckpointError
+from sd_core.weights.config_files import read_json
+from sd_core.weights.configs import check_scheduler, diffusers_text, diffusers_unet, diffusers_vae
+from sd_core.weights.errors import SHOWN, CheckpointError, named
 from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, shards, weight_candidates
 from sd_core.weights.identify import PIPELINES
 from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
@@ -28,7 +23,7 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
     if not index_path.is_file():
         raise CheckpointError(f"{folder}: {_what_folder_seems(folder)}; expected {INDEX} in it")
     index = read_json(index_path)
-    pipeline = str(index.get("_class_name", ""))
+    pipeline = named(str(index.get("_class_name", ""))[:SHOWN])
     seems = next((name for start, name in PIPELINES.items() if pipeline.startswith(start)), None)
     absent = [name for name in FOLDERS.values() if not isinstance(index.get(name), list)]
     if seems is not None or absent:

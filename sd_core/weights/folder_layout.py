@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from sd_core.weights.configs import read_json
-from sd_core.weights.errors import CheckpointError
+from sd_core.weights.config_files import read_json
+from sd_core.weights.errors import CheckpointError, shown
 
 INDEX = "model_index.json"
 FOLDERS = {"text": "text_encoder", "unet": "unet", "vae": "vae"}
@@ -49,6 +49,6 @@ def shards(index: Path) -> list[str]:
     for name in names:
         if PurePosixPath(name).name != name:
             raise CheckpointError(
-                f"{index}: it refers to {name!r}; expected files in its own folder"
+                f"{index}: it refers to {shown(name)}; expected files in its own folder"
             )
     return names

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sd_core.weights.errors import named
+
 if TYPE_CHECKING:
     from sd_core.weights.stored import MappedFile, Shape
 
@@ -123,7 +125,7 @@ def _component(shapes: Mapping[str, Shape]) -> str:
         return "a UNet alone"
     if has("text_model.", "cond_stage_model.", "embeddings.token_embedding."):
         return "a text encoder alone"
-    return f"the weights of another kind of model ({', '.join(sorted(names)[:3]) or 'none at all'})"
+    return f"the weights of another kind of model ({', '.join(map(named, sorted(names)[:3])) or 'none at all'})"
 
 
 def _is_embedding(shapes: Mapping[str, Shape]) -> bool:

@@ -4,21 +4,35 @@ Python's unpicklers, torch's restricted one included, resolve globals and call w
 one is a small machine of its own over `pickletools.genops`: it knows the opcodes that checkpoints
 need, builds nothing but plain values, and looks globals up in the table it is given. Nothing is
 ever imported, and sizes in the pickle allocate nothing by themselves.
+
+Reading takes time and memory in proportion to the pickle: about a microsecond and at most 200 bytes
+an instruction, and its argument, whose characters take up to 4 bytes each. So within the two limits
+below no pickle takes more than 350 MB, or a few seconds.
 """
 
 from __future__ import annotations
 
 import io
 import pickletools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MAX_PICKLE_BYTES = 256 * 2**20
+from sd_core.weights.errors import named, shown
+
+MAX_PICKLE_BYTES = 32 * 2**20
 """A v1 checkpoint's structure takes about a megabyte; its tensors lie outside the pickle."""
+
+MAX_INSTRUCTIONS = 1_000_000
+"""A v1 checkpoint with running averages and the optimizer's state takes about 100,000."""
 
 # What may key a dict: values whose hash is cheap. Nested tuples that share parts have hashes of
 # exponential cost.
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
+
+# Integers below Python's modulus have hashes of their own. Larger ones can be chosen to share one,
+# and a dict of n such keys takes n^2 comparisons.
+_KEY_LIMIT = sys.hash_info.modulus
 
 
 class PickleError(Exception):
@@ -47,24 +61,33 @@ def load(data: bytes, allowed: GlobalTable, persistent_load: Callable[[Any], Any
     persistent_load: gives the value of a persistent id (a torch storage).
     Raises `PickleError`; a global that is not allowed is named in it.
     """
+    return load_first(data, allowed, persistent_load)[0]
+
+
+def load_first(
+    data: bytes, allowed: GlobalTable, persistent_load: Callable[[Any], Any]
+) -> tuple[Any, int]:
+    """(the value of the pickle that data begins with, bytes of that pickle). See `load`."""
     if len(data) > MAX_PICKLE_BYTES:
         raise PickleError(f"its pickle has {len(data)} bytes, more than {MAX_PICKLE_BYTES}")
     machine = _Machine(allowed, persistent_load)
     try:
-        for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
+        for count, (opcode, argument, place) in enumerate(pickletools.genops(io.BytesIO(data))):
             if opcode.name == "STOP":
-                return machine.pop()
+                return machine.pop(), (place or 0) + 1
+            if count >= MAX_INSTRUCTIONS:
+                raise PickleError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
-        raise PickleError(f"its pickle is damaged ({error})") from None
+        raise PickleError(f"its pickle is damaged ({named(str(error))})") from None
     raise PickleError("its pickle has no end")
 
 
 _MARK = object()
 _PUSH_ARGUMENT = {
-    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT",
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-    "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
 _PUSH_CONSTANT: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -117,6 +140,8 @@ class _Machine:
             push(tuple(values[::-1]))
         elif opcode == "TUPLE":
             push(tuple(self.pop_to_mark()))
+        elif opcode == "FROZENSET":
+            push(self.pop_to_mark())
         elif opcode == "APPEND":
             value = self.pop()
             self._top(list).append(value)
@@ -157,13 +182,19 @@ class _Machine:
             return key.name  # Lightning keys its callbacks by their class
         if not isinstance(key, _KEY_TYPES):
             raise PickleError(f"its pickle keys a dict by a {type(key).__name__}")
+        if isinstance(key, int) and abs(key) >= _KEY_LIMIT:
+            raise PickleError(f"its pickle keys a dict by an integer of {key.bit_length()} bits")
         return key
 
     def _global(self, module: Any, name: Any) -> Global:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise PickleError(
+                f"its pickle is damaged (a global named {shown(module)}, {shown(name)})"
+            )
         full = f"{module}.{name}"
         if full not in self.allowed:
             raise PickleError(
-                f"its pickle asks for {full:.200}, which is not among the globals that weights "
+                f"its pickle asks for {named(full)}, which is not among the globals that weights "
                 "need; nothing was run"
             )
         return Global(full, self.allowed[full])

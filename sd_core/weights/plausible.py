@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from sd_core.spec import ModelSpec
+from sd_core.spec import MAX_SIDE, ModelSpec, TextSpec, UNetSpec, VAESpec
 from sd_core.tokenizer import MAX_TOKENS
-from sd_core.weights.errors import CheckpointError
+from sd_core.weights.errors import CheckpointError, shown
 
 CLIP_VOCABULARY = 49_408
 """Entries of the vocabulary that prompts are tokenized with."""
@@ -25,18 +26,57 @@ ACTIVATIONS = ("quick_gelu", "gelu")  # of ViT-L/14, and of other CLIP text towe
 _DEPTHS = ("layers", "num_res_blocks")
 
 
+Sizes = TypeVar("Sizes", UNetSpec, VAESpec, TextSpec)
+_COMPONENTS = {UNetSpec: "unet", VAESpec: "vae", TextSpec: "text"}
+
+
+def sized(kind: type[Sizes], **values: Any) -> Sizes:
+    """A part's sizes, of values that may be anything: each is looked at before any is computed
+    with, as a text times a number is a long text.
+
+    Raises `ValueError` naming the first value that is of a wrong type or out of range, or what does
+    not go together; `TypeError` for an unknown name.
+    """
+    _check(kind, values)
+    return kind(**values)
+
+
+def _check(kind: type[UNetSpec | VAESpec | TextSpec], values: Mapping[str, Any]) -> None:
+    for field in dataclasses.fields(kind):
+        default: Any = field.default
+        value = values.get(field.name, default)
+        expected = _expected(field.name, value, default)
+        if expected is not None:
+            raise ValueError(
+                f"the {_COMPONENTS[kind]}'s {field.name} is {shown(value)}; expected {expected}"
+            )
+
+
+def widths(value: Any) -> list[int]:
+    """The widths of a part's levels, from a configuration. Raises `ValueError`."""
+    sound = isinstance(value, list) and 1 <= len(value) <= MAX_LEVELS
+    if not sound or not all(_is_size(width, MAX_SIZE) for width in value):
+        raise ValueError(f"its levels are {shown(value)}; expected 1 to {MAX_LEVELS} widths")
+    return list(value)
+
+
+def native_size(value: Any, unit: int = 1) -> int:
+    """A model's own picture side in pixels. value: from a configuration, in units of so many.
+
+    Raises `ValueError`.
+    """
+    if not _is_size(value, MAX_SIDE // unit):
+        raise ValueError(f"its picture's side is {shown(value)}; expected 1 to {MAX_SIDE // unit}")
+    return int(value) * unit
+
+
 def check_sizes(spec: ModelSpec, source: str) -> None:
     """Raises `CheckpointError` naming the first size that is of a wrong type or out of range."""
-    for component in ("unet", "vae", "text"):
-        sizes = getattr(spec, component)
-        for field in dataclasses.fields(sizes):
-            value = getattr(sizes, field.name)
-            expected = _expected(field.name, value, field.default)
-            if expected is not None:
-                raise CheckpointError(
-                    f"{source}: the {component}'s {field.name} is {value!r:.60}; "
-                    f"expected {expected}"
-                )
+    try:
+        for part in (spec.unet, spec.vae, spec.text):
+            _check(type(part), vars(part))
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from None
     text = spec.text
     if text.length != MAX_TOKENS or text.vocab_size < CLIP_VOCABULARY:
         raise CheckpointError(
@@ -54,14 +94,16 @@ def _expected(name: str, value: Any, default: Any) -> str | None:
     if isinstance(default, str):
         return None if value in ACTIVATIONS else f"one of {', '.join(ACTIVATIONS)}"
     if isinstance(default, float):
-        sound = isinstance(value, int | float) and math.isfinite(value) and value > 0
+        sound = isinstance(value, int | float) and 0 < value < math.inf
         return None if sound else "a number above 0"
     limit = MAX_DEPTH if name in _DEPTHS else MAX_SIZE
     if isinstance(default, int):
         return None if _is_size(value, limit) else f"a number within 1 to {limit}"
+    if not isinstance(value, tuple) or len(value) > MAX_LEVELS:
+        return f"at most {MAX_LEVELS} sound levels"
     flags = isinstance(default[0], bool)
     each = (isinstance(v, bool) if flags else _is_size(v, limit) for v in value)
-    return None if len(value) <= MAX_LEVELS and all(each) else f"at most {MAX_LEVELS} sound levels"
+    return None if all(each) else f"at most {MAX_LEVELS} sound levels"
 
 
 def _is_size(value: Any, limit: int) -> bool:

@@ -1,21 +1,28 @@
 """Reads the safetensors format: a JSON header, then the tensors' bytes.
 
 The format is small enough to read directly, which gives the offsets that `StoredTensor` needs and
-the same memory behaviour as for pickled checkpoints.
+the same memory behaviour as for pickled checkpoints: within the two limits below, reading takes at
+most 250 MB and a few seconds, whatever the header holds.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import torch
 
-from sd_core.weights.errors import CheckpointError
-from sd_core.weights.stored import MappedFile, StoredTensor
+from sd_core.weights.errors import CheckpointError, named, shown
+from sd_core.weights.json_text import parse_json
+from sd_core.weights.stored import MAX_DIMENSIONS, MappedFile, StoredTensor, is_count
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
+MAX_HEADER_BYTES = 16 * 2**20
+"""A v1 model's header takes some 150 kB; the rest is for whatever metadata people keep there."""
+
+MAX_VALUES = 500_000
+"""Numbers, texts, lists and objects in a header; a tensor takes about 12."""
+
+_FORMAT_LIMIT = 100_000_000  # of a header, in the format's own library
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -35,7 +42,7 @@ _DTYPES = {
 def looks_like_safetensors(file: MappedFile) -> bool:
     """Whether the file begins as one: a plausible header length, then a JSON object."""
     length = int.from_bytes(file.map[:8], "little")
-    return file.size > 8 and file.map[8:9] == b"{" and 2 <= length <= MAX_HEADER_BYTES
+    return file.size > 8 and file.map[8:9] == b"{" and 2 <= length <= _FORMAT_LIMIT
 
 
 def read_safetensors(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -47,10 +54,17 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[st
             f"{file.path}: the file is cut short: its header ends at byte {start}, "
             f"it has {file.size}; download it again"
         )
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{file.path}: its safetensors header has {length} bytes, expected at most "
+            f"{MAX_HEADER_BYTES}"
+        )
     try:
-        header = json.loads(file.map[8:start].decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{file.path}: its safetensors header is not valid JSON") from None
+        header = parse_json(file.map[8:start], max_values=MAX_VALUES, unique=True)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file.path}: its safetensors header is not valid JSON: {named(str(error))}"
+        ) from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{file.path}: its safetensors header is damaged (__metadata__)")
@@ -68,21 +82,23 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> StoredTensor
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         first, last = entry["data_offsets"]
-        sound = isinstance(dtype, str) and all(
-            isinstance(n, int) and n >= 0 for n in (*shape, first, last)
-        )
+        sound = isinstance(dtype, str) and len(shape) <= MAX_DIMENSIONS
+        sound = sound and all(is_count(n) for n in (*shape, first, last))
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:
-        raise CheckpointError(f"{file.path}: its header describes {name!r} wrongly: {entry!r:.200}")
+        raise CheckpointError(
+            f"{file.path}: its header describes {shown(name)} wrongly: {shown(entry)}"
+        )
     if dtype not in _DTYPES:
         raise CheckpointError(
-            f"{file.path}: {name} is stored as {dtype}; expected one of {', '.join(_DTYPES)}"
+            f"{file.path}: {named(name)} is stored as {named(dtype)}; expected one of "
+            f"{', '.join(_DTYPES)}"
         )
     tensor = StoredTensor(file, start + first, shape, _DTYPES[dtype])
     if last - first != math.prod(shape) * tensor.dtype.itemsize:
         raise CheckpointError(
-            f"{file.path}: {name} of shape {shape} and type {dtype} cannot take "
+            f"{file.path}: {named(name)} of shape {shape} and type {dtype} cannot take "
             f"{last - first} bytes"
         )
     return tensor

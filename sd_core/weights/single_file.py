@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sd_core.spec import ModelSpec
+from sd_core.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
 from sd_core.weights import sizes
 from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
 from sd_core.weights.configs import compvis_spec
-from sd_core.weights.errors import CheckpointError
+from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.identify import foreign_model, foreign_vae, what_bytes_seem
+from sd_core.weights.json_text import parse_json
 from sd_core.weights.key_map import clip_names, diffusers_vae_names
+from sd_core.weights.plausible import native_size, sized
 from sd_core.weights.safetensors_file import looks_like_safetensors, read_safetensors
 from sd_core.weights.sizes import UnknownSizeError
 from sd_core.weights.stored import MappedFile, StoredTensor
@@ -22,6 +24,9 @@ from sd_core.weights.torch_zip import looks_like_torch_zip, read_torch_zip
 
 SPEC_KEY = "sdbatch.spec"
 """Where our own files keep their sizes as JSON: what shapes do not tell need not be assumed."""
+
+MAX_SPEC_VALUES = 1000
+DEEPER = 100
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -57,13 +62,14 @@ def _state_dict(path: Path, content: dict[Any, Any]) -> dict[str, StoredTensor]:
     if isinstance(inner, dict):
         tensors = {str(k): v for k, v in inner.items() if isinstance(v, StoredTensor)}
         # A textual inversion keeps its tensor a level deeper; it is told from a model by the name.
-        for outer, nested in inner.items() if not tensors else ():
+        # Dicts may be the same one many times, so few are looked into.
+        for outer, nested in islice(inner.items(), DEEPER) if not tensors else ():
             if isinstance(nested, dict):
-                found = {k: v for k, v in nested.items() if isinstance(v, StoredTensor)}
-                tensors |= {f"{outer}.{k}": v for k, v in found.items()}
+                found = islice(nested.items(), DEEPER)
+                tensors |= {f"{outer}.{k}": v for k, v in found if isinstance(v, StoredTensor)}
         if tensors:
             return tensors
-    keys = ", ".join(str(k) for k in list(content)[:8])
+    keys = ", ".join(named(str(k)) for k in list(content)[:8])
     raise CheckpointError(
         f"{path}: it holds no weights, only: {keys}; expected a state_dict of tensors"
     )
@@ -117,7 +123,7 @@ def _spec(
     """The sizes, and what to add to an error where they had to be assumed."""
     try:
         if config is None and weights.spec_json is not None:
-            return ModelSpec.from_dict(json.loads(weights.spec_json)), ""
+            return _own_spec(weights.spec_json), ""
         text = sizes.text_sizes(parts["text"].shape_of)
         if config is not None:
             return compvis_spec(config, text), ""
@@ -128,8 +134,23 @@ def _spec(
         return ModelSpec(), f" (v1's own sizes are assumed, as there is no sound {error})"
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: its sizes are not those of a v1 model: {error}") from None
+
+
+def _own_spec(text: str) -> ModelSpec:
+    """Reads what `export` writes. Raises `ValueError`, `TypeError` or `KeyError`."""
+    values = parse_json(text.encode(), max_values=MAX_SPEC_VALUES)
+    unet, vae, text_sizes = (
+        {key: tuple(v) if isinstance(v, list) else v for key, v in values[part].items()}
+        for part in ("unet", "vae", "text")
+    )
+    return ModelSpec(
+        unet=sized(UNetSpec, **unet),
+        vae=sized(VAESpec, **vae),
+        text=sized(TextSpec, **text_sizes),
+        native_size=native_size(values["native_size"]),
+    )
 
 
 def open_vae_file(path: Path) -> VAECheckpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,14 @@ from sd_core.weights.errors import CheckpointError
 
 Shape = tuple[int, ...]
 
+MAX_DIMENSIONS = 8
+"""Of a tensor. A model's have 4 at most."""
+
+
+def is_count(value: object) -> bool:
+    """Says whether a value from a file may be a length or a place: a whole number below 2^63."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
 
 class MappedFile:
     """A file's bytes, mapped copy-on-write (nothing writes; torch only dislikes read-only maps).
@@ -30,6 +39,9 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for
+                raise CheckpointError(f"{path}: not a regular file; expected model weights")
             with path.open("rb") as file:
                 self.size = file.seek(0, 2)
                 if self.size == 0:

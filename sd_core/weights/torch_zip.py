@@ -1,46 +1,27 @@
 """Reads torch's zip format (`torch.save` since 1.6) without torch's unpickler.
 
 The archive holds one pickle, `data.pkl`, and each storage's bytes in a member of its own, stored
-without compression. So a tensor is a place in the file, and nothing but the pickle is read here.
+without compression. So a tensor is a place in the file, and nothing but the directory and the
+pickle is read here. Within its limit the directory takes at most 100 MB of memory; for the pickle
+see `pickle_machine`.
 """
 
 from __future__ import annotations
 
-import math
+import io
 import zipfile
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from sd_core.weights import pickle_machine
-from sd_core.weights.errors import CheckpointError
-from sd_core.weights.pickle_machine import GlobalTable, Inert, PickleError
-from sd_core.weights.stored import MappedFile, Shape, StoredTensor
+from sd_core.weights.errors import CheckpointError, named
+from sd_core.weights.pickle_machine import PickleError
+from sd_core.weights.stored import MappedFile
+from sd_core.weights.torch_pickle import ALLOWED, Storage, no_such_storage, storage_id
 
-MAX_DIMENSIONS = 8
+MAX_DIRECTORY_BYTES = 4 * 2**20
+"""A v1 checkpoint with all its training state has some 4,000 members, of about 100 bytes each."""
+
 _LOCAL_HEADER_BYTES = 30
-
-_STORAGES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-
-
-class Storage(NamedTuple):
-    """Elements of one type in a file. offset: bytes."""
-
-    file: MappedFile
-    offset: int
-    numel: int
-    dtype: torch.dtype
 
 
 def looks_like_torch_zip(file: MappedFile) -> bool:
@@ -67,14 +48,7 @@ def read_torch_zip(file: MappedFile) -> dict[Any, Any]:
 class _Archive:
     def __init__(self, file: MappedFile) -> None:
         self.file = file
-        try:
-            with zipfile.ZipFile(file.path) as archive:
-                self.members = {info.filename: info for info in archive.infolist()}
-        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
-            raise CheckpointError(
-                f"{file.path}: the file is cut short or damaged: it begins as a zip archive "
-                "without its end; download it again"
-            ) from None
+        self.members = _members(file)
         pickles = [name for name in self.members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise CheckpointError(
@@ -94,100 +68,66 @@ class _Archive:
     def _read(self, info: zipfile.ZipInfo) -> bytes:
         start, size = self._place(info)
         if size > pickle_machine.MAX_PICKLE_BYTES:
-            raise PickleError(f"its {info.filename} has {size} bytes, too many")
+            raise PickleError(f"its {named(info.filename)} has {size} bytes, too many")
         return self.file.map[start : start + size]
 
     def _place(self, info: zipfile.ZipInfo) -> tuple[int, int]:
         """(offset, size) in bytes of a member's content in the file."""
+        name = named(info.filename)
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise PickleError(f"its {info.filename} is compressed or encrypted; expected neither")
-        header = self.file.map[info.header_offset : info.header_offset + _LOCAL_HEADER_BYTES]
-        if len(header) != _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
-            raise PickleError(f"its {info.filename} is not where the archive says")
-        # The local header's name and padding may differ in length from the directory's.
-        name, padding = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        start = info.header_offset + _LOCAL_HEADER_BYTES + name + padding
+            raise PickleError(f"its {name} is compressed or encrypted; expected neither")
+        at = max(info.header_offset, 0)  # below 0 in a damaged directory
+        header = self.file.map[at : at + _LOCAL_HEADER_BYTES]
+        if at != info.header_offset or not header.startswith(b"PK\x03\x04"):
+            raise PickleError(f"its {name} is not where the archive says")
+        # The local header's name and padding may differ in length from the directory's. Of a header
+        # that the file's end cuts off, the content begins behind that.
+        padding = sum(int.from_bytes(header[n : n + 2], "little") for n in (26, 28))
+        start = at + _LOCAL_HEADER_BYTES + padding
         if start + info.file_size > self.file.size:
-            raise PickleError(f"its {info.filename} ends behind the file's end: it is cut short")
+            raise PickleError(f"its {name} ends behind the file's end: it is cut short")
         return start, info.file_size
 
     def _storage(self, identity: Any) -> Storage:
-        """A persistent id: ("storage", type, key, device, number of elements)."""
-        if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
-            raise PickleError("its pickle refers to something other than a tensor's storage")
-        kind, key, numel = identity[1], identity[2], identity[4]
-        dtype = _STORAGES.get(getattr(kind, "name", ""))
-        member = self.members.get(f"{self.folder}data/{key}") if isinstance(key, str) else None
-        if dtype is None or member is None or not _is_count(numel):
-            raise PickleError(f"its pickle refers to a storage that is not there: {key!r:.100}")
+        dtype, key, numel = storage_id(identity)
+        member = self.members.get(f"{self.folder}data/{key}")
+        if member is None:
+            raise no_such_storage(key)
         start, size = self._place(member)
         if numel * dtype.itemsize > size:
             raise PickleError(f"its storage {key} has {size} bytes, too few for {numel} {dtype}")
         return Storage(self.file, start, numel, dtype)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
+    """The archive's members by name. Raises `CheckpointError`."""
+    try:
+        with _BoundedFile(file.path) as bounded, zipfile.ZipFile(bounded) as archive:
+            infos = archive.infolist()
+    except _TooLongError:
+        raise CheckpointError(
+            f"{file.path}: a zip archive whose directory has more than {MAX_DIRECTORY_BYTES} "
+            "bytes, which no checkpoint needs"
+        ) from None
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        raise CheckpointError(
+            f"{file.path}: the file is cut short or damaged: it begins as a zip archive "
+            "without its end; download it again"
+        ) from None
+    members = {info.filename: info for info in infos}
+    if len(members) < len(infos):
+        raise CheckpointError(f"{file.path}: a zip archive with two members of one name")
+    return members
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
-    """What `torch._utils._rebuild_tensor_v2` says of a tensor: where it lies in its storage."""
-    sound = (
-        isinstance(storage, Storage)
-        and isinstance(shape, tuple)
-        and isinstance(strides, tuple)
-        and len(shape) == len(strides) <= MAX_DIMENSIONS
-        and all(_is_count(n) for n in (offset, *shape, *strides))
-    )
-    if not sound:
-        raise PickleError("its pickle describes a tensor wrongly")
-    reach = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
-    if math.prod(shape) > 0 and reach > storage.numel:
-        raise PickleError(
-            f"its pickle describes a tensor of {reach} elements in a storage of {storage.numel}"
-        )
-    return StoredTensor(
-        storage.file,
-        storage.offset + offset * storage.dtype.itemsize,
-        shape,
-        storage.dtype,
-        None if strides == _contiguous(shape) else strides,
-    )
+class _TooLongError(Exception):
+    """More was asked for at once than a directory may have."""
 
 
-def _contiguous(shape: Shape) -> Shape:
-    strides: list[int] = []
-    step = 1
-    for n in reversed(shape):
-        strides.append(step)
-        step *= n
-    return tuple(strides[::-1])
+class _BoundedFile(io.FileIO):
+    """A file for `zipfile`, which reads a directory of any size in one go and into objects."""
 
-
-def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
-def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
-    if pairs:  # torch fills it afterwards, where keys are checked
-        raise PickleError("its pickle makes an OrderedDict of arguments, which no weights need")
-    return {}
-
-
-def _not_needed(*_: Any) -> Inert:
-    return Inert()
-
-
-ALLOWED: GlobalTable = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
-    **dict.fromkeys(_STORAGES),
-    # Training state: Lightning keys its callbacks by their class, and keeps numpy scalars.
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": None,
-    "numpy.core.multiarray.scalar": _not_needed,
-    "numpy._core.multiarray.scalar": _not_needed,
-    "numpy.dtype": _not_needed,
-    "_codecs.encode": _not_needed,
-}
-"""Every global that a pickle may name, and what stands for it. The real one is never looked up."""
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise _TooLongError
+        return super().read(size)
