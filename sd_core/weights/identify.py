@@ -125,7 +125,8 @@ def _component(shapes: Mapping[str, Shape]) -> str:
         return "a UNet alone"
     if has("text_model.", "cond_stage_model.", "embeddings.token_embedding."):
         return "a text encoder alone"
-    return f"the weights of another kind of model ({', '.join(map(named, sorted(names)[:3])) or 'none at all'})"
+    first = ", ".join(map(named, sorted(names)[:3])) or "none at all"
+    return f"the weights of another kind of model ({first})"
 
 
 def _is_embedding(shapes: Mapping[str, Shape]) -> bool:
