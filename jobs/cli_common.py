@@ -94,9 +94,13 @@ def find_job(ledger: Ledger, name: str) -> JobStatus:
 def job_line(job: JobStatus) -> str:
     """A job in one line, for people."""
     failed = f", {job.failed:,} failed" if job.failed else ""
-    done = f"{job.done:,} of {job.total:,} ({_percent(job.done, job.total)})"
     trouble = "" if job.error is None else f"; last error: {job.error}"
-    return f"{job.job_id}  {job.state}  {done}{failed}{trouble}"
+    return f"{job.job_id}  {job.state}  {done_part(job)}{failed}{trouble}"
+
+
+def done_part(job: JobStatus) -> str:
+    """How much of a job is done, such as `12 of 40 (30 %)`."""
+    return f"{job.done:,} of {job.total:,} ({_percent(job.done, job.total)})"
 
 
 def job_code(job: JobStatus) -> ExitCode:

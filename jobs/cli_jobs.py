@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from jobs.cli_common import (
+    done_part,
     endpoint_option,
     find_job,
     job_argument,
     job_code,
-    job_line,
     json_option,
     ledger_at,
     open_store_at,
@@ -44,8 +44,11 @@ def jobs(terminal: Terminal, redis: str | None) -> None:
     if terminal.json:
         terminal.document({"jobs": [asdict(job) for job in found]})
         return
+    rows = [(job.job_id, job.state, done_part(job), f"{job.failed:,}") for job in found]
+    terminal.table(("JOB", "STATE", "DONE", "FAILED"), rows)
     for job in found:
-        terminal.say(job_line(job))
+        if job.error is not None:
+            terminal.say(f"{job.job_id}: last error: {' '.join(job.error.split())}")
 
 
 @click.command()

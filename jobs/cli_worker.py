@@ -13,7 +13,6 @@ import click
 from jobs.cli_common import json_option, ledger_at, redis_option
 from jobs.console import Terminal
 from jobs.errors import InputError
-from jobs.formatting import counted
 from jobs.settings import Settings
 
 
@@ -32,9 +31,8 @@ def workers(terminal: Terminal, redis: str | None) -> None:
     if terminal.json:
         terminal.document({"workers": [asdict(worker) for worker in found]})
         return
-    for worker in found:
-        images = counted(worker.images, "image")
-        terminal.say(f"{worker.name}  {worker.device}  {worker.model}  {worker.state}  {images}")
+    rows = [(w.name, w.device, w.model, f"{w.images:,}", w.state) for w in found]
+    terminal.table(("WORKER", "DEVICE", "MODEL", "IMAGES", "STATE"), rows)
 
 
 @click.command()

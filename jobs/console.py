@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from jobs.errors import ExitCode, ManifestError, Stop, exit_code
 from jobs.formatting import counted
+from jobs.tables import table_lines
 
 SHOW_PROGRESS_AFTER_S = 1.0
 
@@ -31,6 +33,13 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line of the result, for people."""
         click.echo(_printable(text))
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Lines of the result, their cells below each other; headers also where there are none."""
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        cells = [[_printable(cell).replace("\n", " ") for cell in row] for row in rows]
+        for line in table_lines(headers, cells, width=width):
+            click.echo(line)
 
     def document(self, values: dict[str, Any]) -> None:
         """The whole result, for programs."""
@@ -77,7 +86,7 @@ class Terminal:
         bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             console=self.err,
             transient=True,

@@ -15,15 +15,19 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
-    TextColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
+from jobs.formatting import counted
 from jobs.records import Failure
 
 PLAIN_EVERY_S = 15.0
 """Between two lines where the output is not a terminal."""
+
+
+_BAR = 14
+"""Columns of a terminal for the spinner, a bar of some length, and the spaces beside them."""
 
 
 class Meter:
@@ -103,10 +107,8 @@ class RunProgress:
         if console.is_terminal:
             self._live = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
-                _Counts(self.meter),
-                TimeRemainingColumn(),
+                _Counts(self.meter, console),
                 console=console,
                 transient=True,
             )
@@ -167,24 +169,41 @@ class RunProgress:
 
 
 class _Counts(ProgressColumn):
-    """Images, their rate, and steps."""
+    """What is done, as much of it as the terminal has room for beside a bar."""
 
-    def __init__(self, meter: Meter) -> None:
-        super().__init__()
+    def __init__(self, meter: Meter, console: Console) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
         self._meter = meter
+        self._console = console
 
     def render(self, task: Task) -> Text:
-        meter = self._meter
-        return Text(
-            f"{meter.settled}/{meter.images} images · {meter.images_per_s:.2f}/s · "
-            f"step {meter.evaluated}/{meter.evaluations}"
-        )
+        return Text(live_text(self._meter, self._console.width - _BAR))
+
+
+def live_text(meter: Meter, room: int) -> str:
+    """`12/40 images · 1.30 images/s · step 620/2040 · 0:21 left`, or less of it: at most `room`
+    characters, but always the images.
+    """
+    images = f"{meter.settled:,}/{counted(meter.images, 'image')}"
+    rate = f"{meter.images_per_s:.2f}"
+    step = f"step {meter.evaluated:,}/{meter.evaluations:,}"
+    left = [] if meter.remaining_s is None else [f"{duration(meter.remaining_s)} left"]
+    choices = (
+        [images, f"{rate} images/s", step, *left],
+        [images, f"{rate}/s", step, *left],
+        [images, f"{rate}/s", *left],
+        [images, *left],
+    )
+    texts = (" · ".join(parts) for parts in choices)
+    shortest = f"{meter.settled:,}/{meter.images:,}"
+    return next((text for text in texts if len(text) <= room), shortest)
 
 
 def plain_line(meter: Meter) -> str:
     """For logs: `12/40 images, 1.30 images/s, 620/2040 steps, 0:21 left`."""
-    parts = [f"{meter.settled}/{meter.images} images", f"{meter.images_per_s:.2f} images/s"]
-    parts.append(f"{meter.evaluated}/{meter.evaluations} steps")
+    parts = [f"{meter.settled:,}/{counted(meter.images, 'image')}"]
+    parts.append(f"{meter.images_per_s:.2f} images/s")
+    parts.append(f"{meter.evaluated:,}/{counted(meter.evaluations, 'step')}")
     if meter.remaining_s is not None:
         parts.append(f"{duration(meter.remaining_s)} left")
     return ", ".join(parts)

@@ -42,7 +42,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= count:
             raise ValueError(
-                f"device {str(resolved)!r} is not here: torch sees {count} CUDA devices"
+                f"device {str(resolved)!r} is not here: torch sees {count} CUDA "
+                f"device{'' if count == 1 else 's'}"
             )
     return resolved
 

@@ -282,7 +282,8 @@ class Stages:
         request, table = flight.request, flight.flying.table
         if not torch.isfinite(latents).all():
             raise ArithmeticError(
-                f"the latents are no longer finite after {len(table)} evaluations in "
+                f"the latents are no longer finite after {len(table)} "
+                f"evaluation{'' if len(table) == 1 else 's'} in "
                 f"{str(self.model.dtype).removeprefix('torch.')}; try dtype float32 or bfloat16"
             )
         if request.mask is not None and request.init_image is not None:

@@ -31,7 +31,7 @@ def test_status_and_jobs_name_the_last_error(ledger, capsys):
     assert main(["status", "job"]) == 0
     assert f"last error   {ERROR}\n" in capsys.readouterr().out
     assert main(["jobs"]) == 0
-    assert capsys.readouterr().out.endswith(f"; last error: {ERROR}\n")
+    assert capsys.readouterr().out.endswith(f"\njob: last error: {ERROR}\n")
 
 
 def test_so_do_they_in_json(ledger, capsys):

@@ -10,7 +10,7 @@ import pytest
 from jobs.cli import main
 from jobs.errors import ExitCode
 from jobs.ledger import open_ledger
-from jobs.ledger.base import JobState
+from jobs.ledger.base import JobState, WorkerInfo
 from jobs.records import Failure, dump_lines
 from jobs.storage import JobKeys, LocalStore, open_store
 from tests.jobs.manifests import write
@@ -111,6 +111,31 @@ class TestStatus:
     def test_the_codes_are_in_the_help(self, commands):
         said = " ".join(commands("status", "--help").split())
         assert "3 if it is done but for images that failed, 8 if it was cancelled" in said
+
+
+class TestLists:
+    def test_jobs(self, commands):
+        job = commands.submit()["job"]
+        said = commands("jobs").splitlines()
+        assert said[0].split()[:2] == ["JOB", "STATE"]
+        assert said[1].startswith(f"{job}  active")
+        assert "0 of 6 (0 %)" in said[1]
+        assert said[1].index("active") == said[0].index("STATE")
+        assert commands.json("jobs")["jobs"][0]["job_id"] == job
+
+    def test_what_is_wrong_with_a_job_is_said_below(self, commands):
+        job = commands.submit()["job"]
+        commands.ledger.note_error(job, "w1: the bucket\nis gone")
+        assert commands("jobs").splitlines()[2:] == [f"{job}: last error: w1: the bucket is gone"]
+
+    def test_workers(self, commands):
+        commands.ledger.worker_seen(
+            WorkerInfo("host-1", "host", 1, "cpu", "demo", 0, 12_000, "idle"), 60.0
+        )
+        assert commands("workers").splitlines() == [
+            "WORKER  DEVICE  MODEL  IMAGES  STATE",
+            "host-1  cpu     demo   12,000  idle",
+        ]
 
 
 class TestNames:

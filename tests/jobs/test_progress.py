@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from jobs.progress import PLAIN_EVERY_S, Meter, RunProgress, duration, plain_line
+from jobs.progress import PLAIN_EVERY_S, Meter, RunProgress, duration, live_text, plain_line
 from jobs.records import Failure
+
+CONTROL = re.compile("\x1b\\[[^A-Za-z]*[A-Za-z]")
 
 
 class Clock:
@@ -65,6 +69,43 @@ def test_a_terminal_gets_a_bar_that_goes_away():
         progress.reused(1, evaluations=2)
     assert "2/4 images" in screen.getvalue()
     assert "step 1/6" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [
+        (20, "123,456/1,000,000"),
+        (40, "123,456/1,000,000"),
+        (60, "123,456/1,000,000 images · 214:54:04 left"),
+        (80, "123,456/1,000,000 images · 1.43/s · 214:54:04 left"),
+        (
+            200,
+            "123,456/1,000,000 images · 1.43 images/s · step 5,123,456/51,000,000 · 214:54:04 left",
+        ),
+    ],
+)
+def test_the_live_line_is_one_line_on_any_terminal(width, said):
+    clock, screen = Clock(), io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    with RunProgress(1_000_000, 51_000_000, console, clock=clock) as progress:
+        clock.now = 86_400.0
+        progress.at(rendered=123_456, evaluated=5_123_456)
+    # A frame that takes several lines has line ends in it; after the last one the line is left.
+    *frames, rest = [CONTROL.sub("", part) for part in screen.getvalue().split("\r")]
+    frames[-1] = frames[-1].removesuffix("\n")
+    assert rest == ""
+    assert all("\n" not in frame for frame in frames)
+    assert max(map(cell_len, frames)) <= width
+    assert frames[-1].endswith(f" {said}")
+
+
+def test_a_live_line_of_a_small_job_says_all_at_80_columns():
+    clock = Clock()
+    meter = Meter(images=1, evaluations=51, clock=clock)
+    clock.now = 2.0
+    meter.add(evaluated=10)
+    assert live_text(meter, 80) == "0/1 image · 0.00 images/s · step 10/51 · 0:08 left"
+    assert plain_line(meter) == "0/1 image, 0.00 images/s, 10/51 steps, 0:08 left"
 
 
 @pytest.mark.parametrize(
