@@ -16,6 +16,7 @@ from jobs.ledger.base import JobState, JobStatus
 from jobs.manifest import Manifest, load_manifest
 from jobs.settings import Settings
 from jobs.storage import LocalStore, Store, open_store
+from jobs.warnings import WarningList
 
 if TYPE_CHECKING:
     from jobs.submit import Submitted
@@ -51,9 +52,15 @@ job_argument = click.argument("job", metavar="JOB")
 def read_manifest(
     terminal: Terminal, path: Path, *, allow_outside: bool, model: str | None = None
 ) -> Manifest:
-    """`load_manifest` with progress, for commands. Raises `ManifestError`."""
-    with terminal.counting(f"reading {path.name}") as tick:
-        return load_manifest(path, allow_outside=allow_outside, model=model, tick=tick)
+    """`load_manifest` with progress, for commands; says its warnings. Raises `ManifestError`."""
+    found = WarningList()
+    try:
+        with terminal.counting(f"reading {path.name}") as tick:
+            return load_manifest(
+                path, allow_outside=allow_outside, model=model, tick=tick, warnings=found
+            )
+    finally:
+        terminal.warn(found)
 
 
 def settings_with(redis: str | None) -> Settings:

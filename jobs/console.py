@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from jobs.errors import ExitCode, ManifestError, Stop, exit_code
+from jobs.errors import ExitCode, ManifestError, Problem, Stop, exit_code
 from jobs.formatting import counted
 from jobs.tables import table_lines
+from jobs.warnings import ManifestWarning
 
 SHOW_PROGRESS_AFTER_S = 1.0
 
@@ -28,6 +29,7 @@ class Terminal:
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
+        self._warnings: list[dict[str, Any]] = []
         self.err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -42,8 +44,20 @@ class Terminal:
             click.echo(line)
 
     def document(self, values: dict[str, Any]) -> None:
-        """The whole result, for programs."""
+        """The whole result, for programs; with the warnings, if there are any."""
+        if self._warnings:
+            values = {**values, "warnings": self._warnings}
         click.echo(json.dumps(values, indent=2))
+
+    def warn(self, warnings: Iterable[ManifestWarning]) -> None:
+        """What may not be meant; one line a kind. For programs, it is in the document."""
+        for warning in warnings:
+            if self.json:
+                self._warnings.append(warning.to_json())
+                continue
+            first = warning.first
+            times = f" ({warning.count:,} in all)" if warning.count > 1 else ""
+            self.err.print(_problem_line(first, "warning: ", f"{first.message}{times}"))
 
     def error(self, error: Exception) -> None:
         """What went wrong; one line a problem."""
@@ -61,13 +75,7 @@ class Terminal:
             self.err.print(Text.assemble(label, _printable(message)))
             return
         for problem in problems:
-            line = Text(_printable(problem.place), style="bold")
-            line.append(": ", style="not bold")
-            if problem.path:
-                line.append(problem.path, style="not bold cyan")
-                line.append(": ", style="not bold")
-            line.append(_printable(problem.message), style="not bold")
-            self.err.print(line)
+            self.err.print(_problem_line(problem, "", problem.message))
         self.err.print(Text(counted(len(problems), "problem"), style="bold red"))
 
     def status(self, text: str) -> contextlib.AbstractContextManager[object]:
@@ -120,6 +128,18 @@ def size(count_bytes: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def _problem_line(problem: Problem, label: str, message: str) -> Text:
+    """`file:line:column: path: message`; label: before the message."""
+    line = Text(_printable(problem.place), style="bold")
+    line.append(": ", style="not bold")
+    if problem.path:
+        line.append(problem.path, style="not bold cyan")
+        line.append(": ", style="not bold")
+    line.append(label, style="yellow")
+    line.append(_printable(message), style="not bold")
+    return line
 
 
 def _printable(text: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from jobs.limits import MAX_IMAGES, MAX_PROMPT_CHARS
-from jobs.problems import Path, Place, ProblemList, found, one_of, quote, suggest
+from jobs.problems import Path, Place, ProblemList, found, one_of, quote, shorten, suggest
+from jobs.sampler_names import sampler_called
 from jobs.schema import KEYS, MIN_SIDE, TEXT_KEYS
 from jobs.text import unreadable
 from jobs.webhook import MAX_URL_CHARS
@@ -120,7 +123,7 @@ def explain(
     for item in error.errors(include_url=False, include_context=False):
         path = tuple(part for part in item["loc"] if part not in _TAGS)
         if item["type"] == "extra_forbidden":
-            problems.at(place, path, _unknown_key(path, keys), of_key=True)
+            problems.at(place, path, _unknown_key(path, item["input"], keys), of_key=True)
         elif item["type"] == "missing":
             key = str(path[-1])
             message = f"{key} is missing; expected {EXPECTED[key]}"
@@ -157,15 +160,48 @@ def _wrong_value(path: Path, value: Any) -> str:
     bad = unreadable(value) if isinstance(value, str) else None
     if bad is not None:
         return f"character {bad} is not allowed"
-    message = f"found {found(value)}, expected {expected}"
+    return f"found {found(value)}, expected {expected}{_advice(key, value)}"
+
+
+def _advice(key: str, value: Any) -> str:
+    """What to write instead, for what people bring from other programs; mostly nothing."""
     if key == "sampler" and isinstance(value, str):
-        close = suggest(value.replace("-", "_").replace(" ", "_"), SAMPLERS)
-        if close is not None:
-            message += f"; did you mean '{close}'?"
-    return message
+        name, karras = sampler_called(value) or (None, False)
+        if karras:
+            return f"; here that is {name}, with karras: true"
+        close = name or suggest(value.replace("-", "_").replace(" ", "_"), SAMPLERS)
+        return f"; did you mean '{close}'?" if close is not None else ""
+    if key in ("seed", "seeds", "start") and value in (-1, "random"):
+        return (
+            "; none is random here, so that a job can be made again: {start: 0, count: 8} gives "
+            "eight seeds"
+        )
+    if key in ("init_image", "mask") and isinstance(value, list):
+        return "; a prompt has one: list them in a .csv file, one a row"
+    return ""
 
 
-def _unknown_key(path: Path, top_keys: Sequence[str]) -> str:
+def text_taken_apart(node: Node, keys: Sequence[str]) -> str | None:
+    """What to tell of `a cat: very fluffy`, which YAML takes for a mapping of one key; None for a
+    mapping whose key is one of `keys`, or nearly.
+    """
+    if not isinstance(node.value, dict) or len(node.value) != 1:
+        return None
+    ((key, value),) = node.value.items()
+    known = key in keys or any(key in names for names in KEYS.values())
+    if known or value.text is None or _known_key(key, keys) is not None:
+        return None
+    text = json.dumps(f"{key}: {value.text}".strip(), ensure_ascii=False)
+    return f"{quote(key)} is read as a key, for a ': ' follows; quote the text: {shorten(text)}"
+
+
+def _known_key(key: str, keys: Sequence[str]) -> str | None:
+    """The key that was probably meant."""
+    other = _OTHER_NAMES.get(key.lower().replace("-", "_").replace(" ", "_"))
+    return other if other in keys else suggest(key, keys)
+
+
+def _unknown_key(path: Path, value: Any, top_keys: Sequence[str]) -> str:
     key = str(path[-1])
     inside = next((part for part in reversed(path[:-1]) if isinstance(part, str)), None)
     keys = top_keys if inside is None else KEYS[inside]
@@ -175,15 +211,18 @@ def _unknown_key(path: Path, top_keys: Sequence[str]) -> str:
             f"{message}; manifests have no merge keys: what all prompts share goes under defaults"
         )
     if inside == "matrix" and key in ("seed", "seeds"):
-        return f"{message}; every combination is rendered with all seeds of its prompt"
+        return (
+            f"{message}; every combination is rendered with all seeds of its prompt: write them "
+            "under defaults, such as seeds: [1, 2, 3]"
+        )
     if key == "prompt" and "file" in top_keys and inside is None:
         return "prompt and file are both given; take one of them out"
     home = next((name for name in ("defaults", "output") if key in KEYS[name]), None)
     if home == "output" or (home in top_keys and inside is None):
         return f"{message} here; it goes under {home}"
-    close = _OTHER_NAMES.get(key.lower().replace("-", "_"))
-    if close not in keys:
-        close = suggest(key, keys)
+    close = _known_key(key, keys)
     if close is not None:
         return f"{message}; did you mean '{close}'?"
+    if value is None or not re.fullmatch(r"[\w-]+", key):
+        return f"{message}; a text with ': ' in it needs quotes, in braces also one with a comma"
     return f"{message}; expected {one_of(keys)}"

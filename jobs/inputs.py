@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,12 @@ from jobs.storage import open_store
 TRIED = (64, 64)
 """Width and height that each picture is brought to once, as a worker will, so that one which cannot
 be is refused now."""
+
+_WILDCARD = re.compile(r"[*?]|\[.+\]")
+_NO_WILDCARDS = (
+    "there are no wildcards here: name one file an entry, or list images in a .csv file with the "
+    "columns prompt and init_image"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class Inputs:
                 raise ValueError(_outside(text))
             require_file(resolved)
         except FileNotFoundError:
-            raise ValueError(f"{quote(text)} does not exist") from None
+            hint = f"; {_NO_WILDCARDS}" if _WILDCARD.search(text) else ""
+            raise ValueError(f"{quote(text)} does not exist{hint}") from None
         except OSError as error:
             raise ValueError(f"{quote(text)} cannot be read: {reason(error)}") from None
         except RuntimeError:  # how Python 3.11 tells of a loop

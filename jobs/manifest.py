@@ -19,24 +19,50 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.entries import Combination, Entry, EntryLog, expand
 from jobs.errors import ManifestError, Problem
-from jobs.explain import EXPECTED, NodePlace, explain, plain, without_errors
+from jobs.explain import (
+    EXPECTED,
+    NodePlace,
+    explain,
+    plain,
+    text_taken_apart,
+    without_errors,
+)
 from jobs.inputs import Inputs
 from jobs.job_file import Reproducible
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
 from jobs.naming import DEFAULT_TEMPLATE, job_name
-from jobs.problems import Place, ProblemList, found, one_of, quote
+from jobs.problems import Path as ValuePath
+from jobs.problems import Place, ProblemList, found, join_path, one_of, quote
+from jobs.prompt_watch import PromptWatch
 from jobs.resolve import Layer, Resolver
 from jobs.rows import SUFFIXES, RowReader
 from jobs.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TOP_KEYS
+from jobs.seed_watch import SeedWatch
 from jobs.sources import Source, read_file, reason
 from jobs.task import IMAGE_FORMATS, Task
 from jobs.text import unreadable
+from jobs.warnings import WarningList
 from jobs.webhook import check_url
 from jobs.yaml_reader import Node, YamlFile
 
 DEFAULT_QUALITY = 95
 
 _TICK_EVERY = 1000
+
+_FREE_TEXTS = ("prompts", "prompt", "negative", "file", "init_image", "mask", "store")
+"""Keys of texts that people write without a thought of YAML."""
+
+_DOUBTS = {
+    "comment": "is a comment in YAML and no part of the text; a text with a # after a space needs "
+    "quotes",
+    "joined": "is one text, of several lines; items of a list begin one below the other",
+}
+"""Kind, as `jobs.yaml_reader` tells of it -> what there is to say."""
+
+_NO_COMMENT = (
+    "this line is a prompt, and drawn; lines that begin with # are comments only in files with "
+    "lines of options, such as --prompt"
+)
 
 Tick = Callable[[int], None]
 """Called now and then with how many prompts have been read."""
@@ -102,11 +128,13 @@ def load_manifest(
     allow_outside: bool = False,
     model: str | None = None,
     tick: Tick | None = None,
+    warnings: WarningList | None = None,
 ) -> Manifest:
     """Read and check a manifest and every file it names.
 
     allow_outside: let it name files outside its own folder. model: to be used instead of the one
-    it names; sizes and guidance that it leaves open are then this model's.
+    it names; sizes and guidance that it leaves open are then this model's. warnings: takes what is
+    no mistake, but may not be meant, also where there are mistakes.
     Raises `ManifestError` with all problems at once.
     """
     try:
@@ -114,7 +142,8 @@ def load_manifest(
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
         raise ManifestError([Problem(str(path), 0, 0, "", f"cannot be read: {why}")]) from None
-    return _Loader(path, source, tick, allow_outside=allow_outside, model=model).load()
+    found = WarningList() if warnings is None else warnings
+    return _Loader(path, source, tick, found, allow_outside=allow_outside, model=model).load()
 
 
 class _Loader:
@@ -125,6 +154,7 @@ class _Loader:
         path: Path,
         source: bytes,
         tick: Tick | None,
+        warnings: WarningList,
         *,
         allow_outside: bool,
         model: str | None,
@@ -140,7 +170,9 @@ class _Loader:
         self._entries = EntryLog()
         self._read = 0
         self._images = 0
-        self._yaml = YamlFile(source, self._file, self._problems)
+        self._warnings = warnings
+        self._seeds = SeedWatch(self._entries, warnings)
+        self._yaml = YamlFile(source, self._file, self._problems, self._doubt)
 
     def load(self) -> Manifest:
         """Both passes. Raises `ManifestError`."""
@@ -148,7 +180,13 @@ class _Loader:
         place = NodePlace(self._file, "", top)
         head, sound = self._head(top, broken)
         self._resolver = Resolver(
-            head, place, self._folder, self._inputs, self._problems, sound=sound
+            head,
+            place,
+            self._folder,
+            self._inputs,
+            self._problems,
+            PromptWatch(self._warnings),
+            sound=sound,
         )
         output = self._output(head, place)
         if self._has_prompts(top, broken):
@@ -240,6 +278,16 @@ class _Loader:
             message = f"found an empty list, expected {EXPECTED['prompts']}"
             self._problems.at(top, ("prompts",), message)
 
+    def _doubt(self, kind: str, path: ValuePath, line: int, column: int, text: str) -> None:
+        """A text that YAML may have taken otherwise than it was meant."""
+        key = next(part for part in reversed(path) if isinstance(part, str))
+        if key not in _FREE_TEXTS or (key == "prompts" and len(path) > 2):
+            return
+        message = f"{quote(text.rstrip())} {_DOUBTS[kind]}"
+        self._warnings.add(
+            kind, lambda: Problem(self._file, line, column, join_path("", path), message)
+        )
+
     def _keep(self, entry: Entry | None, place: Place) -> None:
         """Add an entry to the job."""
         self._read += 1
@@ -252,6 +300,7 @@ class _Loader:
             message = f"more than {MAX_IMAGES:,} images up to here; split the job"
             line, column = place.position(())
             self._problems.fatal(place.file, line, column, place.path, message)
+        self._seeds.look(entry, place)
         self._entries.append(entry)
 
     def _item(self, node: Node, number: int) -> None:
@@ -259,7 +308,10 @@ class _Loader:
         place = NodePlace(self._file, f"prompts[{number}]", node)
         if isinstance(node.value, dict):
             values = plain(node)
-            if "file" in values:
+            apart = text_taken_apart(node, (*PROMPT_KEYS, "file"))
+            if apart is not None:
+                self._problems.at(place, (), apart)
+            elif "file" in values:
                 self._file_entry(values, place)
             else:
                 self._prompt(values, place, self._folder)
@@ -301,6 +353,8 @@ class _Loader:
         before = len(self._problems)
         for row_place, row in RowReader(path, str(path), self._problems).rows():
             rows += 1
+            if path.suffix.lower() == ".txt" and row.get("prompt", "").startswith("#"):
+                self._warnings.at("comment", row_place, (), lambda: _NO_COMMENT)
             self._prompt(row, row_place, path.parent, under)
         if not rows and len(self._problems) == before:
             self._problems.at(place, ("file",), f"{quote(text)} has no prompts")

@@ -20,6 +20,7 @@ from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
 from jobs.naming import DEFAULT_TEMPLATE, check_template
 from jobs.problems import Path as ValuePath
 from jobs.problems import Place, ProblemList, found
+from jobs.prompt_watch import PromptWatch
 from jobs.text import unreadable
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
 
@@ -47,7 +48,8 @@ class Resolver:
     """The settings that all prompts of a manifest share, applied to one prompt after the other.
 
     head: the manifest without its prompts, passed by `jobs.schema.HEAD`; place: its own.
-    folder: what its paths are relative to. sound: whether it was without mistakes.
+    folder: what its paths are relative to. watch: is shown every text that is to be drawn or
+    avoided. sound: whether the head was without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -55,6 +57,7 @@ class Resolver:
     folder: Path
     inputs: Inputs
     problems: ProblemList
+    watch: PromptWatch
     sound: bool = True
     combinations: list[Combination] = field(init=False)
 
@@ -106,6 +109,7 @@ class Resolver:
         for key in ("prompt", "negative"):
             if values.get(key) is not None:
                 values[key] = values[key].strip()
+                self.watch.look(values[key], place, (*prefix, key))
         if "seeds" in given or "seed" in given:
             self._take_seeds(values, place, prefix)
         for key in _IMAGES:
@@ -133,7 +137,9 @@ class Resolver:
             self._plain = self.entry(Layer({"prompt": ""}, place))
             if self._plain is None:
                 return None
-        return Entry(prompt.strip(), *self._plain[1:])
+        prompt = prompt.strip()
+        self.watch.look(prompt, place, ())
+        return Entry(prompt, *self._plain[1:])
 
     def entry(self, own: Layer, under: Layer | None = None) -> Entry | None:
         """One prompt with everything it inherits; None, and problems, if that does not go together.
@@ -183,6 +189,8 @@ class Resolver:
                     message = f"{found(value)} is in the list twice"
                     self.problems.at(self.place, ("matrix", key, number), message)
                 seen.add(value)
+                if key == "negative":
+                    self.watch.look(value, self.place, ("matrix", key, number))
         if count > MAX_COMBINATIONS:
             message = f"has {count:,} combinations; at most {MAX_COMBINATIONS:,} are allowed"
             self.problems.at(self.place, ("matrix",), message)

@@ -171,8 +171,9 @@ class FileEntry(PromptFields, total=False):
         Annotated[
             Path,
             Field(
-                description="A .txt file with one prompt a line, or .csv or .jsonl with one prompt "
-                "a row, whose columns are the keys of a prompt. A path relative to the manifest.",
+                description="A .txt file with one prompt a line, or options as the web UI reads "
+                "them (--prompt …), or .csv or .jsonl with one prompt a row, whose columns are the "
+                "keys of a prompt. A path relative to the manifest.",
                 examples=["prompts.csv"],
             ),
         ]

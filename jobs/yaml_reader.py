@@ -7,8 +7,9 @@ time, so memory and time stay in proportion to the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NoReturn
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from yaml import events as ev
@@ -21,19 +22,41 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fif
 
 _HINTS = {  # part of libyaml's or PyYAML's message -> what to do about it
     "mapping values are not allowed": "a text with ': ' in it needs quotes",
-    "cannot start any token": "indent with spaces, not tabs; quote a text that starts with @ or `",
+    "cannot start any token": "indent with spaces, not tabs; quote a text that starts with @ ` %",
+    "tab character": "indent with spaces, not tabs",
+    "simple key": "a - that begins an item, and a : after a key, need a space after them",
     "alias": "a text that starts with * needs quotes",
     "anchor": "a text that starts with & needs quotes",
     "tag": "a text that starts with ! needs quotes",
     "directive": "a text that starts with % needs quotes",
     "Unicode character escape": "write the character itself; JSON with ensure_ascii=False does",
     "quoted scalar": "a closing quote is missing",
-    "block": "check the indentation, and quote a text that starts with a bracket or brace",
+    "block scalar": "a text that starts with > or | needs quotes",
+    "block": "check the indentation, and quote a text that starts with a bracket, brace or quote",
     "flow": "a bracket is not closed, or a text with brackets, braces or commas needs quotes",
 }
 
 
 _NO_KEYS: dict[str, tuple[int, int]] = {}  # shared, for a million nodes have none
+
+
+Doubt = Callable[[str, Path, int, int, str], None]
+"""Called with a kind, a scalar's path, line and column from 1, and a text.
+
+    comment  the text is a comment that follows the scalar and may have been meant as a part of it
+    joined   the scalar's lines are joined to this text, where a list may have been meant
+"""
+
+
+class _Comment(NamedTuple):
+    """A comment that follows something in its line, or what looks like one inside quotes.
+
+    after: line and column, from 0, of what is before it. column: of its #, from 1.
+    """
+
+    after: tuple[int, int]
+    column: int
+    text: str
 
 
 class Node:
@@ -59,10 +82,16 @@ class YamlFile:
     """One YAML document whose top level is a mapping.
 
     Problems that do not stop the reading go to `problems`; syntax errors raise `ManifestError`.
+    doubt: told of plain scalars that may not be what they look.
     """
 
-    def __init__(self, source: bytes, file: str, problems: ProblemList) -> None:
+    def __init__(
+        self, source: bytes, file: str, problems: ProblemList, doubt: Doubt | None = None
+    ) -> None:
         check_text(source, file, problems)
+        self._doubt = doubt
+        self._comments: Iterator[_Comment] = iter(())
+        self._comment: _Comment | None = None  # the next one
         self._source = source
         self._file = file
         self._problems = problems
@@ -125,6 +154,9 @@ class YamlFile:
             yield node, not self._foreign
 
     def _events(self) -> Iterator[ev.Event]:
+        if self._doubt is not None:
+            self._comments = _comments(self._source)
+            self._comment = next(self._comments, None)
         try:
             yield from yaml.parse(self._source, Loader=_LOADER)
         except yaml.YAMLError as error:
@@ -149,6 +181,8 @@ class YamlFile:
                 self._check_plain_data(event, path)
             text = event.value
             value = scalar(text) if event.implicit[0] else text
+            if self._doubt is not None and event.implicit[0]:
+                self._look(event, path, self._doubt)
             mark = event.start_mark
             assert mark is not None
             return Node(value, text, mark.line + 1, mark.column + 1)
@@ -212,6 +246,22 @@ class YamlFile:
         )
         self._problem(event, path, message)
 
+    def _look(self, event: ev.ScalarEvent, path: Path, doubt: Doubt) -> None:
+        """Tell of a plain scalar in several lines, one of which begins as an item of a list does,
+        and of one that a comment follows.
+        """
+        start, mark = event.start_mark, event.end_mark
+        assert start is not None and mark is not None  # noqa: PT018 - of every event
+        if start.line != mark.line and " - " in event.value:
+            doubt("joined", path, start.line + 1, start.column + 1, event.value)
+        if self._comment is None:
+            return
+        end = mark.line, mark.column
+        while self._comment is not None and self._comment.after < end:
+            self._comment = next(self._comments, None)
+        if self._comment is not None and self._comment.after == end:
+            doubt("comment", path, mark.line + 1, self._comment.column, self._comment.text)
+
     def _skip(self, event: ev.Event, events: Iterator[ev.Event]) -> Node:
         """Read past a value; its node tells of what kind it is."""
         if isinstance(event, ev.ScalarEvent):
@@ -272,6 +322,24 @@ def _position(event: ev.Event) -> tuple[int, int]:
 
 def _node_at(event: ev.Event, value: Any, text: str | None) -> Node:
     return Node(value, text, *_position(event))
+
+
+# What is looked ahead at is bounded, as a line may be as long as the file.
+_COMMENT = re.compile(rb"(?<![ \t\n])[ \t]+(?=(#[0-9A-Za-z_\x80-\xff][^\r\n]{0,300}))")
+
+
+def _comments(source: bytes) -> Iterator[_Comment]:
+    """The comments whose text begins right after the #, in the order of the file."""
+    line, column, position = 0, 0, 0
+    for found in _COMMENT.finditer(source):
+        newline = source.rfind(b"\n", position, found.start())
+        if newline >= 0:
+            line += source.count(b"\n", position, newline + 1)
+            column, position = 0, newline + 1
+        column += len(source[position : found.start()].decode())
+        position = found.start()
+        text = found[1].decode(errors="ignore")
+        yield _Comment((line, column), column + len(found[0]) + 1, text)
 
 
 def _kind(event: ev.Event) -> str:

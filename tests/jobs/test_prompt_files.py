@@ -187,7 +187,7 @@ class TestSpreadsheets:
             ("promt;seed\na;1\n", "1:1: unknown column 'promt'; did you mean 'prompt'?"),
             ("prompt;folder\na;1\n", "1:8: unknown column 'folder'; expected one of"),
             ("prompt;seed\na;b;1\n", "2:1: the row has 3 cells, the header 2; a text with semicol"),
-            ("prompt\tseed\na\n", "2:1: the row has 1 cells, the header 2; a text with tabs needs"),
+            ("prompt\tseed\na\n", "2:1: the row has 1 cell, the header 2; a text with tabs needs"),
             ("prompt;seed\na;x\n", "2:3: seed: found 'x', expected a whole number"),
             ('prompt;seed\n"a;\nb";x\n', "3:4: seed: found 'x', expected a whole number"),
             (",prompt,seed\n0,a,1\n1,b,2\n", "2:1: '0' is in a column without a name; name it or"),
