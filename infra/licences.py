@@ -72,16 +72,14 @@ def licence(distribution: Distribution) -> str | None:
     name = canonicalize_name(metadata["Name"])
     if name in STATED:
         return STATED[name]
-    if name.startswith(OF_CUDA):
-        return NVIDIA
     classifiers = [_CLASSIFIER.fullmatch(text) for text in metadata.get_all("Classifier") or []]
     classified = [match[1] for match in classifiers if match]
     said = [metadata["License-Expression"], metadata["License"]]
     for text in filter(None, [*said, *(classified if len(classified) == 1 else [])]):
         found = normal(text) or (_which_bsd(distribution) if "bsd" in text.lower() else None)
-        if found is not None:
+        if found is not None and not found.startswith("LicenseRef-NVIDIA"):  # one of several
             return found
-    return None
+    return NVIDIA if name.startswith(OF_CUDA) else None
 
 
 def normal(text: str) -> str | None:

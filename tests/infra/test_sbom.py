@@ -11,7 +11,7 @@ import PIL.features
 import pytest
 
 from infra import sbom
-from infra.licences import licence, refused
+from infra.licences import NVIDIA, licence, refused
 from infra.sbom import Component
 
 MakeDistribution = Callable[..., Distribution]
@@ -168,8 +168,14 @@ def test_bsd_is_read_in_its_text(make, text, expected):
 
 def test_cudas_libraries_are_nvidias(make):
     """They come with PyTorch's builds for GPUs, which say their versions."""
-    lines = ["License: NVIDIA Proprietary Software"]
-    assert problems_of(make(*lines, name="nvidia-cublas")) == []
+    for lines in (
+        "License: NVIDIA Proprietary Software",
+        "License-Expression: LicenseRef-NVIDIA-X",
+    ):
+        made = make(lines, name="nvidia-cublas")
+        assert licence(made) == NVIDIA
+        assert problems_of(made) == []
+    assert licence(make("License-Expression: Apache-2.0", name="cuda-pathfinder")) == "Apache-2.0"
 
 
 def test_a_licence_that_is_not_taken_is_a_problem(make):
