@@ -12,7 +12,7 @@ from jobs.console import Terminal
 from jobs.errors import ExitCode, InputError, NotFoundError
 from jobs.formatting import agreeing
 from jobs.ledger import Ledger, open_ledger
-from jobs.ledger.base import JobState, JobStatus
+from jobs.ledger.base import JobState, JobStatus, check_readable
 from jobs.manifest import Manifest, load_manifest
 from jobs.settings import Settings
 from jobs.storage import LocalStore, Store, open_store
@@ -79,11 +79,18 @@ def open_store_at(settings: Settings, address: str, endpoint: str | None, *, giv
     return open_store(address, access=settings.access(address, given=given))
 
 
-def find_job(ledger: Ledger, name: str) -> JobStatus:
+def find_job(ledger: Ledger, name: str, *, unread: bool = False) -> JobStatus:
     """The job of this name, or the only one whose name begins so.
 
-    Raises `NotFoundError` if there is none, `InputError` if there are several or the name is empty.
+    unread: also one whose entry cannot be read.
+    Raises `NotFoundError` if there is none, `InputError` if there are several or the name is empty,
+    `DamagedLedgerError`.
     """
+    found = _find_job(ledger, name)
+    return found if unread else check_readable(found)
+
+
+def _find_job(ledger: Ledger, name: str) -> JobStatus:
     if not name.strip():  # an unset variable in a script must not mean whatever job there is
         raise InputError("the job's name is empty; `sdbatch jobs` lists them")
     found = [job for job in ledger.jobs() if job.job_id.startswith(name)]
@@ -100,6 +107,8 @@ def find_job(ledger: Ledger, name: str) -> JobStatus:
 
 def job_line(job: JobStatus) -> str:
     """A job in one line, for people."""
+    if job.state is JobState.UNKNOWN:
+        return f"{job.job_id}  {job.state}  {job.error}"
     failed = f", {job.failed:,} failed" if job.failed else ""
     trouble = "" if job.error is None else f"; last error: {job.error}"
     return f"{job.job_id}  {job.state}  {done_part(job)}{failed}{trouble}"

@@ -158,18 +158,20 @@ def forget(terminal: Terminal, job: str, force: bool, redis: str | None) -> None
       sdbatch forget shapes
     """
     ledger = ledger_at(redis)
-    found = find_job(ledger, job)
+    found = find_job(ledger, job, unread=True)
     if not ledger.forget(found.job_id, force=force):
         state = ledger.status(found.job_id).state
         raise InputError(
             f"{found.job_id} is {state}; cancel it first (sdbatch cancel {found.job_id}), or "
             "forget it as it is with --force"
         )
-    folder = f"{found.store.rstrip('/')}/{found.job_id}"
+    known = found.state is not JobState.UNKNOWN
+    folder = f"{found.store.rstrip('/')}/{found.job_id}" if known else None
     if terminal.json:
         terminal.document({"job": found.job_id, "folder": folder})
     else:
-        terminal.say(f"{found.job_id}: forgotten; its pictures stay in {folder}")
+        where = "where they are" if folder is None else f"in {folder}"
+        terminal.say(f"{found.job_id}: forgotten; its pictures stay {where}")
 
 
 @click.command()

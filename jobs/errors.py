@@ -11,6 +11,7 @@
     │   ├── NotFoundError         7  no such job, plan or object
     │   ├── DeviceLostError       1  the device answers no more (`worker.faults`)
     │   └── LedgerError           9  the ledger cannot be reached, or refuses
+    │       └── DamagedLedgerError 9  what it holds of a job cannot be read
     └── Stop                         not an error: somebody wanted it
         ├── Cancelled             8  the job was cancelled
         └── Interrupted         130  Ctrl-C or a signal; what is finished is kept
@@ -121,6 +122,12 @@ class LedgerError(SdbatchError):
     """The ledger cannot be reached, is full, or refuses. Its message never holds a password."""
 
     exit_code = ExitCode.LEDGER
+
+
+class DamagedLedgerError(LedgerError):
+    """Something that the ledger holds is not as it must be: of one job, and asking again does not
+    help.
+    """
 
 
 class Stop(Exception):  # noqa: N818 - not an error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NotRequired, Protocol
 
 from celery import Celery
 from kombu.exceptions import ChannelError, OperationalError
@@ -17,9 +17,9 @@ from redis.exceptions import RedisError
 from typing_extensions import TypedDict
 
 from jobs.broker import broker_settings
-from jobs.errors import InputError, LedgerError
+from jobs.errors import DamagedLedgerError, InputError, LedgerError
 from jobs.ledger.base import Shard
-from jobs.ledger.causes import cause
+from jobs.ledger.causes import cause, is_flaw
 from jobs.limits import MAX_IMAGES
 from jobs.storage.base import is_segment
 
@@ -69,12 +69,19 @@ def queue_name(model: str) -> str:
 _Index = Annotated[int, Field(ge=0, le=MAX_IMAGES)]
 
 
-@with_config(ConfigDict(extra="forbid", strict=True))
+MESSAGE_VERSION = 1
+"""The version that this reads; a message without one is of version 1. Fields that it does not know
+are ignored, so a message whose known fields mean something else has a higher version.
+"""
+
+
+@with_config(ConfigDict(extra="ignore", strict=True))
 class _Message(TypedDict):
     job: Annotated[str, Field(min_length=1)]
     shard: _Index
     start: _Index
     stop: _Index
+    version: NotRequired[Annotated[int, Field(ge=1)]]
 
 
 _MESSAGE = TypeAdapter(_Message)
@@ -92,6 +99,12 @@ def to_message(shard: Shard) -> dict[str, Any]:
 
 def from_message(message: object) -> Shard:
     """The inverse of `to_message`. Raises `InputError` for anything that is no such message."""
+    version = message.get("version") if isinstance(message, dict) else None
+    if isinstance(version, int) and version > MESSAGE_VERSION:
+        raise InputError(
+            f"a message of version {version}; this worker reads version {MESSAGE_VERSION}: give it "
+            "a newer sdbatch"
+        )
     try:
         values = _MESSAGE.validate_python(message)
     except ValidationError as error:
@@ -106,7 +119,9 @@ def from_message(message: object) -> Shard:
 
 
 class ShardQueue(Protocol):
-    """Both methods raise `LedgerError` if the broker cannot be reached, or refuses."""
+    """Both methods raise `LedgerError` if the broker cannot be reached, or refuses, and
+    `DamagedLedgerError` if what is under the queue's name is none.
+    """
 
     def send(self, model: str, shards: Iterable[Shard]) -> None:
         """One message a shard, to the queue of the model."""
@@ -156,7 +171,19 @@ class CeleryQueue:
         try:
             yield
         except (OperationalError, RedisError, OSError) as error:
-            # Kombu keeps the text of some errors, and what it was raised from of all.
-            origin = error if isinstance(error, RedisError) else error.__cause__
+            origin = _origin(error)
             why = cause(origin) if isinstance(origin, RedisError) else str(error)
-            raise LedgerError(f"broker at {self._place}: {why}") from error
+            kind = LedgerError
+            if isinstance(origin, RedisError) and is_flaw(origin):
+                kind = DamagedLedgerError
+            raise kind(f"broker at {self._place}: {why}") from error
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The innermost error of redis-py that this one was raised from; itself if there is none."""
+    origin, inner = error, error.__cause__
+    while inner is not None:
+        if isinstance(inner, RedisError):
+            origin = inner
+        inner = inner.__cause__
+    return origin

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from jobs.errors import LedgerError
+from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.progress import RunProgress
 
@@ -49,6 +49,8 @@ def watch(
             sleep(EVERY_S)
             try:
                 status = ledger.status(job_id)
+            except DamagedLedgerError:
+                raise
             except LedgerError:
                 if clock() - answered_at > PATIENCE_S:
                     raise

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.ledger.base import ClaimAnswer, Lease, Ledger, NewJob
+from jobs.ledger.base import ClaimAnswer, JobState, Lease, Ledger, NewJob
 from jobs.ledger.memory import MemoryLedger
 from jobs.ledger.redis import RedisLedger
 from jobs.records import Failure
 from tests.servers import wait_for
 
 PLAN = "ab" * 32
+SETTABLE = [state for state in JobState if state is not JobState.UNKNOWN]
 
 
 @dataclass

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from jobs.errors import LedgerError, NotFoundError, SdbatchError
+from jobs.errors import DamagedLedgerError, LedgerError, NotFoundError, SdbatchError
 from jobs.ledger.base import JobState, Ledger
 from jobs.plan import PlanReader
 from jobs.records import Failure, write_failures
@@ -61,6 +61,8 @@ class Ender:
         for job_id in job_ids:
             try:
                 self._end_if_free(job_id)
+            except DamagedLedgerError as error:
+                log.error("job %s cannot be finished: %s", job_id, error)
             except LedgerError as error:
                 log.warning("jobs cannot be finished, trying again: %s", error)
                 return

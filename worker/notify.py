@@ -14,7 +14,7 @@ import ssl
 import threading
 from collections.abc import Mapping
 
-from jobs.errors import LedgerError, NotFoundError, SdbatchError
+from jobs.errors import DamagedLedgerError, LedgerError, NotFoundError, SdbatchError
 from jobs.ledger.base import Ledger, Notice
 from jobs.webhook import WebhookUrl, delivery_id, make_body, resolve, sign
 
@@ -53,6 +53,11 @@ class Notifier:
         """Whether its thread is at it."""
         return self._thread is not None and self._thread.is_alive()
 
+    def wait(self) -> None:
+        """Until what has begun to be told is told."""
+        if self._thread is not None:
+            self._thread.join()
+
     def round(self) -> None:
         """Begins to tell what is due, in a thread of its own, unless that is still at it. Raises
         `LedgerError`.
@@ -78,6 +83,8 @@ class Notifier:
         """Raises `LedgerError`, and nothing else: one job's webhook is not to stop the others'."""
         try:
             self.tell(notice)
+        except DamagedLedgerError as error:
+            log.error("job %s: its webhook is not told: %s", notice.job_id, error)
         except LedgerError:
             raise
         except Exception as error:

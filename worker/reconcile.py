@@ -5,12 +5,13 @@ Every step may be done twice: the ledger refuses what is not so any more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
-from jobs.errors import SdbatchError
+from jobs.errors import DamagedLedgerError, SdbatchError
 from jobs.formatting import agreeing, counted
 from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.publish import publish, window
@@ -88,25 +89,39 @@ class Reconciler:
         published: Counter[str] = Counter()
         for job in active:
             slots = self._slots * max(1, workers[job.model])
-            sent = publish(self._ledger, self._queue, job, window(job, active, slots))
-            published[job.model] += job.published + sent
-        self._send_again(active, published)
+            with self._apart(job):
+                sent = publish(self._ledger, self._queue, job, window(job, active, slots))
+                published[job.model] += job.published + sent
+        for job in active:
+            if job.published:
+                with self._apart(job):
+                    self._send_again(job, published)
 
-    def _send_again(self, jobs: Sequence[JobStatus], published: Mapping[str, int]) -> None:
-        """Shards whose message is lost, or seems to be: a claim refuses the second of two.
+    @contextlib.contextmanager
+    def _apart(self, job: JobStatus) -> Iterator[None]:
+        """What is damaged of a job, or of its model's queue, is told with it and keeps no other
+        job from going on.
+        """
+        try:
+            yield
+        except DamagedLedgerError as error:
+            if job.error != str(error):  # it was not told yet
+                log.error("job %s cannot go on: %s", job.job_id, error)
+                with contextlib.suppress(DamagedLedgerError):
+                    self._ledger.note_error(job.job_id, str(error))
+
+    def _send_again(self, job: JobStatus, published: Mapping[str, int]) -> None:
+        """Shards of a job whose message is lost, or seems to be: a claim refuses the second of two.
 
         published: shards by model. As many messages as that are never added to, so that a queue
         which nobody reads does not grow.
         """
-        for job in jobs:
-            if not job.published:
-                continue
-            length = self._queue.length(job.model)
-            if length < published[job.model]:
-                after_s = MISSED_AFTER_S if length else LOST_AFTER_S
-                shards = self._ledger.unclaimed(job.job_id, after_s)
-                if shards:
-                    lost = counted(len(shards), "message")
-                    were = agreeing(len(shards), "was", "were")
-                    log.warning("job %s: %s %s lost", job.job_id, lost, were)
-                    self._queue.send(job.model, shards)
+        length = self._queue.length(job.model)
+        if length < published[job.model]:
+            after_s = MISSED_AFTER_S if length else LOST_AFTER_S
+            shards = self._ledger.unclaimed(job.job_id, after_s)
+            if shards:
+                lost = counted(len(shards), "message")
+                were = agreeing(len(shards), "was", "were")
+                log.warning("job %s: %s %s lost", job.job_id, lost, were)
+                self._queue.send(job.model, shards)

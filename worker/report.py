@@ -34,11 +34,7 @@ class QueueReader:
     def read(self) -> dict[str, QueueFigures]:
         """By model, for models that have workers or active jobs. Raises `LedgerError`."""
         jobs = self._ledger.jobs()
-        workers = Counter(
-            worker.model
-            for worker in self._ledger.workers()
-            if not worker.state.startswith("stopped")
-        )
+        workers = Counter(worker.model for worker in self._ledger.workers() if worker.serves)
         now_s = self._ledger.time_s()  # workers' clocks may be hours apart
         active = [job for job in jobs if job.state is JobState.ACTIVE]
         models = sorted({*workers, *(job.model for job in active)})

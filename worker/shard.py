@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from jobs.errors import LedgerError
+from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import Lease, Ledger
 from jobs.records import Failure
 from jobs.task import Task
@@ -125,12 +125,15 @@ class Settler:
     def finish(self) -> None:
         """Settles the rest, however long the ledger is away: what is done is not thrown away.
 
-        Ends early if the lease is lost. Raises `StoreError` if the records cannot be written.
+        Ends early if the lease is lost. Raises `StoreError` if the records cannot be written, and
+        `DamagedLedgerError`, as waiting does not help there.
         """
         with self._settling:
             while self._holding.why is not StopReason.LOST:
                 try:
                     return self._settle()
+                except DamagedLedgerError:
+                    raise
                 except LedgerError:
                     # Not `stop.wait`: it may be set, and the answer is still worth waiting for.
                     time.sleep(RETRY_S)

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from jobs.errors import JobConflictError
+from jobs.errors import DamagedLedgerError, JobConflictError
 from jobs.records import Failure
 
 LEASE_S = 60.0
@@ -42,6 +42,7 @@ class JobState(enum.StrEnum):
     PAUSED = "paused"
     CANCELLED = "cancelled"
     DONE = "done"
+    UNKNOWN = "unknown"  # never in a ledger: its entry there cannot be read by this version
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class JobStatus:
     holds, and that wait (not yet published, or to be published again). evaluations: all of the
     job's; evaluated: those that were made, also by workers that died. created_s, ended_s: Unix
     time by the ledger's clock; ended_s is None until the job is done or cancelled. error: why a
-    shard of it failed as a whole, with no image done since.
+    shard of it failed as a whole, with no image done since. With the state UNKNOWN all but the name
+    is empty, and error says why.
     """
 
     job_id: str
@@ -217,7 +219,14 @@ class WorkerInfo:
     leases: int
     images: int
     state: str
-    """starting, idle, busy, draining or stopped taking work (with why)."""
+    """starting, idle, busy, draining, stopped taking work (with why), or unknown if its entry
+    cannot be read.
+    """
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes shards of its model."""
+        return not self.state.startswith(("stopped", "draining", "unknown"))
 
 
 @dataclass(frozen=True)
@@ -281,10 +290,55 @@ def check_images(indices: Iterable[int], total: int) -> list[int]:
     return checked
 
 
+def unreadable(job_id: str, why: str) -> JobStatus:
+    """What is listed of a job whose entry this version cannot read."""
+    return JobStatus(
+        job_id=job_id,
+        name="",
+        state=JobState.UNKNOWN,
+        plan="",
+        store="",
+        model="",
+        priority=0,
+        webhook=None,
+        quality=0,
+        total=0,
+        done=0,
+        failed=0,
+        shards=0,
+        waiting=0,
+        published=0,
+        leased=0,
+        evaluations=0,
+        evaluated=0,
+        created_s=0.0,
+        ended_s=None,
+        error=f"its entry in the ledger cannot be read: {why}",
+    )
+
+
+def check_settable(state: JobState) -> None:
+    """Raises `ValueError` if no job can be brought to this state."""
+    if state is JobState.UNKNOWN:
+        raise ValueError("unknown is no state that a job can be brought to")
+
+
+def check_readable(status: JobStatus) -> JobStatus:
+    """The same. Raises `DamagedLedgerError` if its entry could not be read."""
+    if status.state is JobState.UNKNOWN:
+        raise DamagedLedgerError(
+            f"{status.job_id}: {status.error}; a newer version may have written it. Else take it "
+            f"out (sdbatch forget {status.job_id} --force) and enter it again from its folder "
+            "(sdbatch resume)"
+        )
+    return status
+
+
 class Ledger(Protocol):
     """All methods are atomic and may be called from any thread or machine. They raise
     `LedgerError` if the ledger cannot be reached or is full; nothing has then changed, or all of
-    the call has. `NotFoundError` if a named job does not exist, where not said otherwise.
+    the call has. `NotFoundError` if a named job does not exist, where not said otherwise, and
+    `DamagedLedgerError` if what the ledger holds of it is not as it must be.
     """
 
     # Jobs
@@ -311,11 +365,13 @@ class Ledger(Protocol):
     def status(self, job_id: str) -> JobStatus: ...
 
     def jobs(self) -> list[JobStatus]:
-        """All jobs, the latest first."""
+        """All jobs, the latest first; those that cannot be read with the state UNKNOWN."""
         ...
 
     def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
-        """The state of each, None if there is no such job: one cheap round trip."""
+        """The state of each, None if there is no such job, UNKNOWN if it cannot be read: one cheap
+        round trip.
+        """
         ...
 
     def set_state(self, job_id: str, state: JobState) -> JobState:
@@ -324,6 +380,7 @@ class Ledger(Protocol):
         A job that is done stays done, except by `reopen`; a cancelled one stays cancelled except by
         `create` and `retry`. Cancelling drops what is published and waiting; whoever holds a lease
         learns it by `states` or a heartbeat, and releases it. DONE only if every image is settled.
+        Raises `ValueError` for UNKNOWN.
         """
         ...
 
@@ -461,7 +518,7 @@ class Ledger(Protocol):
     def worker_gone(self, name: str) -> None: ...
 
     def workers(self) -> list[WorkerInfo]:
-        """By name."""
+        """By name; one that cannot be read with neither model nor figures."""
         ...
 
     def time_s(self) -> float:

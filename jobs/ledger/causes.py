@@ -43,6 +43,17 @@ _KINDS: dict[type[errors.RedisError], str] = {
 }
 
 
+_FLAWS = re.compile(
+    r"WRONGTYPE|not an integer|not a valid float|overflow|attempt to|bad argument|too short"
+)
+"""As `lua/common.lua` lists them."""
+
+
+def is_flaw(error: errors.RedisError) -> bool:
+    """Whether the server says that something it holds is not of the kind that it must be."""
+    return isinstance(error, errors.ResponseError) and bool(_FLAWS.search(str(error)))
+
+
 def cause(error: errors.RedisError) -> str:
     """One line: what is wrong, and what to do about it."""
     text = str(error)

@@ -30,6 +30,7 @@ from jobs.ledger.base import (
     WorkerInfo,
     check_images,
     check_same,
+    check_settable,
     event_order,
     given_up,
 )
@@ -106,6 +107,7 @@ class MemoryLedger:
         return sorted(found, key=lambda job: (job.created_s, job.job_id), reverse=True)
 
     def set_state(self, job_id: str, state: JobState) -> JobState:
+        check_settable(state)
         with self._lock:
             job = self._job(job_id)
             if job.state in (state, JobState.DONE, JobState.CANCELLED):

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from jobs.errors import LedgerError, NotFoundError
 from jobs.ledger import answers, packing
@@ -35,10 +36,14 @@ from jobs.ledger.base import (
     Shard,
     WorkerInfo,
     check_images,
+    check_readable,
     check_same,
+    check_settable,
     event_order,
     given_up,
+    unreadable,
 )
+from jobs.ledger.causes import is_flaw
 from jobs.ledger.server import Server
 from jobs.records import Failure
 
@@ -50,6 +55,9 @@ UPLOAD_LASTS_MS = 3_600_000
 
 SHARDS_PER_CALL = 200
 """Looked at in one call, during which the server does nothing else: a few milliseconds."""
+
+WORKER_BYTES = 64 * 1024
+"""Longest entry of a worker that is read."""
 
 IMAGES_PER_CALL = 1000
 """Reopened in one call, each perhaps of a shard of its own."""
@@ -143,12 +151,12 @@ class RedisLedger:
 
     def status(self, job_id: str) -> JobStatus:
         for status in self._statuses([job_id]):
-            return status
+            return check_readable(status)
         raise _no_job(job_id)
 
     def jobs(self) -> list[JobStatus]:
         ids = self._server.ask(lambda client: client.zrevrange(f"{PREFIX}jobs", 0, -1))
-        return self._statuses([job.decode() for job in ids])
+        return self._statuses([job.decode("utf-8", "replace") for job in ids])
 
     def _statuses(self, job_ids: Sequence[str]) -> list[JobStatus]:
         """Of those that there are."""
@@ -159,25 +167,31 @@ class RedisLedger:
                     pipe.hgetall(_key("job", job_id))
                     pipe.zcard(_key("published", job_id))
                     pipe.hlen(_key("claims", job_id))
-                return pipe.execute()
+                return [_unless_flawed(answer) for answer in pipe.execute(raise_on_error=False)]
 
         read_out = iter(self._server.ask(read))
-        rows = zip(job_ids, read_out, read_out, read_out, strict=True)
-        return [answers.status(*row) for row in rows if row[1]]
+        return [
+            unreadable(job_id, "one of its keys is of another type")
+            if None in row
+            else answers.status(job_id, *row)
+            for job_id, *row in zip(job_ids, read_out, read_out, read_out, strict=True)
+            if row[0] != {}
+        ]
 
     def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
         def read(client: Any) -> Any:
             with client.pipeline(transaction=False) as pipe:
                 for job_id in job_ids:
                     pipe.hget(_key("job", job_id), "state")
-                return pipe.execute()
+                return [_unless_flawed(answer) for answer in pipe.execute(raise_on_error=False)]
 
         states = self._server.ask(read)
-        return [None if state is None else JobState(state.decode()) for state in states]
+        return [None if state is None else answers.state(state) for state in states]
 
     def set_state(self, job_id: str, state: JobState) -> JobState:
+        check_settable(state)
         answer = self._server.run("set_state", job_id, state)
-        return JobState(_known(answer, job_id).decode())
+        return answers.state(_known(answer, job_id))
 
     def note_error(self, job_id: str, error: str) -> None:
         self._server.run("note_error", job_id, error)
@@ -310,16 +324,17 @@ class RedisLedger:
         """Not one step: there may be a million. What failed before and did not change is there."""
 
         def read(client: Any) -> Any:
-            lines = [line for _, line in client.hscan_iter(_key("failures", job_id), count=1000)]
+            lines = dict(client.hscan_iter(_key("failures", job_id), count=1000))
             return lines, client.get(_key("failed", job_id))
 
         self._check_exists(job_id)
         lines, failed = self._server.ask(read)
-        failures = (Failure(**json.loads(line)) for line in lines)
-        return sorted(
-            (failure for failure in failures if packing.holds(failed or b"", failure.index)),
-            key=lambda failure: failure.index,
-        )
+        by_index = {int(index): line for index, line in lines.items() if index.isdigit()}
+        return [
+            answers.failure(index, by_index[index])
+            for index in sorted(by_index)
+            if packing.holds(failed or b"", index)
+        ]
 
     def events(self, job_id: str, after: str = "0", limit: int = 1000) -> list[Event]:
         event_order(after)  # checks it
@@ -342,7 +357,8 @@ class RedisLedger:
         self._server.ask(remove)
 
     def workers(self) -> list[WorkerInfo]:
-        found = (WorkerInfo(**json.loads(line)) for line in self._server.run("workers"))
+        read_out = iter(self._server.run("workers", WORKER_BYTES))
+        found = [answers.worker(*pair) for pair in zip(read_out, read_out, strict=True)]
         return sorted(found, key=lambda worker: worker.name)
 
     def time_s(self) -> float:
@@ -379,6 +395,15 @@ def _known(answer: Any, job_id: str) -> Any:
     if answer is None:
         raise _no_job(job_id)
     return answer
+
+
+def _unless_flawed(answer: Any) -> Any:
+    """An answer of a pipeline; None if what it asked for is of another type."""
+    if not isinstance(answer, RedisError):
+        return answer
+    if not is_flaw(answer):
+        raise answer
+    return None
 
 
 def _lease_args(lease: Lease) -> tuple[str, int, int, str]:

@@ -10,8 +10,8 @@ from typing import Any
 from redis import Redis
 from redis import exceptions as errors
 
-from jobs.errors import LedgerError
-from jobs.ledger.causes import cause
+from jobs.errors import DamagedLedgerError, LedgerError
+from jobs.ledger.causes import cause, is_flaw
 from jobs.ledger.scripts import load
 
 RETRY_AFTER_S = (0.0, 0.2, 0.8)
@@ -53,7 +53,8 @@ class Server:
             except errors.RedisError as error:
                 pause_s = next(pauses_s, None) if _may_pass(error) else None
                 if pause_s is None:
-                    raise LedgerError(f"ledger at {self.place}: {cause(error)}") from error
+                    kind = DamagedLedgerError if is_flaw(error) else LedgerError
+                    raise kind(f"ledger at {self.place}: {cause(error)}") from error
             time.sleep(pause_s * random.uniform(0.5, 1.0))
 
 

@@ -67,6 +67,21 @@ local function event(job, kind, ...)
   redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS, '*', 'kind', kind, ...)
 end
 
+-- What step answers; nothing if something that the ledger holds of this job is not as it must be: that is
+-- not to keep the other jobs of a call waiting. A server that refuses to write is another matter.
+local FLAWS = {'WRONGTYPE', 'not an integer', 'not a valid float', 'overflow', 'attempt to', 'bad argument',
+               'too short'}
+
+local function apart(step, ...)
+  local ok, answer = pcall(step, ...)
+  if ok then return answer end
+  local text = type(answer) == 'table' and answer.err or tostring(answer)
+  for _, flaw in ipairs(FLAWS) do
+    if string.find(text, flaw, 1, true) then return nil end
+  end
+  error(answer, 0)
+end
+
 -- Shards and their images
 
 -- The shard's images [start, stop); nil if the job has no such shard.
@@ -160,6 +175,7 @@ local function read_claim(job, shard)
   local text = redis.call('HGET', key('claims', job), shard)
   if not text then return nil end
   local fence, token, beat, single, owner = string.match(text, '^(%d+) (%S+) (%S+) (%S+) (.*)$')
+  if not fence then return nil end -- somebody has written it by hand
   return {fence = fence, token = token, beat = beat, single = single, owner = owner}
 end
 

@@ -38,6 +38,7 @@ local all = {}
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', digits(now()),
                                   'LIMIT', 0, most)) do
   local shard, job = string.match(lease, '^(%d+)/(.*)$')
-  all[#all + 1] = end_lease(job, tonumber(shard))
+  all[#all + 1] = shard and apart(end_lease, job, tonumber(shard))
+  redis.call('ZREM', LEASES, lease) -- also if it could not be ended as it should
 end
 return #all == 0 and all or remember(token, all)

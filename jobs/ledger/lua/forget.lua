@@ -1,8 +1,10 @@
 -- ARGV: job, 1 if it is to go whatever its state. Answers whether it is gone. Safe to repeat.
 local job, force = ARGV[1], ARGV[2] == '1'
-local state = redis.call('HGET', key('job', job), 'state')
-if state and state ~= 'done' and state ~= 'cancelled' and not force then return false end
-for _, shard in ipairs(redis.call('HKEYS', key('claims', job))) do
+if redis.call('EXISTS', key('job', job)) == 1 and not force then
+  local state = apart(redis.call, 'HGET', key('job', job), 'state')
+  if state ~= 'done' and state ~= 'cancelled' then return false end
+end
+for _, shard in ipairs(apart(redis.call, 'HKEYS', key('claims', job)) or {}) do
   redis.call('ZREM', LEASES, shard .. '/' .. job)
 end
 for _, part in ipairs(PARTS) do

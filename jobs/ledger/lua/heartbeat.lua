@@ -2,22 +2,23 @@
 -- Answers held, lost or cancelled for each.
 -- Safe to repeat: a claim keeps the token of its last heartbeat, whose evaluations count once.
 local token, lease_us = ARGV[1], ARGV[2]
+
+local function beat(job, shard, fence, owner, evaluated)
+  local claim = held(job, shard, fence, owner)
+  if not claim then return 'lost' end
+  even_when_full()
+  if claim.beat ~= token then
+    claim.beat = token
+    write_claim(job, shard, claim)
+    redis.call('HINCRBY', key('job', job), 'evaluated', evaluated)
+  end
+  renew(job, shard, lease_us)
+  local state = redis.call('HGET', key('job', job), 'state')
+  return state == 'cancelled' and 'cancelled' or 'held'
+end
+
 local answers = {}
 for at = 3, #ARGV, 5 do
-  local job, shard, fence, owner, evaluated = unpack(ARGV, at, at + 4)
-  local claim = held(job, shard, fence, owner)
-  if not claim then
-    answers[#answers + 1] = 'lost'
-  else
-    even_when_full()
-    if claim.beat ~= token then
-      claim.beat = token
-      write_claim(job, shard, claim)
-      redis.call('HINCRBY', key('job', job), 'evaluated', evaluated)
-    end
-    renew(job, shard, lease_us)
-    local state = redis.call('HGET', key('job', job), 'state')
-    answers[#answers + 1] = state == 'cancelled' and 'cancelled' or 'held'
-  end
+  answers[#answers + 1] = apart(beat, unpack(ARGV, at, at + 4)) or 'lost'
 end
 return answers

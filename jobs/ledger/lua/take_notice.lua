@@ -6,12 +6,13 @@ if answer then return answer end
 local time = now()
 local job = redis.call('ZRANGEBYSCORE', NOTICES, '-inf', digits(time), 'LIMIT', 0, 1)[1]
 if not job then return false end
-local ended = redis.call('HGET', key('job', job), 'ended')
-if not ended then -- somebody has deleted keys by hand
+local ended = apart(redis.call, 'HGET', key('job', job), 'ended')
+even_when_full()
+local attempt = tonumber(ended) and apart(redis.call, 'HINCRBY', key('job', job), 'notices', 1)
+if not attempt then -- somebody has deleted or changed keys by hand
   redis.call('ZREM', NOTICES, job)
   return false
 end
 
-even_when_full()
 redis.call('ZADD', NOTICES, digits(time + hold_us), job)
-return remember(token, {job, ended, redis.call('HINCRBY', key('job', job), 'notices', 1)})
+return remember(token, {job, ended, attempt})
