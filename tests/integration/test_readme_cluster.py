@@ -314,7 +314,7 @@ def test_every_command_works_in_its_order(reader):
     assert len(list(here.glob("pictures/shapes-*/images/*.png"))) == IMAGES
     for line, words in (
         ("sdbatch plan", f"images       {IMAGES}"),
-        ("sdbatch run", f"{IMAGES} were there already"),
+        ("sdbatch run", f"{IMAGES} images were there already"),
         ("sdbatch watch shapes", f"done  {IMAGES} of {IMAGES}"),
         ("sdbatch jobs", f"done  {IMAGES} of {IMAGES}"),
         ("sdbatch status shapes", f"{IMAGES} of {IMAGES} done, 0 failed"),
