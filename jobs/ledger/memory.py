@@ -261,7 +261,10 @@ class MemoryLedger:
                 for held in job.held.values()
                 if held.expires_s <= now
             ]
-            out.sort(key=lambda pair: pair[0].expires_s)
+            # Those of one moment in the order that Redis keeps them in.
+            out.sort(
+                key=lambda end: (end[0].expires_s, f"{end[0].lease.shard}/{end[0].lease.job_id}")
+            )
             return [self._end_lease(job, held) for held, job in out[:limit]]
 
     def _end_lease(self, job: MemoryJob, held: Held) -> Expired:

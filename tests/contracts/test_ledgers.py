@@ -880,6 +880,16 @@ class TestSettle:
 
 
 class TestExpire:
+    def test_leases_of_one_moment_end_in_one_order(self, world):
+        """A worker beats for all that it holds at once, so they run out at once, too."""
+        ledger = world.ledger
+        ledger.create(new_job())
+        run_out(ledger, *(take(ledger, shard) for shard in (2, 0, 1)))
+        world.moment()
+        assert [end.shard.number for end in ledger.expire()] == [0, 1, 2]
+        told = [event.values["shard"] for event in ledger.events("job") if event.kind == "expired"]
+        assert told == ["0", "1", "2"]
+
     def test_the_whole_shard_again(self, ledger):
         ledger.create(new_job())
         lease = take(ledger, 1, "w7")
