@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from sd_core.spec import ModelSpec
 from sd_core.weights.checkpoint import COMPONENTS, Checkpoint, Part
 from sd_core.weights.errors import CheckpointError, named
-from sd_core.weights.extras import is_harmless
+from sd_core.weights.extras import harmless_kind, is_routine, left_out
 from sd_core.weights.stored import Shape, StoredTensor, tensor_bytes
+
+log = logging.getLogger(__name__)
 
 NAMED = 10
 """How many wrong weights of a kind an error spells out; the others are counted."""
@@ -97,12 +100,14 @@ def spec_bytes(spec: ModelSpec) -> bytes:
 def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> dict[str, Matched]:
     """The stored tensor of every parameter, by component and our name.
 
-    shapes: of the parameters, by the same. Raises `CheckpointError` naming every missing,
-    unexpected and misshapen weight.
+    shapes: of the parameters, by the same. What no picture depends on is left out, and named in one
+    line of the log. Raises `CheckpointError` naming every missing, unexpected and misshapen weight.
     """
     missing: list[str] = []
     misshapen: list[str] = []
-    extra = [name for name in checkpoint.leftovers if not is_harmless(name)]
+    extra: list[str] = []
+    harmless: list[str] = []
+    _sort_out(checkpoint.leftovers, extra, harmless)
     matched: dict[str, Matched] = {}
     for component in COMPONENTS:
         part = checkpoint.parts[component]
@@ -119,8 +124,8 @@ def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> 
                 misshapen.append(part.where + _misfit(part, in_file, shape))
             else:
                 found[name] = stored
-        unknown = (name for name in part.stored if name not in used and not is_harmless(name))
-        extra += [part.where + name for name in unknown]
+        unused = [name for name in part.stored if name not in used]
+        _sort_out(unused, extra, harmless, part)
         matched[component] = found
     problems = [
         _listed(kind, names)
@@ -133,7 +138,26 @@ def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> 
             f"{checkpoint.note}: {'; '.join(problems)}"
         )
     _refuse_shared(checkpoint.path, matched)
+    if harmless:
+        log.warning("%s: %s", checkpoint.path, left_out(harmless))
     return matched
+
+
+def _sort_out(
+    names: Iterable[str], extra: list[str], harmless: list[str], part: Part | None = None
+) -> None:
+    """Adds the names of weights that no parameter takes to `extra`, or their kind to `harmless`.
+
+    part: that they are in; None for those of no component.
+    """
+    for name in names:
+        kind = harmless_kind(name)
+        if kind is None and part is not None:
+            kind = part.unused(name)
+        if kind is not None:
+            harmless.append(kind)
+        elif not is_routine(name):
+            extra.append(name if part is None else part.where + name)
 
 
 def _refuse_shared(path: str, matched: Mapping[str, Matched]) -> None:

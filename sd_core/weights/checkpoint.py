@@ -17,12 +17,14 @@ class Part:
 
     stored: the component's tensors by their names in the file. names: gives the names that one of
     our parameters may have there, the preferred one first. where: what stands before a name in an
-    error, to say which of several files is meant.
+    error, to say which of several files is meant. unused: the kind of a name that the configuration
+    leaves out, None for all others.
     """
 
     stored: Mapping[str, StoredTensor]
     names: Callable[[str], tuple[str, ...]]
     where: str = ""
+    unused: Callable[[str], str | None] = lambda name: None
 
     def name_of(self, name: str) -> str | None:
         """The name one of our parameters has in this file, None where it is missing."""

@@ -13,8 +13,8 @@ from typing import Any
 from sd_core.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
 from sd_core.spec import LATENT_FACTOR, ModelSpec, TextSpec, UNetSpec, VAESpec
 from sd_core.weights.config_files import Config, read_json, read_yaml
-from sd_core.weights.errors import CheckpointError, shown
-from sd_core.weights.identify import foreign_unet
+from sd_core.weights.errors import SHOWN, CheckpointError, named, shown
+from sd_core.weights.identify import foreign_autoencoder, foreign_unet
 from sd_core.weights.plausible import native_size, sized, widths
 
 NATIVE_LATENT = 64  # latent pixels along a side of v1's 512x512 training images
@@ -176,6 +176,9 @@ def _multipliers(levels: list[int]) -> tuple[int, ...]:
 def diffusers_vae(path: Path) -> VAESpec:
     """Sizes from `vae/config.json`; old ones leave the scale factor out, v1's is meant."""
     config = read_json(path)
+    seems = foreign_autoencoder(named(str(config.get("_class_name", ""))[:SHOWN]))
+    if seems is not None:
+        raise CheckpointError(f"{path}: it seems to be {seems}; expected an AutoencoderKL")
     _require(
         path,
         config,

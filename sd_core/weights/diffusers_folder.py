@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from sd_core.weights.identify import PIPELINES
 from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
 from sd_core.weights.single_file import read_weights
 from sd_core.weights.stored import StoredTensor
+
+_TEXT_LAYER = re.compile(r"(text_model\.)?encoder\.layers\.([0-9]{1,3})\.")
 
 
 def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
@@ -45,17 +49,31 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
         name = FOLDERS[component]
         return Part(_component_weights(folder / name, component), names, where=f"{name}: ")
 
+    text_part = dataclasses.replace(part("text", clip_names), unused=_layers_after(text.layers))
+
     return Checkpoint(
         path=str(folder),
         format="diffusers",
         spec=spec,
         parts={
-            "text": part("text", clip_names),
+            "text": text_part,
             "unet": part("unet", lambda n: (diffusers_unet_name(n, unet.num_res_blocks),)),
             "vae": part("vae", lambda n: diffusers_vae_names(n, len(vae.channel_mult))),
         },
         revision=revision,
     )
+
+
+def _layers_after(count: int) -> Callable[[str], str | None]:
+    """Names the text encoder's layers that its configuration leaves out, as is done to have the
+    states of an earlier layer (clip skip).
+    """
+
+    def unused(name: str) -> str | None:
+        layer = _TEXT_LAYER.match(name)
+        return None if layer is None or int(layer[2]) < count else f"text layers after {count}"
+
+    return unused
 
 
 def open_vae_folder(folder: Path) -> VAECheckpoint:

@@ -1,8 +1,10 @@
-"""What files hold besides the model, known to be harmless: skipped on purpose, and only this."""
+"""What files hold besides the model and no picture depends on: left out on purpose, only this."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 _SCHEDULE_BUFFERS = (
     "betas",
@@ -21,7 +23,7 @@ _SCHEDULE_BUFFERS = (
     "logvar",
 )
 
-_HARMLESS = tuple(
+_ROUTINE = tuple(
     re.compile(pattern)
     for pattern in (
         # Buffers of the training schedule; v1's are fixed, and computed in `sd_core.schedule`.
@@ -35,8 +37,38 @@ _HARMLESS = tuple(
         r"(cond_stage_model\.transformer\.)?(text_model\.)?embeddings\.position_ids",
     )
 )
+"""So common that nobody need be told."""
+
+_TEXT = r"(cond_stage_model\.(transformer\.)?)?"
+_PROJECTIONS = r"(text_projection(\.weight)?|visual_projection\.weight|logit_scale)"
+
+_NAMED = {
+    # CLIP compares pictures with texts by these; ComfyUI saves them, and `CLIPModel` has them.
+    "CLIP's projections": _TEXT + _PROJECTIONS,
+    "CLIP's vision tower": _TEXT + r"vision_model\..+",
+    # Of textual inversion while training; used only for the placeholder that it was trained with.
+    "embedding_manager": r"embedding_manager\..+",
+    # The noise levels of v1's schedule, as the code for SDXL keeps them.
+    "denoiser.sigmas": r"denoiser\.sigmas",
+    # Compared with the sizes where the file is opened.
+    "scale_factor": r"scale_factor",
+}
+_NAMED_PATTERNS = {kind: re.compile(pattern) for kind, pattern in _NAMED.items()}
 
 
-def is_harmless(name: str) -> bool:
-    """Whether a tensor of this name may be left out of the model without saying so."""
-    return any(pattern.fullmatch(name) for pattern in _HARMLESS)
+def is_routine(name: str) -> bool:
+    """Says whether a tensor of this name may be left out without a word."""
+    return any(pattern.fullmatch(name) for pattern in _ROUTINE)
+
+
+def harmless_kind(name: str) -> str | None:
+    """What a tensor that may be left out is of, to be named in a line; None for all others."""
+    found = (kind for kind, pattern in _NAMED_PATTERNS.items() if pattern.fullmatch(name))
+    return next(found, None)
+
+
+def left_out(kinds: Iterable[str]) -> str:
+    """The line that names what was left out. kinds: one for each tensor."""
+    counted = Counter(kinds)
+    listed = ", ".join(f"{kind} ({count})" for kind, count in counted.items())
+    return f"left out, as no picture depends on it: {listed}"

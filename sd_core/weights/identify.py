@@ -23,20 +23,20 @@ _MAGIC = (
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"%PDF", "a PDF document"),
 )
-_TORCH_LEGACY = (
-    "a file of torch's old format (before 1.6) or a bare pickle; load it with torch on a machine "
+_BARE_PICKLE = (
+    "a bare pickle, such as torch's formats before 0.2 begin with; load it with torch on a machine "
     "that trusts it and save it anew"
 )
 
 
 def what_bytes_seem(file: MappedFile) -> str:
-    """What a file that is neither safetensors nor torch's zip format seems to be."""
+    """What a file that is neither safetensors nor one of torch's formats seems to be."""
     head = bytes(file.map[:_HEAD_BYTES])
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
-        return _TORCH_LEGACY
+        return _BARE_PICKLE
     if not head.strip(b"\0"):
         return "nothing but zeros, as an interrupted download leaves"
     start = head.lstrip().lower()
@@ -119,6 +119,8 @@ def _component(shapes: Mapping[str, Shape]) -> str:
         return "a textual inversion embedding"
     if has("transformer_blocks.", "joint_blocks.", "double_blocks."):
         return "a transformer model (Stable Diffusion 3 or Flux)"
+    if has("taesd", "encoder.layers.0.weight", "decoder.layers.0.weight") or _is_bare_taesd(shapes):
+        return TAESD
     if has("encoder.conv_in.", "first_stage_model.", "decoder.conv_in."):
         return "an autoencoder (VAE) alone; pass it as vae="
     if has("input_blocks.", "down_blocks."):
@@ -129,9 +131,24 @@ def _component(shapes: Mapping[str, Shape]) -> str:
     return f"the weights of another kind of model ({first})"
 
 
+TAESD = "TAESD, a tiny stand-in for the autoencoder that is meant for previews"
+
+
+def _is_bare_taesd(shapes: Mapping[str, Shape]) -> bool:
+    """Its own files number the layers of encoder or decoder, without a word before."""
+    return any(_second(shapes.get(f"{n}.conv.0.weight", ())) == 64 for n in (1, 3))
+
+
 def _is_embedding(shapes: Mapping[str, Shape]) -> bool:
     """diffusers saves an embedding as one tensor, named by its token."""
     return len(shapes) == 1 and all("." not in name for name in shapes)
+
+
+def foreign_autoencoder(kind: str) -> str | None:
+    """What an autoencoder's class in a config seems to be if not v1's, else None."""
+    if kind == "AutoencoderTiny":
+        return TAESD
+    return None if kind in ("", "AutoencoderKL") else f"an {kind}"
 
 
 def foreign_vae(shapes: Mapping[str, Shape]) -> str | None:

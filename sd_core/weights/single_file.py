@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,10 +21,14 @@ from sd_core.weights.plausible import native_size, sized
 from sd_core.weights.safetensors_file import looks_like_safetensors, read_safetensors
 from sd_core.weights.sizes import UnknownSizeError
 from sd_core.weights.stored import MappedFile, StoredTensor
+from sd_core.weights.torch_legacy import looks_like_torch_legacy, read_torch_legacy
 from sd_core.weights.torch_zip import looks_like_torch_zip, read_torch_zip
 
 SPEC_KEY = "sdbatch.spec"
 """Where our own files keep their sizes as JSON: what shapes do not tell need not be assumed."""
+
+SCALE_TOLERANCE = 2**-7
+"""Relative; bfloat16 holds 0.18215 as 0.1826."""
 
 MAX_SPEC_VALUES = 1000
 DEEPER = 100
@@ -43,17 +48,24 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Reads either format. Raises `CheckpointError`, saying what another file seems to be."""
+    """Reads any of the formats. Raises `CheckpointError`, saying what another file seems to be."""
     file = MappedFile(path)
     if looks_like_safetensors(file):
         tensors, metadata = read_safetensors(file)
         return WeightsFile("safetensors", tensors, metadata.get(SPEC_KEY))
-    if looks_like_torch_zip(file):
-        content = read_torch_zip(file)
-        return WeightsFile("ckpt", _state_dict(path, content), _text(content.get(SPEC_KEY)))
+    for looks_like, read in _PICKLED:
+        if looks_like(file):
+            content = read(file)
+            return WeightsFile("ckpt", _state_dict(path, content), _text(content.get(SPEC_KEY)))
     raise CheckpointError(
         f"{path}: it seems to be {what_bytes_seem(file)}; expected weights as .safetensors or .ckpt"
     )
+
+
+_PICKLED = (
+    (looks_like_torch_zip, read_torch_zip),
+    (looks_like_torch_legacy, read_torch_legacy),
+)
 
 
 def _state_dict(path: Path, content: dict[Any, Any]) -> dict[str, StoredTensor]:
@@ -98,6 +110,8 @@ def open_single_file(path: Path, config: Path | None = None) -> Checkpoint:
     }
     prefixes = (TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX)
     spec, note = _spec(path, weights, parts, config)
+    if config is None:
+        _check_scale(path, weights, spec.vae.scale_factor)
     return Checkpoint(
         path=str(path),
         format=weights.format,
@@ -136,6 +150,19 @@ def _spec(
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: its sizes are not those of a v1 model: {error}") from None
+
+
+def _check_scale(path: Path, weights: WeightsFile, assumed: float) -> None:
+    """A model that was trained with `scale_by_std` keeps the scale of its latents as a tensor."""
+    stored = weights.tensors.get("scale_factor")
+    if stored is None or stored.numel != 1:
+        return
+    value = float(stored.view().double())
+    if not math.isclose(value, assumed, rel_tol=SCALE_TOLERANCE):
+        raise CheckpointError(
+            f"{path}: its scale_factor is {value:.6g}, and {assumed:.6g} would be assumed; give "
+            "a v1-inference.yaml as config, in which scale_factor says what is meant"
+        )
 
 
 def _own_spec(text: str) -> ModelSpec:

@@ -8,6 +8,7 @@ each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -103,6 +104,14 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
+def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
+    """A tensor with attributes, which are not needed: `function` of `arguments` is the tensor."""
+    rebuild = _TENSORS.get(function.name) if isinstance(function, Global) else None
+    if rebuild is None or not isinstance(arguments, tuple):
+        raise PickleError("its pickle describes a tensor wrongly")
+    return rebuild(*arguments)
+
+
 def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
     if pairs:  # torch fills it afterwards, where keys are checked
         raise PickleError("its pickle makes an OrderedDict of arguments, which no weights need")
@@ -113,15 +122,37 @@ def _not_needed(*_: Any) -> Inert:
     return Inert()
 
 
-ALLOWED: GlobalTable = {
-    "collections.OrderedDict": _ordered_dict,
+_TENSORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+}
+
+_PLAIN = ("list", "dict", "int", "float", "str", "bool")
+
+ALLOWED: GlobalTable = {
+    **_TENSORS,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    **dict.fromkeys(("torch.Tensor", "torch.nn.parameter.Parameter")),
     **dict.fromkeys(_STORAGES),
-    # Training state: Lightning keys its callbacks by their class, and keeps numpy scalars.
+    "collections.OrderedDict": _ordered_dict,
+    # What trainers and mergers keep beside weights. Lightning keys its callbacks by their class.
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": None,
-    "numpy.core.multiarray.scalar": _not_needed,
-    "numpy._core.multiarray.scalar": _not_needed,
+    "collections.defaultdict": lambda *_: {},
+    **dict.fromkeys(
+        f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _PLAIN
+    ),
+    **dict.fromkeys(("builtins.set", "builtins.frozenset"), _not_needed),
+    **dict.fromkeys(("__builtin__.set", "__builtin__.frozenset"), _not_needed),
+    **dict.fromkeys(("torch.Size", "torch.device"), _not_needed),
+    **dict.fromkeys(str(dtype) for dtype in _STORAGES.values()),
+    # numpy's scalars, arrays and types; `core` before numpy 2, `_core` since.
+    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _not_needed),
+    "numpy.core.multiarray._reconstruct": _not_needed,
+    "numpy._core.multiarray._reconstruct": _not_needed,
+    "numpy.core.numeric._frombuffer": _not_needed,
+    "numpy._core.numeric._frombuffer": _not_needed,
+    "numpy.ndarray": None,
     "numpy.dtype": _not_needed,
     "_codecs.encode": _not_needed,
 }
