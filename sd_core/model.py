@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import sd_core.device  # noqa: F401  # asks for huge pages, before there is a tensor
+from sd_core.bpe import tokens_over
 from sd_core.layers import KeysValues
 from sd_core.noise import draw_noise
 from sd_core.spec import LATENT_FACTOR, ModelSpec
@@ -85,6 +86,10 @@ class LatentDiffusion(nn.Module):
         if isinstance(prompts, str):
             raise TypeError(f"prompts is the string {prompts!r}; expected a list of strings")
         return torch.tensor(tokenize(list(prompts)), dtype=torch.int64).reshape(-1, MAX_TOKENS)
+
+    def tokens_over(self, prompt: str) -> int:
+        """Tokens of a prompt that `tokenize` cuts off; mostly 0."""
+        return tokens_over(prompt)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> (B, 77, context_dim) text states."""

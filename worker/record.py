@@ -13,9 +13,10 @@ import importlib.metadata
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.prompt_syntax import SYNTAX, foreign_syntax
 from jobs.task import Task, spec_digest
 from worker.encode import read_record
 
@@ -52,7 +53,8 @@ class RenderInfo:
     device: its kind and, of an accelerator, its name. execution: how the model was run, as
     `sd_core.execution` names it. evaluations: of the UNet. batch_rows: rows of the batches it ran
     in, which its bytes depend on; None if there was not one fixed count. render_s: from admission
-    to the last pixel.
+    to the last pixel. tokens_cut: field of a prompt -> tokens of it that the model did not read; of
+    those only that were cut.
     """
 
     device: str
@@ -61,6 +63,14 @@ class RenderInfo:
     evaluations: int
     batch_rows: int | None
     render_s: float
+    tokens_cut: Mapping[str, int] = field(default_factory=dict)
+
+
+def prompts_of(task: Task) -> dict[str, str]:
+    """Field -> text, of the prompts that the model reads for an image."""
+    if task.sampling.guidance == 1.0:  # the model is not asked without the prompt
+        return {"prompt": task.prompt}
+    return {"prompt": task.prompt, "negative": task.negative}
 
 
 def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, Any]:
@@ -77,7 +87,21 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         "device": render.device,
         "dtype": render.dtype,
         "execution": render.execution,
+        **_not_as_written(task, render.tokens_cut),
         "software": dict(software_versions()),
+    }
+
+
+def _not_as_written(task: Task, tokens_cut: Mapping[str, int]) -> dict[str, Any]:
+    """Fields for prompts that the picture may not show as they were meant; mostly none.
+
+    tokens_cut: as `RenderInfo` has it. syntax_as_text: kinds of `jobs.prompt_syntax.SYNTAX`.
+    """
+    found = {kind for text in prompts_of(task).values() for kind, _ in foreign_syntax(text)}
+    as_text = [kind for kind in SYNTAX if kind in found]
+    return {
+        **({"tokens_cut": dict(tokens_cut)} if tokens_cut else {}),
+        **({"syntax_as_text": as_text} if as_text else {}),
     }
 
 

@@ -30,7 +30,7 @@ from worker.faults import DeviceLostError, Reason, is_device_lost, reason_of
 from worker.finish import Finisher, ShardRecords
 from worker.inputs import Inputs
 from worker.meter import NO_METER, Meter
-from worker.record import RenderInfo
+from worker.record import RenderInfo, prompts_of
 from worker.saved import SavedImages
 
 log = logging.getLogger(__name__)
@@ -340,6 +340,11 @@ class Runner:
             evaluations=rendered.evaluations,
             batch_rows=self._engine.rows_of(task.sampling) if rendered.exact else None,
             render_s=rendered.seconds,
+            tokens_cut={
+                name: over
+                for name, text in prompts_of(task).items()
+                if (over := self._engine.model.tokens_over(text))
+            },
         )
 
     def _fail(self, task: Task, error: Exception, evaluations_left: int, reason: Reason) -> None:

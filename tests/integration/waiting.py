@@ -33,7 +33,11 @@ class WaitingModel:
     device = torch.device("cpu")
     dtype = torch.float32
     digest = "0" * 64
+    execution = "none"
     provenance = None
+
+    def tokens_over(self, prompt: str) -> int:
+        return 0
 
 
 class WaitingEngine:

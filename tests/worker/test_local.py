@@ -400,3 +400,24 @@ def test_wrong_digest_and_missing_model_are_model_errors(manifest_path, checkpoi
     with pytest.raises(InputError, match=r"^device 'tpu' is unknown"):
         run_with(ModelChoice("odd", str(checkpoint), device="tpu"))
     assert list((tmp_path / "out").iterdir()) == []  # no job was begun
+
+
+def test_records_tell_of_prompts_that_are_not_drawn_as_written(tmp_path, checkpoint):
+    """And only those records have the fields."""
+    path = tmp_path / "cut.yaml"
+    long = "cat " * 80
+    path.write_text(
+        "version: 1\nmodel: odd\ndefaults: {steps: 1, width: 64, height: 64, guidance: 2}\n"
+        "prompts:\n"
+        f"- {{prompt: {long}, negative: a (hat:1.2)}}\n"
+        f"- {{prompt: a BREAK b, negative: {long}}}\n"
+        f"- {{prompt: a, negative: {long}, guidance: 1}}\n"
+    )
+    store = LocalStore(tmp_path / "out")
+    keys = JobKeys(run(path, checkpoint, store).job)
+    first, second, third = read_records(store, keys)
+    assert (first["tokens_cut"], first["syntax_as_text"]) == ({"prompt": 5}, ["weights"])
+    assert (second["tokens_cut"], second["syntax_as_text"]) == ({"negative": 5}, ["parts"])
+    assert third.keys().isdisjoint({"tokens_cut", "syntax_as_text"})
+    for line in (first, second):
+        assert line.items() >= read_record(store.get(keys(line["path"]))).items()
