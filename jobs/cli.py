@@ -20,9 +20,11 @@ from jobs.cli_common import (
     endpoint_option,
     json_option,
     manifest_argument,
+    open_store_at,
     read_manifest,
 )
 from jobs.console import EXIT_CODES, Terminal, escape_unencodable, size
+from jobs.earlier import earlier_job_lines
 from jobs.errors import (
     ExitCode,
     Interrupted,
@@ -129,6 +131,9 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
     else:
         for label, text in _plan_lines(job, job_id, summary):
             terminal.say(f"{label:12} {text}")
+        with terminal.status("looking for earlier jobs"):
+            earlier = _earlier_job_lines(job)
+        terminal.note(earlier)
 
 
 @cli.command()
@@ -211,6 +216,17 @@ def _ticking(tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:
         if task.index % 1000 == 0:
             tick(task.index)
         yield task
+
+
+def _earlier_job_lines(job: Manifest) -> list[str]:
+    """See `earlier_job_lines`; of the store that the job would go to, if it can be reached."""
+    try:
+        settings = Settings.from_env(os.environ)
+        address = job.output.store or settings.job_store
+        store = open_store_at(settings, address, None, given=job.output.store is not None)
+    except SdbatchError:  # a plan needs neither settings nor a store
+        return []
+    return earlier_job_lines(store, job)
 
 
 def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ from jobs.cli_common import (
     store_address,
 )
 from jobs.console import Terminal, size
+from jobs.earlier import earlier_job_lines
 from jobs.errors import ExitCode, Interrupted
 from jobs.formatting import agreeing, counted
 from jobs.ledger import Ledger
@@ -83,6 +84,10 @@ def submit(
     address = given or settings.job_store
     opened = open_store_at(settings, address, endpoint, given=bool(given))
     ledger = ledger_at(redis)
+    if job is None:
+        with terminal.status("looking for earlier jobs"):
+            earlier = earlier_job_lines(opened, read)
+        terminal.note(earlier)
     submitted = submit_manifest(
         read,
         opened,

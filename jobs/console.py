@@ -78,6 +78,11 @@ class Terminal:
             self.err.print(_problem_line(problem, "", problem.message))
         self.err.print(Text(counted(len(problems), "problem"), style="bold red"))
 
+    def note(self, lines: Iterable[str]) -> None:
+        """What a person may want to know beside the result; nothing for programs."""
+        for line in () if self.json else lines:
+            self.err.print(Text(_printable(line)))
+
     def status(self, text: str) -> contextlib.AbstractContextManager[object]:
         """Says what is being done while it is, on a terminal."""
         return self.err.status(text) if self.err.is_terminal else contextlib.nullcontext()

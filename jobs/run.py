@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs.console import Terminal
+from jobs.earlier import earlier_job_lines
 from jobs.errors import ExitCode, InputError
 from jobs.formatting import agreeing, counted
 from jobs.manifest import Manifest
@@ -85,6 +86,10 @@ def run(
     address = options.store or manifest.output.store or settings.store
     store = open_store(address, endpoint=options.endpoint)
     plan = summarize(manifest.tasks())
+    if options.job is None:
+        with terminal.status("looking for earlier jobs"):
+            earlier = earlier_job_lines(store, manifest)
+        terminal.note(earlier)
     with stopping_on_signals(terminal) as stop:
         return run_job(
             manifest,

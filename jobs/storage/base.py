@@ -10,7 +10,7 @@ Stores may be made of folders, so no key is also the folder of another: not `a` 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,9 @@ MAX_KEY_BYTES = 1024
 TEMPORARY_PREFIX = ".tmp-"
 """Names of what stores write for themselves start like this; keys may not."""
 
+MOST_FOLDERS = 1000
+"""Names that `Store.folders` gives: one page of S3's."""
+
 # Backslashes, control characters, and halves of surrogate pairs, which have no UTF-8.
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -33,12 +36,14 @@ _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 class ObjectInfo:
     """One object as `head` and `list` report it.
 
-    metadata: what `put` was given, where the store keeps it; the local one does not.
+    metadata: what `put` was given, where the store keeps it; the local one does not. modified_s:
+    when it was written, Unix time by the store's clock; None where `list` or a server does not say.
     """
 
     key: str
     size_bytes: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    modified_s: float | None = field(default=None, compare=False)
 
 
 class Store(Protocol):
@@ -70,6 +75,12 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix`, in the order of their keys, one at a time."""
+        ...
+
+    def folders(self, prefix: str, limit: int) -> Sequence[str]:
+        """Names of folders directly in the store that start with `prefix`, without a slash, at most
+        so many; quick whatever they hold. A limit over 1,000 counts as that.
+        """
         ...
 
     def delete(self, key: str) -> None:

@@ -13,11 +13,12 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import NotFoundError, StoreError, StoreFullError
 from jobs.storage.base import (
+    MOST_FOLDERS,
     TEMPORARY_PREFIX,
     ObjectInfo,
     check_key,
@@ -105,6 +106,20 @@ class LocalStore:
         folder, _, _ = check_prefix(prefix).rpartition("/")
         yield from self._walk(f"{folder}/" if folder else "", prefix)
 
+    def folders(self, prefix: str, limit: int) -> Sequence[str]:
+        with _explained(self.root):
+            try:
+                found = sorted(
+                    entry.name
+                    for entry in os.scandir(self.root)
+                    if entry.name.startswith(check_prefix(prefix))
+                    and is_segment(entry.name)
+                    and entry.is_dir()
+                )
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return found[: min(limit, MOST_FOLDERS)]
+
     def delete(self, key: str) -> None:
         path = self._path(key)
         with _explained(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -171,7 +186,7 @@ def _info(key: str, path: Path) -> ObjectInfo | None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return None if path.is_dir() else ObjectInfo(key, status.st_size)
+    return None if path.is_dir() else ObjectInfo(key, status.st_size, modified_s=status.st_mtime)
 
 
 def _write_temporary(folder: Path, data: bytes) -> Path:

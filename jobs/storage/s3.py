@@ -11,13 +11,13 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.parsers import ResponseParserError
 
-from jobs.storage.base import ObjectInfo, check_prefix, is_key
+from jobs.storage.base import MOST_FOLDERS, ObjectInfo, check_prefix, is_key, is_segment
 from jobs.storage.keys import content_type as type_of
 from jobs.storage.s3_address import S3Access, S3Address
 from jobs.storage.s3_client import Clients, is_aws
@@ -132,7 +132,9 @@ class S3Store:
                 self._say_why(client, name, error)
                 return None
             kept = {name: value for name, value in found["Metadata"].items() if name != PUT_ID}
-            return ObjectInfo(key, found["ContentLength"], kept)
+            written = found.get("LastModified")
+            modified_s = None if written is None else written.timestamp()
+            return ObjectInfo(key, found["ContentLength"], kept, modified_s)
 
         return self._ask("read", key, look)
 
@@ -143,6 +145,22 @@ class S3Store:
             key = found["Key"].removeprefix(root)
             if is_key(key):
                 yield ObjectInfo(key, found["Size"])
+
+    def folders(self, prefix: str, limit: int) -> Sequence[str]:
+        start = self.address.root + check_prefix(prefix)
+
+        def ask(client: S3Client) -> list[str]:
+            page = client.list_objects_v2(
+                Bucket=self.address.bucket,
+                Prefix=start,
+                Delimiter="/",
+                MaxKeys=min(limit, MOST_FOLDERS),
+            )
+            return [folder["Prefix"] for folder in page.get("CommonPrefixes", [])]
+
+        found = self._ask("list", "", ask, patient=False)
+        names = (name.removeprefix(self.address.root).removesuffix("/") for name in found)
+        return [name for name in names if is_segment(name)]
 
     def delete(self, key: str) -> None:
         name = self.address.name(key)

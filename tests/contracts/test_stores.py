@@ -264,3 +264,26 @@ def test_check_writable_leaves_nothing_behind(store: Store):
 
 def test_url_names_the_key(store: Store):
     assert store.url("job/index.html").endswith("job/index.html")
+
+
+def test_folders_are_named_whatever_they_hold(store: Store):
+    for number in range(3):
+        for name in ("b-1", "a-1", "a-2", "ab"):
+            store.put(f"{name}/images/{number}.png", b"x")
+    store.put("a-file", b"x")
+    assert list(store.folders("a-", 1000)) == ["a-1", "a-2"]
+    assert sorted(store.folders("", 2000)) == ["a-1", "a-2", "ab", "b-1"]
+    assert len(store.folders("", 2)) == 2
+    assert list(store.folders("c", 10)) == []
+
+
+def test_a_store_that_is_empty_has_no_folders(store: Store):
+    assert list(store.folders("a", 10)) == []
+
+
+def test_head_says_when_an_object_was_written(store: Store):
+    store.put("key", b"x")
+    info = store.head("key")
+    assert info is not None
+    assert info.modified_s is not None
+    assert info.modified_s > 1.5e9
