@@ -6,7 +6,6 @@ So a message may be lost, late or delivered twice. One queue a model, as workers
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, NotRequired, Protocol
 
@@ -18,6 +17,7 @@ from typing_extensions import TypedDict
 
 from jobs.broker import broker_settings
 from jobs.errors import DamagedLedgerError, InputError, LedgerError
+from jobs.ledger.address import parse_address
 from jobs.ledger.base import Shard
 from jobs.ledger.causes import cause, is_flaw
 from jobs.limits import MAX_IMAGES
@@ -44,8 +44,6 @@ CELERY_SETTINGS: Mapping[str, Any] = {
 """For everything that talks to a broker, wherever it is; `celery_settings` has the rest."""
 
 SEND_RETRIES = {"max_retries": 4, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 2.0}
-
-_PASSWORD = re.compile(r"(?<=//)[^/@]*@")
 
 
 def celery_settings(url: str) -> dict[str, Any]:
@@ -140,7 +138,7 @@ class CeleryQueue:
     def __init__(self, url: str) -> None:
         self._app = Celery("sdbatch", set_as_current=False)
         self._app.conf.update(celery_settings(url))
-        self._place = _PASSWORD.sub("", url).partition("?")[0]
+        self._place = parse_address(url).place
 
     def __repr__(self) -> str:
         return f"CeleryQueue({self._place})"

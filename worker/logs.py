@@ -30,8 +30,8 @@ _context: ContextVar[Mapping[str, object]] = ContextVar(
     "sdbatch_log_context", default=MappingProxyType({})
 )
 
-# Up to the last @ before a slash: a password may hold an @ that nobody encoded.
-_USERINFO = re.compile(r"(?<=://)[^\s/]*@")
+# Up to the last @ of what may be a URL: a password may hold any character that nobody encoded.
+_USERINFO = re.compile(r"(?<=://)\S*@")
 _NAMED = re.compile(r"(?i)((?:password|passwd|secret)[\"']?\s*[=:]\s*)([\"']?)[^&\s,;\"']+")
 
 

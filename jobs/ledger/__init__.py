@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 from jobs.errors import LedgerError
 from jobs.ledger.base import LEASE_S, Ledger
 
 __all__ = ["Ledger", "open_ledger"]
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,19}")
 
 
 def open_ledger(url: str, *, lease_s: float = LEASE_S) -> Ledger:
     """The ledger at `url`; nothing is contacted yet. Raises `LedgerError`.
 
-    url: a Redis or Valkey server as `jobs.ledger.connect` describes, or `memory://`, a new ledger
+    url: a Redis or Valkey server as `jobs.ledger.address` describes, or `memory://`, a new ledger
     for this process alone. lease_s: how long a claim lasts without a heartbeat.
     """
+    url = url.strip()
     scheme, separator, _ = url.partition("://")
     if separator and scheme in REDIS_SCHEMES:
         # redis-py takes a quarter of a second to import; commands without a ledger do without.
@@ -28,5 +32,6 @@ def open_ledger(url: str, *, lease_s: float = LEASE_S) -> Ledger:
 
         return MemoryLedger(lease_s=lease_s)
     # The address may hold a password, so that no more of it is repeated than its scheme.
-    named = f"no ledger is known for {scheme}://" if separator else "the ledger's address is no URL"
+    known = separator and _SCHEME.fullmatch(scheme)
+    named = f"no ledger is known for {scheme}://" if known else "the ledger's address is no URL"
     raise LedgerError(f"{named}; give redis://host:port")

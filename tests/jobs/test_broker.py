@@ -38,7 +38,7 @@ def understood(url: str) -> dict[str, object]:
         ("rediss://host/1", "rediss://host:6379/1?ssl_cert_reqs=required"),
         (
             "rediss://host?ssl_ca_certs=/a%20b&ssl_check_hostname=no&ssl_cert_reqs=none",
-            "rediss://host:6379/0?ssl_ca_certs=%2Fa+b&ssl_check_hostname=false&ssl_cert_reqs=none",
+            "rediss://host:6379/0?ssl_ca_certs=%2Fa+b&ssl_cert_reqs=none&ssl_check_hostname=false",
         ),
         ("unix:///run/s", "redis+socket:///run/s?virtual_host=0"),
         (f"unix://:{QUOTED}@/a%20b/s?db=3", f"redis+socket://:{QUOTED}@/a%20b/s?virtual_host=3"),
@@ -68,7 +68,7 @@ def test_names_and_passwords_arrive_as_they_are(form):
 
 def test_options():
     assert broker_settings("redis://host")[1] == TRANSPORT_OPTIONS
-    url = "redis://host?socket_timeout=2.5&socket_keepalive=no&protocol=3"
+    url = "redis://host?socket_timeout=2.5&socket_keepalive=no&db=3"
     changed = {"socket_timeout": 2.5, "socket_keepalive": False}
     assert broker_settings(url)[1] == {**TRANSPORT_OPTIONS, **changed}
     options = broker_settings("redis+sentinel://one/main")[1]
@@ -92,7 +92,7 @@ def test_options():
     ],
 )
 def test_no_broker(url):
-    with pytest.raises(LedgerError, match="the broker's address") as caught:
+    with pytest.raises(LedgerError, match="the address of the Redis server") as caught:
         CeleryQueue(url)
     assert "s3cret" not in str(caught.value)
 
