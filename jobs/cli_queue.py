@@ -46,9 +46,7 @@ from jobs.storage import JobKeys
 @click.option(
     "--priority",
     type=click.IntRange(1, 100),
-    default=10,
-    show_default=True,
-    help="Share of the workers against other jobs; submitting again sets it anew.",
+    help="Share of the workers against other jobs. [default: what the job has, 10 if it is new]",
 )
 @click.option("--wait", is_flag=True, help="Then watch the job until it ends.")
 @redis_option
@@ -61,7 +59,7 @@ def submit(
     store: str | None,
     endpoint: str | None,
     job: str | None,
-    priority: int,
+    priority: int | None,
     wait: bool,
     redis: str | None,
     allow_outside: bool,

@@ -58,10 +58,13 @@ def write_job_file(store: Store, keys: JobKeys, job: JobFile, *, force: bool = F
     put(True)
 
 
-def check_folder(store: Store, keys: JobKeys, plan: str) -> None:
-    """Raises `JobConflictError` if the folder is that of a job with another plan, `StoreError`."""
+def check_folder(store: Store, keys: JobKeys, plan: str) -> JobFile | None:
+    """The job of the folder; None if there is none yet.
+
+    Raises `JobConflictError` if it has another plan, `StoreError`.
+    """
     if store.head(keys.job) is None:
-        return
+        return None
     found = read_job_file(store, keys)
     if found.plan != plan:
         raise JobConflictError(
@@ -69,6 +72,7 @@ def check_folder(store: Store, keys: JobKeys, plan: str) -> None:
             f"{found.model} (plan {found.plan[:12]}…, not {plan[:12]}…); choose another folder or "
             "job name"
         )
+    return found
 
 
 def read_job_file(store: Store, keys: JobKeys) -> JobFile:

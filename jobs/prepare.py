@@ -20,20 +20,22 @@ def prepare(
     store: Store,
     keys: JobKeys,
     *,
-    priority: int = JobFile.priority,
+    priority: int | None = None,
     webhook: str | None = None,
     reproducible: Reproducible = JobFile.reproducible,
     force: bool = False,
 ) -> tuple[JobFile, ShardTable]:
     """Writes what is not there yet; what the job is, and its shards.
 
-    reproducible: for a manifest that says nothing of it. force: images of another model or quality
+    priority: None keeps that of a job that is there. reproducible: for a manifest that says nothing
+    of it. force: images of another model or quality
     are to be replaced, so the job that they were of gives way, if its prompts are the same.
     Raises `JobConflictError` for a folder that holds another plan, which then stays as it is, and
     `InputError` for a picture that changed since the manifest was read.
     """
-    if not force:
-        check_folder(store, keys, manifest.digest)
+    known = None if force else check_folder(store, keys, manifest.digest)
+    if priority is None:
+        priority = JobFile.priority if known is None else known.priority
     shards = ShardTable(manifest.total)
     write_plan(store, keys, shards.watch(manifest.tasks()))  # first: it finds another job's folder
     for name, source in manifest.inputs.items():

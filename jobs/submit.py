@@ -6,6 +6,7 @@ plan, the ledger knows the job by its id, and messages are only ever sent for wh
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def submit(
     *,
     address: str,
     job: str | None = None,
-    priority: int = NewJob.priority,
+    priority: int | None = None,
     webhook: str | None = None,
     reproducible: Reproducible = JobFile.reproducible,
     status: Callable[[str], AbstractContextManager[object]],
@@ -69,19 +70,23 @@ def submit(
     """Enters a job for the workers of its model, or continues it.
 
     address: of the store, as workers are to open it. job: names the folder; by default the name
-    derived from the manifest's content. reproducible: for a manifest that says nothing of it.
+    derived from the manifest's content. priority: None keeps that of a job that is there.
+    reproducible: for a manifest that says nothing of it.
     status: shows what takes its time.
     Raises `InputError`, `JobConflictError`, `StoreError` and `LedgerError`.
     """
     if job is not None and ("/" in job or not is_segment(job)):
         raise InputError(f"{job!r} is not a folder name")
-    if priority not in PRIORITIES:
+    if priority is not None and priority not in PRIORITIES:
         raise InputError(f"priority {priority} is not within {PRIORITIES[0]} to {PRIORITIES[-1]}")
     ledger.ping()  # before anything is written
     store.check_writable()
     with status("naming the job"):
         keys = JobKeys(job if job is not None else manifest.job_id())
         address = agreed_address(ledger, keys, manifest.digest, address)
+        if priority is None:
+            with contextlib.suppress(NotFoundError):
+                priority = ledger.status(keys.job_id).priority
     with status("writing the plan"):
         described, shards = prepare(
             manifest, store, keys, priority=priority, webhook=webhook, reproducible=reproducible

@@ -213,6 +213,8 @@ class TestSubmit:
         job = commands.submit("--priority", "10")["job"]
         commands.submit("--priority", "90")
         assert commands.json("status", job)["priority"] == 90
+        commands.submit()
+        assert commands.json("status", job)["priority"] == 90
 
     def test_what_manifests_leave_to_the_settings(self, commands, monkeypatch):
         monkeypatch.setenv("SDBATCH_REPRODUCIBLE", "fast")

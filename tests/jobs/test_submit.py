@@ -218,6 +218,33 @@ def test_submitting_again_takes_the_new_settings(manifest, store, tmp_path):
     assert (status.priority, status.webhook) == (90, hook)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["in the ledger", "in the folder only"])
+def test_submitting_again_without_a_priority_keeps_what_the_job_has(manifest, store, known):
+    ledger = MemoryLedger()
+    job = enter(manifest, store, ledger, priority=90).job
+    if not known:
+        ledger.forget(job)
+    enter(manifest, store, ledger)
+    assert ledger.status(job).priority == 90
+    assert read_job_file(store, JobKeys(job)).priority == 90
+
+
+def test_the_ledgers_priority_is_what_the_job_has(manifest, store):
+    """The folder is of a job that was entered without it, such as by `sdbatch run`."""
+    ledger = MemoryLedger()
+    job = enter(manifest, store, ledger, priority=90).job
+    prepare(manifest, store, JobKeys(job), priority=10)
+    enter(manifest, store, ledger)
+    assert ledger.status(job).priority == 90
+
+
+def test_running_in_a_jobs_folder_keeps_its_priority(manifest, store):
+    keys = JobKeys("mine")
+    prepare(manifest, store, keys, priority=90)
+    prepare(manifest, store, keys)
+    assert read_job_file(store, keys).priority == 90
+
+
 def test_force_replaces_the_job_of_another_quality(manifest, store, tmp_path):
     keys = JobKeys("mine")
     prepare(manifest, store, keys)
