@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import NotFoundError, StoreError
-from jobs.records import Record, read_records
-from jobs.storage import JobKeys, LocalStore, Store
+from jobs.errors import DamagedError, NotFoundError, StoreError
+from jobs.limits import MAX_RENDERED_BYTES
+from jobs.records import MAX_FAILURES_BYTES, Record, read_records
+from jobs.storage import JobKeys, LocalStore, Store, get_verified
 from jobs.storage.keys import content_type
 
 THREADS = 8  # a download waits most of its time
@@ -96,24 +97,25 @@ def collect(
         raise NotFoundError(f"{store.url(keys.job_id)} has no finished images")
     if containing is None:
         for key in _besides(store, keys):
-            target.put(key, store.get(key), overwrite=True, content_type=content_type(key))
+            data = store.get(key, limit_bytes=MAX_FAILURES_BYTES)
+            target.put(key, data, overwrite=True, content_type=content_type(key))
     return collected
 
 
 def _is_right(target: LocalStore, key: str, sha256: str) -> bool:
     try:
-        return hashlib.sha256(target.get(key)).hexdigest() == sha256
-    except NotFoundError:
+        data = target.get(key, limit_bytes=MAX_RENDERED_BYTES)
+    except (NotFoundError, DamagedError):
         return False
+    return hashlib.sha256(data).hexdigest() == sha256
 
 
 def _checked(store: Store, key: str, sha256: str) -> bytes | None:
     """The object's bytes; None if they are gone or not what the record says."""
     try:
-        data = store.get(key)
-    except NotFoundError:
+        return get_verified(store, key, sha256, limit_bytes=MAX_RENDERED_BYTES)
+    except (NotFoundError, DamagedError):
         return None
-    return data if hashlib.sha256(data).hexdigest() == sha256 else None
 
 
 def _besides(store: Store, keys: JobKeys) -> Iterator[str]:

@@ -6,7 +6,9 @@
     │   │   └── ManifestError     2  a manifest or files it names; each problem with its place
     │   ├── ModelError            4  the model cannot be loaded
     │   ├── StoreError            5  the store cannot be read or written
-    │   │   └── StoreFullError    5  no space is left in it
+    │   │   ├── StoreFullError    5  no space is left in it
+    │   │   └── DamagedError      5  one object is not what it must be; the store itself works
+    │   │       └── ForeignImageError  5  an image's place is taken by something else
     │   ├── JobConflictError      6  the folder holds another job
     │   ├── NotFoundError         7  no such job, plan or object
     │   ├── DeviceLostError       1  the device answers no more (`worker.faults`)
@@ -102,7 +104,11 @@ class StoreFullError(StoreError):
     """No space is left in the store."""
 
 
-class ForeignImageError(StoreError):
+class DamagedError(StoreError):
+    """One object is cut, changed, or larger than anything of its kind; the store itself works."""
+
+
+class ForeignImageError(DamagedError):
     """Something else is stored under an image's key: damaged, or made from other parameters."""
 
 

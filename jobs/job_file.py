@@ -12,29 +12,40 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from jobs.errors import JobConflictError, NotFoundError, StoreError
+from jobs.errors import DamagedError, JobConflictError, NotFoundError
+from jobs.limits import MAX_IMAGES
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
 
 PRIORITIES = range(1, 101)
 
+MAX_JOB_FILE_BYTES = 2**20
+"""Digests of a thousand parts, and all the rest."""
+
+MAX_NAME_CHARS = 1000
+"""More than a manifest allows for the names of jobs and models."""
+
 Reproducible = Literal["exact", "fast"]
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
 class JobFile:
     """plan: `Manifest.digest`. quality: of jpeg and webp. priority, webhook, reproducible: as
-    submitted last; see `sd_core.request.Request` for what exact means.
+    submitted last; see `sd_core.request.Request` for what exact means. parts: sha256 of each part
+    of the plan, as it is stored; None in the job of a version that did not note them.
     """
 
-    name: str
-    model: str
-    plan: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    images: Annotated[int, Field(ge=0)]
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    model: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    plan: Sha256
+    images: Annotated[int, Field(ge=0, le=MAX_IMAGES)]
     quality: Annotated[int, Field(ge=1, le=100)]
     priority: Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1])] = 10
     webhook: str | None = None
     reproducible: Reproducible = "exact"
+    parts: Annotated[tuple[Sha256, ...], Field(max_length=MAX_IMAGES)] | None = None
 
 
 _JOB_FILE = TypeAdapter(JobFile)
@@ -78,7 +89,7 @@ def check_folder(store: Store, keys: JobKeys, plan: str) -> JobFile | None:
 def read_job_file(store: Store, keys: JobKeys) -> JobFile:
     """Raises `NotFoundError` if the folder is no job's or was left half-submitted, `StoreError`."""
     try:
-        data = store.get(keys.job)
+        data = store.get(keys.job, limit_bytes=MAX_JOB_FILE_BYTES)
     except NotFoundError:
         raise NotFoundError(
             f"{store.url(keys.job)} is missing: there is no such job, or it was never submitted "
@@ -89,7 +100,7 @@ def read_job_file(store: Store, keys: JobKeys) -> JobFile:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise StoreError(
+        raise DamagedError(
             f"{store.url(keys.job)} is damaged: {place}: {first['msg']}; delete it and submit the "
             "job's manifest again"
         ) from None

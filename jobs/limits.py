@@ -41,5 +41,8 @@ MAX_SCANNED_PIXELS = 100 * MAX_IMAGE_PIXELS
 MAX_DIRECTORY_BYTES = 64 * 2**20
 """Memory for reading EXIF data, whose entries may all point to the same bytes."""
 
+MAX_RENDERED_BYTES = MAX_IMAGE_BYTES
+"""A finished image as a file: the largest has 48 MiB of pixels and half a megabyte of prompts."""
+
 MAX_PROBLEMS = 10_000
 """Reading stops after this many problems: nobody reads more, and memory stays small."""

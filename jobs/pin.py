@@ -8,9 +8,25 @@ from __future__ import annotations
 
 import json
 
-from jobs.errors import JobConflictError, StoreError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
+
+from jobs.errors import DamagedError, JobConflictError
+from jobs.job_file import Sha256
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
+
+_MAX_BYTES = 2**16
+
+
+class Pin(TypedDict):
+    """name: as records call the model. digest: sha256 of its weights, 64 hex digits."""
+
+    name: str
+    digest: Sha256
+
+
+_PIN: TypeAdapter[Pin] = TypeAdapter(Pin)
 
 _SHOWN = 16  # digits of a digest that tell two models apart for a person
 
@@ -41,12 +57,14 @@ def check_pin(store: Store, keys: JobKeys, name: str, digest: str) -> None:
         )
 
 
-def read_pin(store: Store, keys: JobKeys) -> dict[str, str]:
-    """`name` and `digest` of the job's model. Raises `NotFoundError` before the first render,
-    `StoreError`.
-    """
+def read_pin(store: Store, keys: JobKeys) -> Pin:
+    """The job's model. Raises `NotFoundError` before the first render, `StoreError`."""
+    data = store.get(keys.model, limit_bytes=_MAX_BYTES)
     try:
-        pinned = json.loads(store.get(keys.model))
-        return {"name": str(pinned["name"]), "digest": str(pinned["digest"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{store.url(keys.model)} is damaged: {error}") from error
+        return _PIN.validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise DamagedError(
+            f"{store.url(keys.model)} is damaged: {first['msg']}; delete it, and whoever renders "
+            "next writes it anew"
+        ) from None

@@ -8,24 +8,39 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import zlib
-from collections import Counter
+import logging
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
-from jobs.errors import JobConflictError, NotFoundError, StoreError
-from jobs.storage.base import Store
-from jobs.storage.keys import JobKeys
+from jobs.errors import DamagedError, InputError, JobConflictError, NotFoundError
+from jobs.gunzip import gunzip_lines
+from jobs.job_file import JobFile, read_job_file
+from jobs.storage import JobKeys, Store, get_verified
+from jobs.storage.keys import content_type
 from jobs.task import Task
+from jobs.task_line import MAX_LINE_BYTES, read_task
 from sd_core.samplers import evaluations
+
+log = logging.getLogger(__name__)
 
 PART_SIZE = 10_000
 """Tasks in one part of a plan: a few hundred kilobytes compressed."""
 
+MAX_PART_BYTES = 64 * 2**20
+"""One part of a plan, compressed."""
+
+MAX_PART_TEXT_BYTES = 512 * 2**20
+"""The lines of one part. Those of ordinary prompts are a few megabytes."""
+
 PARTS_KEPT = 2
-"""Parts of a plan that a reader keeps: 10,000 lines are a few megabytes."""
+"""Parts of a plan that a reader keeps, compressed; unpacking one again takes milliseconds."""
+
+_WRITE_ANEW = "submit or run the job's manifest again, which writes it anew"
 
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.4, "webp": 0.25}
 """Of photographs from Stable Diffusion at quality 95; flat drawings take a tenth. An estimate for
@@ -126,25 +141,71 @@ def _add(summary: PlanSummary, kinds: Counter[tuple[Any, ...]]) -> None:
 
 
 def write_plan(
-    store: Store, keys: JobKeys, tasks: Iterable[Task], *, part_size: int = PART_SIZE
-) -> int:
-    """Write the tasks into the job's folder, `part_size` a part; returns how many parts.
+    store: Store,
+    keys: JobKeys,
+    tasks: Iterable[Task],
+    *,
+    part_size: int = PART_SIZE,
+    replace: bool = False,
+) -> list[str]:
+    """Write the tasks into the job's folder, `part_size` a part; the parts' sha256, as stored.
 
     The same tasks give the same bytes. Parts that are there already are left, if they hold the
-    same tasks; otherwise `JobConflictError`: images of another job may be there too.
+    same tasks; otherwise `JobConflictError`: images of another job may be there too. replace: the
+    folder is known to be this job's, so what differs is damaged, and written anew.
+    Raises `InputError` for prompts that are too long together, and `StoreError`.
     """
     source = iter(tasks)
-    parts = 0
+    digests: list[str] = []
     while part := list(itertools.islice(source, part_size)):
-        lines = _dump(part)
-        key = keys.plan_part(parts)
-        data = gzip.compress(lines, _GZIP_LEVEL, mtime=0)
-        if not store.put(key, data, content_type="application/gzip"):
-            _require_same(store, keys, key, lines)
-        parts += 1
-    if store.head(keys.plan_part(parts)) is not None:
+        digests.append(_write_part(store, keys, len(digests), _dump(part), replace=replace))
+    if store.head(keys.plan_part(len(digests))) is not None:
         raise _conflict(store, keys)
-    return parts
+    return digests
+
+
+def _write_part(store: Store, keys: JobKeys, number: int, lines: bytes, *, replace: bool) -> str:
+    key = keys.plan_part(number)
+    data = gzip.compress(lines, _GZIP_LEVEL, mtime=0)
+    if len(lines) > MAX_PART_TEXT_BYTES or len(data) > MAX_PART_BYTES:
+        raise InputError(
+            f"the prompts of {PART_SIZE:,} images in a row, from image {number * PART_SIZE:,} on, "
+            f"are too long together: {len(lines):,} bytes, {len(data):,} compressed; at most "
+            f"{MAX_PART_TEXT_BYTES:,} and {MAX_PART_BYTES:,} are allowed"
+        )
+    if store.put(key, data, content_type=content_type(key)):
+        return sha256(data).hexdigest()
+    try:
+        return sha256(_same(store, keys, number, lines)).hexdigest()
+    except (JobConflictError, DamagedError):
+        if not replace:
+            raise
+    log.warning("%s is damaged; it is written anew", store.url(key))
+    store.put(key, data, overwrite=True, content_type=content_type(key))
+    return sha256(data).hexdigest()
+
+
+def _same(store: Store, keys: JobKeys, number: int, lines: bytes) -> bytes:
+    """The part as it is stored, compressed, which must hold these lines. What is inside counts:
+    another version of zlib may have compressed it otherwise.
+
+    Raises `JobConflictError` if it has others, `DamagedError` and `StoreError`.
+    """
+    key = keys.plan_part(number)
+    data = store.get(key, limit_bytes=MAX_PART_BYTES)
+    place = 0
+    try:
+        if not data:
+            raise ValueError("it is empty")
+        for line in _unpacked(data, PART_SIZE):
+            if not lines.startswith(line, place):
+                raise _conflict(store, keys)
+            place += len(line)
+    except ValueError as error:
+        raise _damaged(store, key, f"{error}; delete it, and run or submit again") from error
+    if place != len(lines):
+        raise _conflict(store, keys)
+    return data
 
 
 def check_plan(
@@ -155,91 +216,132 @@ def check_plan(
     """
     source = iter(tasks)
     for number in itertools.count():
-        key = keys.plan_part(number)
-        if store.head(key) is None:
+        if store.head(keys.plan_part(number)) is None:
             return
-        _require_same(store, keys, key, _dump(itertools.islice(source, part_size)))
+        _same(store, keys, number, _dump(itertools.islice(source, part_size)))
 
 
 def read_plan(store: Store, keys: JobKeys) -> Iterator[Task]:
-    """The tasks of a job in order. Raises `NotFoundError` if the job has no plan."""
+    """The tasks of a job in order. Raises `NotFoundError` if the job has no plan, `DamagedError`
+    if it is not what was submitted, and `StoreError`.
+    """
+    described = _described(store, keys)
+    index = 0
     for number in itertools.count():
         key = keys.plan_part(number)
         try:
-            lines = _lines_of(store, key)
+            data = _read_part(store, keys, number, described)
         except NotFoundError:
             if number == 0:
                 raise NotFoundError(
                     f"{store.url(keys.prefix.rstrip('/'))} has no plan, so it is no job's folder"
                 ) from None
-            return
-        yield from _parsed(store, key, lines)
+            break
+        with _damage_named(store, key):
+            for line in _unpacked(data, PART_SIZE):
+                yield read_task(line, index)
+                index += 1
+    if described is not None and index != described.images:
+        raise DamagedError(
+            f"{store.url(keys.plan_prefix.rstrip('/'))} has {index:,} of {described.images:,} "
+            f"images; {_WRITE_ANEW}"
+        )
 
 
 class PlanReader:
-    """Single tasks of a plan, by index; the parts looked at last stay in memory. Thread-safe."""
+    """Single tasks of a plan, by index; the parts looked at last stay in memory, compressed.
+
+    Thread-safe.
+    """
 
     def __init__(self, store: Store, keys: JobKeys, *, part_size: int = PART_SIZE) -> None:
         self._store = store
         self._keys = keys
         self._part_size = part_size
-        self._lines = lru_cache(maxsize=PARTS_KEPT)(self._read)
+        self._part = lru_cache(maxsize=PARTS_KEPT)(self._read)
 
     def tasks(self, indices: Iterable[int]) -> Iterator[Task]:
-        """The tasks of these indices. Raises `StoreError`, `NotFoundError` without a plan."""
-        for index in indices:
-            part, number = divmod(index, self._part_size)
-            line = self._lines(part)[number : number + 1]
-            if not line:
-                raise NotFoundError(f"{self._store.url(self._keys.prefix)} has no image {index}")
-            yield from _parsed(self._store, self._keys.plan_part(part), line)
+        """The tasks of these indices, which ascend. Raises `StoreError`, `NotFoundError` without a
+        plan.
+        """
+        for part, group in itertools.groupby(indices, lambda index: index // self._part_size):
+            yield from self._of_part(part, group)
 
-    def _read(self, part: int) -> list[bytes]:
-        return _lines_of(self._store, self._keys.plan_part(part))
+    def _of_part(self, part: int, indices: Iterable[int]) -> Iterator[Task]:
+        data, place = self._part(part), part * self._part_size
+        with _damage_named(self._store, self._keys.plan_part(part)):
+            lines = _unpacked(data, self._part_size)
+            for index in indices:
+                line = next(itertools.islice(lines, index - place, None), None)
+                if line is None:
+                    url = self._store.url(self._keys.prefix.rstrip("/"))
+                    raise NotFoundError(f"{url} has no image {index}")
+                yield read_task(line, index)
+                place = index + 1
+
+    def _read(self, part: int) -> bytes:
+        described = _described(self._store, self._keys)
+        data = _read_part(self._store, self._keys, part, described)
+        if described is None or described.parts is None:
+            with _damage_named(self._store, self._keys.plan_part(part)):
+                deque(_unpacked(data, self._part_size), maxlen=0)  # by gzip's own checksum
+        return data
 
 
-def _lines_of(store: Store, key: str) -> list[bytes]:
-    """The lines of a part. Raises `StoreError`, `NotFoundError`."""
+def _described(store: Store, keys: JobKeys) -> JobFile | None:
+    """None before the plan is complete."""
     try:
-        lines = _decompress(store.get(key)).splitlines()
-    except ValueError as error:
-        raise StoreError(f"{store.url(key)} is damaged: {error}") from error
-    if not lines:
-        raise StoreError(f"{store.url(key)} is damaged: it is empty")
-    return lines
+        return read_job_file(store, keys)
+    except NotFoundError:
+        return None
 
 
-def _parsed(store: Store, key: str, lines: Iterable[bytes]) -> Iterator[Task]:
-    try:
-        for line in lines:
-            yield Task.from_json(json.loads(line))
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{store.url(key)} is damaged: {error}") from error
+def _read_part(store: Store, keys: JobKeys, number: int, described: JobFile | None) -> bytes:
+    """The part, compressed, compared with its digest if there is one; it is not empty.
+
+    Raises `DamagedError`, `NotFoundError` and `StoreError`.
+    """
+    key = keys.plan_part(number)
+    digests = None if described is None else described.parts
+    if digests is None:
+        data = store.get(key, limit_bytes=MAX_PART_BYTES)
+    elif number < len(digests):
+        try:
+            data = get_verified(store, key, digests[number], limit_bytes=MAX_PART_BYTES)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {_WRITE_ANEW}") from None
+    else:
+        raise NotFoundError(f"{store.url(key)} is no part of the plan")
+    if not data:
+        raise _damaged(store, key, f"it is empty; {_WRITE_ANEW}")
+    return data
+
+
+def _unpacked(data: bytes, most_lines: int) -> Iterator[bytes]:
+    """The lines of a part. Raises `ValueError`."""
+    return gunzip_lines(
+        data, most_lines=most_lines, line_bytes=MAX_LINE_BYTES, total_bytes=MAX_PART_TEXT_BYTES
+    )
 
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-
-
-def _decompress(data: bytes) -> bytes:
-    """Raises `ValueError`, whatever is wrong with the data."""
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(str(error)) from error
 
 
 def _dump(tasks: Iterable[Task]) -> bytes:
     return "".join(f"{_encode(task.to_json())}\n" for task in tasks).encode("ascii")
 
 
-def _require_same(store: Store, keys: JobKeys, key: str, lines: bytes) -> None:
-    """Compares what is inside: another version of zlib may have compressed it otherwise."""
+@contextmanager
+def _damage_named(store: Store, key: str) -> Iterator[None]:
+    """Whatever is wrong with the lines of a part says which part it is."""
     try:
-        same = _decompress(store.get(key)) == lines
+        yield
     except ValueError as error:
-        raise StoreError(f"{store.url(key)} is damaged: {error}") from error
-    if not same:
-        raise _conflict(store, keys)
+        raise _damaged(store, key, str(error)) from error
+
+
+def _damaged(store: Store, key: str, flaw: str) -> DamagedError:
+    return DamagedError(f"{store.url(key)} is damaged: {flaw}")
 
 
 def _conflict(store: Store, keys: JobKeys) -> JobConflictError:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 
-from jobs.errors import InputError
+from jobs.errors import DamagedError, InputError
 from jobs.job_file import JobFile, Reproducible, check_folder, write_job_file
 from jobs.limits import MAX_IMAGE_BYTES
 from jobs.manifest import Manifest
 from jobs.plan import write_plan
 from jobs.shards import ShardTable
 from jobs.sources import Source
-from jobs.storage import JobKeys, Store
+from jobs.storage import JobKeys, Store, get_verified
 from jobs.storage.keys import content_type
+from jobs.task import input_digest
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -25,7 +29,7 @@ def prepare(
     reproducible: Reproducible = JobFile.reproducible,
     force: bool = False,
 ) -> tuple[JobFile, ShardTable]:
-    """Writes what is not there yet; what the job is, and its shards.
+    """Writes what is not there yet, or damaged; what the job is, and its shards.
 
     priority: None keeps that of a job that is there. reproducible: for a manifest that says nothing
     of it. force: images of another model or quality
@@ -37,11 +41,10 @@ def prepare(
     if priority is None:
         priority = JobFile.priority if known is None else known.priority
     shards = ShardTable(manifest.total)
-    write_plan(store, keys, shards.watch(manifest.tasks()))  # first: it finds another job's folder
+    # First: it finds another job's folder.
+    parts = write_plan(store, keys, shards.watch(manifest.tasks()), replace=known is not None)
     for name, source in manifest.inputs.items():
-        key = keys.input(name)
-        if store.head(key) is None:
-            store.put(key, _unchanged(name, source), content_type=content_type(key))
+        _put_input(store, keys, name, source)
     job = JobFile(
         name=manifest.name,
         model=manifest.model,
@@ -51,6 +54,7 @@ def prepare(
         priority=priority,
         webhook=webhook,
         reproducible=manifest.reproducible or reproducible,
+        parts=tuple(parts),
     )
     write_job_file(store, keys, job, force=force)
     store.put(
@@ -62,12 +66,26 @@ def prepare(
     return job, shards
 
 
+def _put_input(store: Store, keys: JobKeys, name: str, source: Source) -> None:
+    """Writes an input that is not there, or is there with other bytes than its name says."""
+    key = keys.input(name)
+    there = store.head(key) is not None
+    if there:
+        try:
+            get_verified(store, key, input_digest(name), limit_bytes=MAX_IMAGE_BYTES)
+        except DamagedError as error:
+            log.warning("%s; it is written anew", error)
+        else:
+            return
+    store.put(key, _unchanged(name, source), overwrite=there, content_type=content_type(key))
+
+
 def _unchanged(name: str, source: Source) -> bytes:
     """The input's bytes, which `name` gives the digest of since the manifest was read."""
     try:
         data = source.read(MAX_IMAGE_BYTES)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if not name.startswith(hashlib.sha256(data).hexdigest()):
+    if hashlib.sha256(data).hexdigest() != input_digest(name):
         raise InputError(f"{source} changed while the job was being prepared; run it again")
     return data

@@ -6,17 +6,30 @@ Lines are JSON in ASCII, one object each; the same content gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.errors import NotFoundError, StoreError
+from jobs.errors import DamagedError, NotFoundError
 from jobs.formatting import counted
 from jobs.storage import JobKeys, Store
 from jobs.storage.base import is_segment
 from jobs.storage.keys import content_type
+
+MAX_RECORDS_BYTES = 32 * 2**20
+"""The records of one shard: 64 images with the longest prompts, twice over."""
+
+MAX_FAILURES_BYTES = 2 * 2**30
+"""A line for each image of the largest job."""
+
+MAX_DONE_BYTES = 2**20
+"""`done.json`, which has totals only."""
+
+MAX_LINE_BYTES = 2**20
+"""A record or a failure, with the longest prompts."""
 
 Record = dict[str, Any]
 """A line of `records/<shard>.jsonl`: one image; `worker.record` builds it."""
@@ -83,7 +96,7 @@ def read_lines(store: Store, key: str) -> list[Record]:
 
     Raises `StoreError`, with the line, if one has no index or path, or a field is not of its type.
     """
-    return [row for _, row in _read_rows(store, key, _flaw_of_record)]
+    return [row for _, row in _read_rows(store, key, _flaw_of_record, MAX_RECORDS_BYTES)]
 
 
 def read_records(
@@ -95,7 +108,7 @@ def read_records(
     if one lacks a field or is of no image of the job.
     """
     for info in store.list(keys.records_prefix):
-        for number, row in _read_rows(store, info.key, _flaw_of_record):
+        for number, row in _read_rows(store, info.key, _flaw_of_record, MAX_RECORDS_BYTES):
             for name in needs:
                 if name not in row:
                     raise _flawed(store, info.key, number, f"{name} is missing")
@@ -106,14 +119,16 @@ def read_records(
 
 
 def _read_rows(
-    store: Store, key: str, flaw_of: Callable[[Record], str | None]
+    store: Store, key: str, flaw_of: Callable[[Record], str | None], limit_bytes: int
 ) -> Iterator[tuple[int, Record]]:
     """Line numbers and objects of a JSON lines file."""
     try:
-        data = store.get(key)
+        data = store.get(key, limit_bytes=limit_bytes)
     except NotFoundError:
         return
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise _flawed(store, key, number, f"longer than {MAX_LINE_BYTES:,} bytes")
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -124,8 +139,8 @@ def _read_rows(
         yield number, row
 
 
-def _flawed(store: Store, key: str, number: int, flaw: str) -> StoreError:
-    return StoreError(f"{store.url(key)}, line {number}: {flaw}; delete the file and run again")
+def _flawed(store: Store, key: str, number: int, flaw: str) -> DamagedError:
+    return DamagedError(f"{store.url(key)}, line {number}: {flaw}; delete the file and run again")
 
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -198,9 +213,9 @@ def _flaw_of_record(row: Record) -> str | None:
 
 
 def _flaw_of_failure(row: Record) -> str | None:
-    if row.keys() != _FAILURE.keys():
-        return f"not the fields of a failure: {', '.join(_FAILURE)}"
     for name, is_right in _FAILURE.items():
+        if name not in row:
+            return f"{name} is missing"
         if not is_right(row[name]):
             return f"{name} is {row[name]!r:.80}"
     return None
@@ -218,8 +233,8 @@ def write_failures(store: Store, keys: JobKeys, failures: Iterable[Failure]) -> 
 
 def read_failures(store: Store, keys: JobKeys) -> list[Failure]:
     """What `write_failures` wrote, in the order of the plan. Raises `StoreError`."""
-    rows = _read_rows(store, keys.failures, _flaw_of_failure)
-    return [Failure(**row) for _, row in rows]
+    rows = _read_rows(store, keys.failures, _flaw_of_failure, MAX_FAILURES_BYTES)
+    return [Failure(**{name: row[name] for name in _FAILURE}) for _, row in rows]
 
 
 def done_document(

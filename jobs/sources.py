@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from jobs.errors import NotFoundError, StoreError
+from jobs.errors import DamagedError, NotFoundError, StoreError
 from jobs.problems import quote
 from jobs.storage import Store
 
@@ -64,13 +64,14 @@ class ObjectSource:
 
     def read(self, limit_bytes: int) -> bytes:
         try:
-            found = self.bucket.head(self.key)
-            if found is None:
-                raise ValueError(f"{quote(self.text)} does not exist")
-            if found.size_bytes > limit_bytes:
-                raise ValueError(f"{quote(self.text)} cannot be read: {too_large(limit_bytes)}")
-            return self.bucket.get(self.key)
-        except (StoreError, NotFoundError) as error:
+            return self.bucket.get(self.key, limit_bytes=limit_bytes)
+        except NotFoundError:
+            raise ValueError(f"{quote(self.text)} does not exist") from None
+        except DamagedError:
+            raise ValueError(
+                f"{quote(self.text)} cannot be read: {too_large(limit_bytes)}"
+            ) from None
+        except StoreError as error:
             raise ValueError(f"{quote(self.text)} cannot be read: {error}") from None
 
 

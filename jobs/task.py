@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -12,6 +12,8 @@ from sd_core.spec import Sampling
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 """What a picture can be written as; the first is the default."""
+
+_INPUT_NAME = re.compile(r"([0-9a-f]{64})\.(png|jpg|webp)")
 
 # Made once: `json.dumps` with these arguments would make an encoder at every call.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
@@ -64,7 +66,11 @@ class Task:
         return _encode(self.canonical())
 
     def to_json(self) -> dict[str, Any]:
-        """Every parameter, explicit, as JSON values: a line of the plan."""
+        """Every parameter, explicit, as JSON values: a line of the plan (see `task_line`).
+
+        A parameter that a later version adds is left out where it has its default: workers that do
+        not know it refuse a line that has it.
+        """
         values = self.canonical()
         values["index"] = self.index
         values["name"] = self.name
@@ -73,30 +79,13 @@ class Task:
         values["mask"] = self.mask
         return values
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Task:
-        """The inverse of `to_json`. Raises `KeyError`, `TypeError` or `ValueError`."""
-        strength = values["strength"]
-        return cls(
-            index=values["index"],
-            name=values["name"],
-            prompt=values["prompt"],
-            negative=values["negative"],
-            sampling=Sampling(
-                sampler=values["sampler"],
-                steps=values["steps"],
-                guidance=values["guidance"],
-                width=values["width"],
-                height=values["height"],
-                seed=values["seed"],
-                strength=Sampling.strength if strength is None else strength,
-                eta=values["eta"],
-                karras=values["karras"],
-            ),
-            init_image=values["init_image"],
-            mask=values["mask"],
-            format=values["format"],
-        )
+
+def input_digest(name: str) -> str:
+    """The sha256 that the file name of an input says, 64 hex digits. Raises `ValueError`."""
+    match = _INPUT_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r:.100} is not valid as the name of an input")
+    return match[1]
 
 
 def spec_digest(task: Task, model_digest: str) -> str:

@@ -19,6 +19,7 @@ from jobs.manifest import load_manifest
 from jobs.queue import from_message, to_message
 from jobs.storage import JobKeys
 from jobs.task import Task, spec_digest
+from jobs.task_line import read_task
 from tests.worker.samples import MODEL, RENDER
 from worker.record import image_record, record_line
 
@@ -135,7 +136,8 @@ def test_tasks_canonical_texts_and_records(now):
 
 def test_a_plan_line_and_a_message_of_before_are_read():
     for of_before in GOLDEN["tasks"]:
-        task = Task.from_json(of_before["line"])
+        line = json.dumps(of_before["line"]).encode()
+        task = read_task(line, of_before["line"]["index"])
         assert task.canonical_json() == of_before["canonical"]
     assert from_message(GOLDEN["message"]) == Shard("a-job", 3, 30, 40)
 

@@ -7,8 +7,8 @@ from array import array
 from collections.abc import Iterable
 from typing import Any
 
-from jobs.errors import NotFoundError
-from jobs.records import read_records
+from jobs.errors import DamagedError, NotFoundError
+from jobs.records import MAX_DONE_BYTES, read_records
 from jobs.storage import JobKeys, Store
 from jobs.task import Task, spec_digest
 
@@ -42,7 +42,7 @@ def is_complete(
 def _done(store: Store, keys: JobKeys) -> dict[str, Any]:
     """The content of `done.json`; empty if it is not there or not to be read."""
     try:
-        done = json.loads(store.get(keys.done))
-    except (NotFoundError, ValueError, RecursionError):
+        done = json.loads(store.get(keys.done, limit_bytes=MAX_DONE_BYTES))
+    except (NotFoundError, DamagedError, ValueError, RecursionError):
         return {}
     return done if isinstance(done, dict) else {}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.errors import ForeignImageError
+from jobs.limits import MAX_RENDERED_BYTES
 from jobs.records import Record, dump_lines, read_lines
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
@@ -188,7 +189,7 @@ def record_in_store(store: Store, keys: JobKeys, key: str, spec: str) -> Record:
     Its index is the one that it was made as: of several equal images of a job the first one's.
     Raises `ForeignImageError` if it is of another spec, `NotFoundError` and `StoreError`.
     """
-    data = store.get(key)
+    data = store.get(key, limit_bytes=MAX_RENDERED_BYTES)
     try:
         line = record_from_image(data, keys.path(key))
     except ValueError as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from jobs.errors import DamagedError
+from jobs.limits import MAX_IMAGE_BYTES
 from jobs.picture_pixels import Pixels
 from jobs.pictures import PictureError, read_picture
-from jobs.storage.base import Store, is_segment
-from jobs.storage.keys import JobKeys
+from jobs.storage import JobKeys, Store, get_verified
+from jobs.task import input_digest
 
 KEPT = 8  # decoded inputs in memory; a sweep uses the same picture for many tasks in a row
 
@@ -29,10 +31,18 @@ class Inputs:
         return self._decoded(name, "L", width, height)
 
     def _load(self, name: str, mode: str, width: int, height: int) -> Pixels:
-        if "/" in name or not is_segment(name):  # of a plan that somebody changed
-            raise ValueError(f"{name!r} is not valid as the name of an input")
-        data = self._store.get(self._keys.input(name))
+        data = self._read(name)
         try:
             return read_picture(data).fit(mode, width, height)
         except PictureError as error:
             raise ValueError(f"inputs/{name} {error}") from error
+
+    def _read(self, name: str) -> bytes:
+        """The file's bytes, of which its name is the digest. Raises like `picture`."""
+        sha256, key = input_digest(name), self._keys.input(name)
+        try:
+            return get_verified(self._store, key, sha256, limit_bytes=MAX_IMAGE_BYTES)
+        except DamagedError as error:
+            raise ValueError(
+                f"{error}; submit or run the job's manifest again, which writes it anew"
+            ) from None

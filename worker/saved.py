@@ -16,6 +16,10 @@ from jobs.storage.keys import content_type
 log = logging.getLogger(__name__)
 
 
+MAX_SAVED_BYTES = 64 * 2**20
+"""One image of the largest size: latents, past outputs and what a mask keeps, 4 MiB each."""
+
+
 class SavedImages:
     """The saved trajectories of a job as they were when first asked; threads may share it."""
 
@@ -31,7 +35,7 @@ class SavedImages:
         try:
             if key not in self._list():
                 return None
-            return self._store.get(key)
+            return self._store.get(key, limit_bytes=MAX_SAVED_BYTES)
         except SdbatchError as error:
             log.warning("begins anew: %s", error)
             return None

@@ -224,6 +224,10 @@ class Worker:
             log.error("the shard failed: %s", error)
             note_error(self.ledger, shard.job_id, self.owner, error)
             holding.stop.wait(self._failed(error, store))
+        except Exception as error:  # whatever it is, other shards and jobs go on
+            log.exception("the shard failed unexpectedly")
+            note_error(self.ledger, shard.job_id, self.owner, error)
+            holding.stop.wait(self._pause_s[0])
         else:
             with self._lock:
                 self._store_failed_in_a_row = 0

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from jobs.errors import NotFoundError
+from jobs.errors import DamagedError, NotFoundError
+from jobs.limits import MAX_RENDERED_BYTES
 from jobs.pictures import PictureError, opened
 from jobs.records import Record
 from jobs.storage import JobKeys, Store
@@ -87,8 +88,8 @@ def _cell_height(records: Sequence[Record]) -> int:
 def _thumbnail(store: Store, key: str, height: int) -> Image.Image | None:
     """The image within (CELL, height); None where there is none to read."""
     try:
-        with opened(store.get(key)) as image:
+        with opened(store.get(key, limit_bytes=MAX_RENDERED_BYTES)) as image:
             image.draft("RGB", (CELL, height))  # a JPEG is decoded at a fraction of its size
             return ImageOps.contain(image.convert("RGB"), (CELL, height), Image.Resampling.LANCZOS)
-    except (NotFoundError, PictureError):
+    except (NotFoundError, DamagedError, PictureError):
         return None

@@ -11,11 +11,12 @@ from jobs.errors import StoreError
 from jobs.storage.base import ObjectInfo, Store
 from jobs.storage.keys import JobKeys
 from jobs.storage.local import LocalStore
+from jobs.storage.verified import get_verified
 
 if TYPE_CHECKING:
     from jobs.storage.s3_address import S3Access
 
-__all__ = ["JobKeys", "LocalStore", "ObjectInfo", "Store", "open_store"]
+__all__ = ["JobKeys", "LocalStore", "ObjectInfo", "Store", "get_verified", "open_store"]
 
 
 def open_store(url: str, *, endpoint: str | None = None, access: S3Access | None = None) -> Store:

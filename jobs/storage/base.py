@@ -14,13 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jobs.errors import StoreError
+from jobs.errors import DamagedError, StoreError
 
 MAX_SEGMENT_BYTES = 255
 """Longest part of a key between slashes, in UTF-8: what file systems allow for a file name."""
 
 MAX_KEY_BYTES = 1024
 """Longest key in UTF-8: what S3 allows."""
+
+MAX_OBJECT_BYTES = 256 * 2**20
+"""Most that is ever read of one object: no kind of object that jobs are made of is larger."""
 
 TEMPORARY_PREFIX = ".tmp-"
 """Names of what stores write for themselves start like this; keys may not."""
@@ -65,8 +68,13 @@ class Store(Protocol):
         """
         ...
 
-    def get(self, key: str) -> bytes:
-        """The object's bytes. Raises `NotFoundError`."""
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        """The object's bytes. Raises `NotFoundError`.
+
+        limit_bytes: more than any object of this kind has. One that is larger raises
+        `DamagedError`, and no more than the limit is read of it. Stores take `MAX_OBJECT_BYTES` by
+        themselves; whoever knows the kind says less.
+        """
         ...
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -125,6 +133,15 @@ def check_prefix(prefix: str) -> str:
 def is_key(key: str) -> bool:
     """Whether `key` is one; a bucket or a folder may hold other objects, too."""
     return all(map(is_segment, key.split("/")))
+
+
+def too_large(where: str, size_bytes: int | None, limit_bytes: int) -> DamagedError:
+    """The error of `Store.get`. where: the object, for people. size_bytes: None if not known."""
+    found = "more" if size_bytes is None else f"{size_bytes:,} bytes, more"
+    return DamagedError(
+        f"{where} has {found} than the {limit_bytes:,} bytes that may be there: it is damaged, or "
+        "something else"
+    )
 
 
 def _flaw(segment: str) -> str | None:

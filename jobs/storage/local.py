@@ -11,19 +11,22 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jobs.errors import NotFoundError, StoreError, StoreFullError
+from jobs.errors import DamagedError, NotFoundError, StoreError, StoreFullError
 from jobs.storage.base import (
+    MAX_OBJECT_BYTES,
     MOST_FOLDERS,
     TEMPORARY_PREFIX,
     ObjectInfo,
     check_key,
     check_prefix,
     is_segment,
+    too_large,
 )
 
 STALE_AFTER_S = 3600.0
@@ -89,11 +92,11 @@ class LocalStore:
             _sync_folder(folder)
         return True
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, limit_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         path = self._path(key)
         with _explained(path):
             try:
-                return path.read_bytes()
+                return _read(path, limit_bytes)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise NotFoundError(f"{path}: no such object") from None
 
@@ -187,6 +190,25 @@ def _info(key: str, path: Path) -> ObjectInfo | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return None if path.is_dir() else ObjectInfo(key, status.st_size, modified_s=status.st_mtime)
+
+
+def _read(path: Path, limit_bytes: int) -> bytes:
+    """A file's bytes. Raises `OSError`, and `DamagedError` if it has more than the limit."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedError(f"{path} is no file; move it away")
+        if status.st_size > limit_bytes:
+            raise too_large(str(path), status.st_size, limit_bytes)
+        data = file.read(status.st_size + 1)
+    if len(data) > limit_bytes:
+        raise too_large(str(path), None, limit_bytes)
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens also a pipe that nobody writes to, and waits for nobody."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _write_temporary(folder: Path, data: bytes) -> Path:

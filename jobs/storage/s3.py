@@ -7,6 +7,7 @@ same moment can both pass.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, TypeVar
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.parsers import ResponseParserError
 
-from jobs.storage.base import MOST_FOLDERS, ObjectInfo, check_prefix, is_key, is_segment
+from jobs.storage.base import (
+    MAX_OBJECT_BYTES,
+    MOST_FOLDERS,
+    ObjectInfo,
+    check_prefix,
+    is_key,
+    is_segment,
+    too_large,
+)
 from jobs.storage.keys import content_type as type_of
 from jobs.storage.s3_address import S3Access, S3Address
 from jobs.storage.s3_client import Clients, is_aws
@@ -28,6 +37,7 @@ from jobs.storage.s3_list import as_listed, in_key_order
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import (
+        GetObjectOutputTypeDef,
         ListObjectsV2OutputTypeDef,
         ListObjectsV2RequestTypeDef,
         PutObjectRequestTypeDef,
@@ -107,20 +117,36 @@ class S3Store:
         self._ask("write", key, lambda client: client.put_object(**request))
         return True
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, limit_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         name = self.address.name(key)
 
         def read(client: S3Client) -> bytes:
             for tries_left in reversed(range(READ_TRIES)):
-                body = client.get_object(Bucket=self.address.bucket, Key=name)["Body"]
+                answer = client.get_object(Bucket=self.address.bucket, Key=name)
                 try:
-                    return body.read()
+                    return self._body(answer, key, limit_bytes)
                 except (HTTPClientError, IncompleteReadError):  # boto3 itself retries no reading
                     if not tries_left:
                         raise
             raise AssertionError("the last try returns or raises")
 
         return self._ask("read", key, read)
+
+    def _body(self, answer: GetObjectOutputTypeDef, key: str, limit_bytes: int) -> bytes:
+        """What was answered, as far as it is within the limit. Raises `DamagedError`."""
+        body, size_bytes = answer["Body"], answer.get("ContentLength")
+        with contextlib.closing(body):  # of what is not read, the rest does not come
+            if size_bytes is not None and size_bytes > limit_bytes:
+                raise too_large(self.url(key), size_bytes, limit_bytes)
+            # To the end, where boto3 compares what came with what the server had announced.
+            chunks: list[bytes] = []
+            left_bytes = limit_bytes + 1
+            while chunk := body.read(left_bytes):
+                chunks.append(chunk)
+                left_bytes -= len(chunk)
+                if not left_bytes:
+                    raise too_large(self.url(key), None, limit_bytes)
+        return b"".join(chunks)
 
     def head(self, key: str) -> ObjectInfo | None:
         name = self.address.name(key)

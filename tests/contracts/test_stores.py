@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import threading
 import uuid
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import NotFoundError, StoreError
-from jobs.storage import Store, open_store
+from jobs.errors import DamagedError, NotFoundError, StoreError
+from jobs.storage import Store, get_verified, open_store
 from jobs.storage.base import MAX_KEY_BYTES, check_key, is_segment
 
 BAD_KEYS = [
@@ -73,6 +74,30 @@ def test_an_empty_object_is_an_object(store: Store):
     assert store.put("empty", b"")
     assert store.get("empty") == b""
     assert [(i.key, i.size_bytes) for i in store.list("")] == [("empty", 0)]
+
+
+def test_no_more_is_read_than_the_limit(store: Store):
+    store.put("key", b"x" * 1000)
+    assert store.get("key", limit_bytes=1000) == b"x" * 1000
+    for limit in (999, 10, 0):
+        with pytest.raises(DamagedError, match=rf"key has 1,000 bytes, more than the {limit} "):
+            store.get("key", limit_bytes=limit)
+    store.put("empty", b"")
+    assert store.get("empty", limit_bytes=0) == b""
+    with pytest.raises(NotFoundError):
+        store.get("none", limit_bytes=0)
+
+
+def test_a_digest_is_compared(store: Store):
+    store.put("key", b"pixels")
+    sha256 = hashlib.sha256(b"pixels").hexdigest()
+    assert get_verified(store, "key", sha256, limit_bytes=6) == b"pixels"
+    with pytest.raises(DamagedError, match=f"key is damaged: its sha256 is {sha256}, not 0000"):
+        get_verified(store, "key", "0" * 64, limit_bytes=6)
+    with pytest.raises(DamagedError, match="more than the 5 bytes"):
+        get_verified(store, "key", sha256, limit_bytes=5)
+    with pytest.raises(NotFoundError):
+        get_verified(store, "none", sha256, limit_bytes=6)
 
 
 def test_first_writer_wins(store: Store):

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from xml.sax.saxutils import escape
 
 METADATA = "x-amz-meta-"
+PIECE_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Answer:
     """What is said instead of doing what was asked.
 
     code: None leaves out the body that S3 sends with its errors. cut: bytes of the body that are
-    not sent before the connection closes.
+    not sent before the connection closes. sized: the body's length is announced; else it comes in
+    chunks.
     """
 
     status: int
@@ -29,6 +31,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     cut: int = 0
+    sized: bool = True
 
     def content(self) -> bytes:
         if self.code is None:
@@ -50,6 +53,7 @@ class FakeS3(ThreadingHTTPServer):
     body is read, so that every writer in a race gets past it).
     script: method -> what happens to the next requests, None being what was asked for.
     always: method -> what happens to the requests after those. seen: (method, path and query).
+    sent_bytes: of bodies.
     """
 
     daemon_threads = True
@@ -62,6 +66,7 @@ class FakeS3(ThreadingHTTPServer):
         self.script: dict[str, deque[Answer | str | None]] = defaultdict(deque)
         self.always: dict[str, Answer | str] = {}
         self.seen: list[tuple[str, str]] = []
+        self.sent_bytes = 0
         self.racers: threading.Barrier | None = None
         self.lock = threading.Lock()
 
@@ -144,12 +149,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        if answer.status != 204:
+        if not answer.sized:
+            self.send_header("Transfer-Encoding", "chunked")
+        elif answer.status != 204:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD" and answer.status != 204:
-            self.wfile.write(content[: len(content) - cut])
+            self.send(content[: len(content) - cut], chunked=not answer.sized)
         self.close_connection = self.close_connection or bool(cut)
+
+    def send(self, content: bytes, *, chunked: bool) -> None:
+        """Piece by piece, and counted, until the client hangs up."""
+        for start in range(0, len(content), PIECE_BYTES):
+            piece = content[start : start + PIECE_BYTES]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            with self.server.lock:
+                self.server.sent_bytes += len(piece)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: object) -> None:
         """Silent; a failing test shows what was asked by itself."""

@@ -80,6 +80,20 @@ def test_full_disk_is_found_before_the_work(small_disk: Path):
     assert files(small_disk) == ["filler"]
 
 
+def test_a_pipe_in_an_objects_place_keeps_nobody_waiting(store: LocalStore):
+    store.put("job/a", b"a")
+    os.mkfifo(store.root / "job/b")
+    with pytest.raises(StoreError, match="job/b is no file; move it away"):
+        store.get("job/b")
+
+
+def test_a_device_in_an_objects_place_is_not_read(store: LocalStore):
+    store.put("job/a", b"a")
+    (store.root / "job/zero").symlink_to("/dev/zero")
+    with pytest.raises(StoreError, match="job/zero is no file; move it away"):
+        store.get("job/zero")
+
+
 def test_file_size_limit(store: LocalStore):
     store.put("job/a", b"a" * 10_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

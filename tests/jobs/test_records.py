@@ -8,9 +8,10 @@ from types import MappingProxyType
 import pytest
 
 from jobs.collect import collect
-from jobs.errors import StoreError
+from jobs.errors import DamagedError, StoreError
 from jobs.records import (
     WHOLE,
+    Failure,
     dump_lines,
     read_failures,
     read_lines,
@@ -119,9 +120,26 @@ def test_collecting_names_an_odd_record(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", [without(FAILURE, "reason"), {**FAILURE, "more": 1}, {**FAILURE, "index": "0"}], ids=str
+    "row", [without(FAILURE, "reason"), {**FAILURE, "index": "0"}, [1]], ids=str
 )
 def test_an_odd_failure_is_named(store, row):
-    store.put(KEYS.failures, json.dumps(dict(row)).encode())
+    store.put(KEYS.failures, json.dumps(row).encode())
     with pytest.raises(StoreError, match=r"failures\.jsonl, line 1: "):
         read_failures(store, KEYS)
+
+
+def test_a_failure_may_have_more_fields(store):
+    """Of a newer version."""
+    store.put(KEYS.failures, json.dumps({**FAILURE, "more": 1}).encode())
+    assert read_failures(store, KEYS) == [Failure(**FAILURE)]
+
+
+def test_no_more_is_read_of_records_than_there_can_be(store, monkeypatch):
+    monkeypatch.setattr("jobs.records.MAX_RECORDS_BYTES", 4000)
+    monkeypatch.setattr("jobs.records.MAX_LINE_BYTES", 2000)
+    put(store, {**RECORD, "prompt": "x" * 2000})
+    with pytest.raises(DamagedError, match=r"line 1: longer than 2,000 bytes"):
+        read_lines(store, KEYS.records(0))
+    put(store, *[{**RECORD, "prompt": "x" * 1000}] * 4)
+    with pytest.raises(DamagedError, match=r"more than the 4,000 bytes"):
+        read_lines(store, KEYS.records(0))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import ExitCode, NotFoundError, StoreError, StoreFullError
+from jobs.errors import DamagedError, ExitCode, NotFoundError, StoreError, StoreFullError
 from jobs.storage import Store, open_store, s3, s3_client, s3_first
 from tests.jobs.s3_fake import CUT, LOST, Answer, FakeS3, running_fake
 from tests.servers_s3 import BUCKET, READER, WRITER, Keys, S3Server, log_in
@@ -442,6 +442,21 @@ class TestAnswers:
             patch.setattr(s3, "PATIENCE_S", 0)
             with pytest.raises(StoreError, match=r"connection to .* broke"):
                 store.get("key")
+
+    @pytest.mark.parametrize("sizes", [{}, {"sized": False}], ids=["announced", "chunked"])
+    def test_what_is_too_large_is_not_downloaded(self, fake: FakeS3, sizes):
+        store = open_store("s3://bucket")
+        store.put("key", b"whole", overwrite=True)
+        fake.script["GET"] = deque([Answer(200, body=bytes(2**26), **sizes)])
+        with pytest.raises(DamagedError, match=r"bucket/key has .*more than the 1,000 bytes"):
+            store.get("key", limit_bytes=1000)
+        assert fake.sent_bytes < 2**25
+        assert store.get("key") == b"whole"
+
+    def test_an_answer_in_chunks_is_read_to_its_end(self, fake: FakeS3):
+        store = open_store("s3://bucket")
+        fake.script["GET"] = deque([Answer(200, body=b"x" * 100_000, sized=False)])
+        assert store.get("key", limit_bytes=100_000) == b"x" * 100_000
 
     def test_what_is_not_there(self, fake: FakeS3):
         store = open_store("s3://bucket")

@@ -363,9 +363,9 @@ class TestResume:
                 asked.append(key)
                 return super().head(key)
 
-            def get(self, key):
+            def get(self, key, **limit):
                 asked.append(key)
-                return super().get(key)
+                return super().get(key, **limit)
 
         again(job, Counting(store.root), ledger)
         assert asked

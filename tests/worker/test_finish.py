@@ -229,10 +229,10 @@ def test_adding_does_not_wait_for_the_store(store: LoggingStore, clock: Clock):
     entered, leave = threading.Event(), threading.Event()
     get = store.get
 
-    def slow_get(key: str) -> bytes:
+    def slow_get(key: str, **limit: int) -> bytes:
         entered.set()
         assert leave.wait(10)
-        return get(key)
+        return get(key, **limit)
 
     records = ShardRecords(store, KEYS, 0, interval_s=5.0, clock=clock)
     records.add(a_line(0))

@@ -286,7 +286,10 @@ def test_an_image_that_fails_fails_alone(manifest_path, checkpoint, tmp_path, un
     keys = JobKeys(job)
     manifest = load_manifest(manifest_path)
     (name,) = manifest.inputs
-    store.put(keys.input(name), b"no picture")
+    get = store.get
+    store.get = lambda key, **limit: (  # the disk gives other bytes than were written
+        b"no picture" if key == keys.input(name) else get(key, **limit)
+    )
     recorder = Recorder()
     summary = run(manifest_path, checkpoint, store, recorder=recorder)
     assert (summary.rendered, summary.failed) == (IMAGES - 1, 1)
@@ -295,7 +298,7 @@ def test_an_image_that_fails_fails_alone(manifest_path, checkpoint, tmp_path, un
     assert name in failure.reason
     assert len(recorder.reasons) == 1
     assert recorder.counts["not needed"] == 3  # two of three steps, the first of PLMS twice
-    store.delete(keys.input(name))
+    store.get = get
     summary = run(manifest_path, checkpoint, store)
     assert (summary.rendered, summary.reused, summary.failed) == (1, IMAGES - 1, 0)
     assert store.head(keys.failures) is None

@@ -121,10 +121,10 @@ def test_what_cannot_be_continued_begins_anew(tmp_path, service, damage, monkeyp
         else:
             get = second.store.get
 
-            def away(key: str) -> bytes:
+            def away(key: str, **limit: int) -> bytes:
                 if "/saved/" in key:
                     raise StoreError("the store is away")
-                return get(key)
+                return get(key, **limit)
 
             monkeypatch.setattr(second.store, "get", away)
         steps = steps_of(second)

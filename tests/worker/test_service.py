@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import shutil
 
 import numpy as np
@@ -11,8 +14,12 @@ from PIL import Image
 
 from jobs.errors import ExitCode, StoreError
 from jobs.ledger.base import ClaimAnswer, JobState
+from jobs.manifest import load_manifest
+from jobs.prepare import prepare
 from jobs.records import read_lines
 from jobs.storage import JobKeys
+from jobs.task import Task
+from sd_core.spec import Sampling
 from tests.worker.services import Service, refused
 from worker.faults import is_device_lost, is_out_of_memory
 from worker.service import STORE_FAILURES
@@ -97,11 +104,15 @@ def test_a_damaged_object_in_an_images_place_fails_that_image_alone(service):
     ]
 
 
-def test_an_init_image_that_is_gone_fails_its_image_alone(service):
+def with_init_image(service: Service) -> None:
+    """A job whose first of two images has one."""
     picture = service.folder / "start.png"
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(picture)
-    manifest = "{prompt: a star, init_image: start.png}, a red circle"
-    service.enter(prompts=manifest)
+    service.enter(prompts="{prompt: a star, init_image: start.png}, a red circle")
+
+
+def test_an_init_image_that_is_gone_fails_its_image_alone(service):
+    with_init_image(service)
     keys = JobKeys("job")
     (info,) = service.store.list(f"{keys.prefix}inputs/")
     service.store.delete(info.key)
@@ -111,6 +122,110 @@ def test_an_init_image_that_is_gone_fails_its_image_alone(service):
     (failure,) = service.ledger.failures("job")
     assert failure.index == 0
     assert service.value("sdbatch_image_failures_total", model="odd", reason="input") == 1
+
+
+@pytest.mark.parametrize("damage", ["another picture", "a flipped bit", "cut", "large"])
+def test_an_init_image_that_is_another_fails_its_image_alone(service, damage, monkeypatch):
+    monkeypatch.setattr("worker.inputs.MAX_IMAGE_BYTES", 10_000)
+    with_init_image(service)
+    (info,) = service.store.list("job/inputs/")
+    data = service.store.get(info.key)
+    other = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(other, "PNG")
+    flipped = data[:60] + bytes([data[60] ^ 4]) + data[61:]
+    damaged = {"another picture": other.getvalue(), "a flipped bit": flipped, "cut": data[:-9]}
+    service.store.put(info.key, damaged.get(damage, bytes(20_000)), overwrite=True)
+    service.handle()
+    job = service.ledger.status("job")
+    assert (job.done, job.failed, job.leased) == (1, 1, 0)
+    (failure,) = service.ledger.failures("job")
+    assert failure.index == 0
+    assert info.key in failure.reason
+    assert "submit or run the job's manifest again" in failure.reason
+    assert service.value("sdbatch_image_failures_total", model="odd", reason="input") == 1
+
+
+def test_an_init_image_whose_bits_flip_on_the_way_is_read_again(service, monkeypatch):
+    with_init_image(service)
+    get, bad = service.store.get, [b"other bytes"]
+
+    def flipping(key, **limit):
+        return bad.pop() if "/inputs/" in key and bad else get(key, **limit)
+
+    monkeypatch.setattr(service.store, "get", flipping)
+    service.handle()
+    assert bad == []
+    assert service.ledger.status("job").done == 2
+
+
+def test_submitting_again_mends_an_input(service):
+    with_init_image(service)
+    (info,) = service.store.list("job/inputs/")
+    before = service.store.get(info.key)
+    service.store.put(info.key, b"another", overwrite=True)
+    prepare(load_manifest(service.folder / "job.yaml"), service.store, JobKeys("job"))
+    assert service.store.get(info.key) == before
+
+
+def plan_part(line: bytes | None = None, **changes: object) -> bytes:
+    """Of two tasks, the first with these changes, or this line in its place."""
+    task = Task(0, "000000-s0", "a ring", "", Sampling(width=64, height=64, steps=3)).to_json()
+    first = json.dumps(task | changes).encode() if line is None else line
+    second = json.dumps(task | {"index": 1, "name": "000001-s0"}).encode()
+    return gzip.compress(first + b"\n" + second + b"\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "flaw"),
+    [
+        (lambda: plan_part(prompt="x" * 50_000_000), "line 1 is longer than"),
+        (lambda: plan_part(prompt="x" * 20_000), "prompt: String should have at most"),
+        (lambda: plan_part(format="exe"), "format: Input should be"),
+        (lambda: plan_part(index=5), "its index is that of another place"),
+        (lambda: plan_part(clip_skip=2), "clip_skip is not known here"),
+        (lambda: plan_part(name="../../../x"), "is no name of an image"),
+        (lambda: plan_part(b"[1, 2]"), "Input should be an object"),
+        (lambda: plan_part(b"[" * 200_000), "recursion limit exceeded"),
+        (lambda: plan_part(bytes(300_000_000)), "line 1 is longer than"),
+        (lambda: plan_part()[:-9], "ended before"),
+        (lambda: bytes(70_000_000), "more than the 67,108,864 bytes"),
+        (lambda: b"", "it is empty"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_plan_that_nobody_could_have_submitted_stops_its_job_alone(service, part, flaw):
+    """As whoever may write to the store can make it: with or without a digest in `job.json`."""
+    service.enter("bad", images=2)
+    keys = JobKeys("bad")
+    values = json.loads(service.store.get(keys.job))
+    service.store.put(keys.plan_part(0), part(), overwrite=True)
+    service.handle("bad")
+    assert "part-00000.jsonl.gz" in service.ledger.status("bad").error
+    service.store.put(keys.job, json.dumps(values | {"parts": None}).encode(), overwrite=True)
+    service.handle("bad")
+    job = service.ledger.status("bad")
+    assert flaw in job.error
+    assert (job.done, job.failed, job.leased) == (0, 0, 0)
+    service.enter()
+    service.handle()
+    assert service.ledger.status("job").done == 2
+    assert service.worker.stopped is None
+
+
+def test_trouble_that_nobody_expects_is_its_shards_and_the_lease_goes_back(service, monkeypatch):
+    def odd(*_, **__):
+        raise KeyError("redis://:hunter2@queue")
+
+    service.enter("odd")
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.service.render_shard", odd)
+        service.handle("odd")
+    job = service.ledger.status("odd")
+    assert job.leased == 0
+    assert job.error == ("w1: unexpected KeyError: 'redis://***@queue'; the worker's log has more")
+    service.handle("odd")
+    assert service.ledger.status("odd").done == 2
+    assert service.worker.stopped is None
 
 
 def test_a_job_that_came_again_under_its_name_is_another_job(service):
