@@ -14,6 +14,7 @@ from jobs.formatting import agreeing
 from jobs.ledger import Ledger, open_ledger
 from jobs.ledger.base import JobState, JobStatus, check_readable
 from jobs.manifest import Manifest, load_manifest
+from jobs.served import no_worker, served_models, waits_for_worker
 from jobs.settings import Settings
 from jobs.storage import LocalStore, Store, open_store
 from jobs.warnings import WarningList
@@ -107,8 +108,6 @@ def _find_job(ledger: Ledger, name: str) -> JobStatus:
 
 def job_line(job: JobStatus) -> str:
     """A job in one line, for people."""
-    if job.state is JobState.UNKNOWN:
-        return f"{job.job_id}  {job.state}  {job.error}"
     failed = f", {job.failed:,} failed" if job.failed else ""
     trouble = "" if job.error is None else f"; last error: {job.error}"
     return f"{job.job_id}  {job.state}  {done_part(job)}{failed}{trouble}"
@@ -137,10 +136,11 @@ def store_address(store: Store, given: str) -> str:
     return str(store.root.absolute()) if isinstance(store, LocalStore) else given
 
 
-def say_submitted(terminal: Terminal, submitted: Submitted) -> None:
-    """A job that was entered into the ledger."""
+def say_submitted(terminal: Terminal, ledger: Ledger, submitted: Submitted) -> None:
+    """A job that was entered into the ledger, and whether there are workers for it."""
+    job, served = ledger.status(submitted.job), served_models(ledger.workers())
     if terminal.json:
-        terminal.document(submitted.to_json())
+        terminal.document({**submitted.to_json(), "workers": served[job.model]})
         return
     terminal.say(f"job       {submitted.job}{_known(submitted)}")
     failed = f", {submitted.failed:,} failed" if submitted.failed else ""
@@ -149,6 +149,8 @@ def say_submitted(terminal: Terminal, submitted: Submitted) -> None:
         were = agreeing(submitted.gone, "that was done is", "that were done are")
         terminal.say(f"gone      {submitted.gone:,} {were} not in the folder: again")
     terminal.say(f"folder    {submitted.url}")
+    if waits_for_worker(job, served):
+        terminal.note([no_worker(job.model, served)])
 
 
 def _known(submitted: Submitted) -> str:

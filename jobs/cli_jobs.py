@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +28,7 @@ from jobs.errors import ExitCode, InputError
 from jobs.formatting import counted
 from jobs.ledger import Ledger
 from jobs.ledger.base import JobState, JobStatus
+from jobs.served import no_worker, served_models, waits_for_worker
 
 
 @click.command()
@@ -40,15 +42,29 @@ def jobs(terminal: Terminal, redis: str | None) -> None:
     Example:
       sdbatch jobs
     """
-    found = ledger_at(redis).jobs()
+    ledger = ledger_at(redis)
+    found, served = ledger.jobs(), served_models(ledger.workers())
     if terminal.json:
-        terminal.document({"jobs": [asdict(job) for job in found]})
+        terminal.document({"jobs": [_document(job, served) for job in found]})
         return
-    rows = [(job.job_id, job.state, done_part(job), f"{job.failed:,}") for job in found]
-    terminal.table(("JOB", "STATE", "DONE", "FAILED"), rows)
+    terminal.table(("JOB", "MODEL", "STATE", "DONE", "FAILED"), [_row(job) for job in found])
     for job in found:
         if job.error is not None:
-            terminal.say(f"{job.job_id}: last error: {' '.join(job.error.split())}")
+            label = "" if job.state is JobState.UNKNOWN else "last error: "
+            terminal.say(f"{job.job_id}: {label}{' '.join(job.error.split())}")
+    waiting = {job.model: job for job in found if waits_for_worker(job, served)}
+    terminal.note(no_worker(model, served) for model in sorted(waiting))
+
+
+def _row(job: JobStatus) -> tuple[str, ...]:
+    if job.state is JobState.UNKNOWN:
+        return job.job_id, "", job.state, "", ""
+    return job.job_id, job.model, job.state, done_part(job), f"{job.failed:,}"
+
+
+def _document(job: JobStatus, served: Counter[str]) -> dict[str, Any]:
+    """workers: how many take shards of the job's model."""
+    return {**asdict(job), "workers": served[job.model]}
 
 
 @click.command()
@@ -66,11 +82,12 @@ def status(terminal: Terminal, job: str, redis: str | None) -> ExitCode:
     Example:
       sdbatch status shapes-0c7c
     """
-    found = find_job(ledger_at(redis), job)
+    ledger = ledger_at(redis)
+    found, served = find_job(ledger, job), served_models(ledger.workers())
     if terminal.json:
-        terminal.document(asdict(found))
+        terminal.document(_document(found, served))
     else:
-        for label, text in _status_lines(found):
+        for label, text in _status_lines(found, served):
             terminal.say(f"{label:12} {text}")
     return job_code(found)
 
@@ -202,15 +219,16 @@ def resume(
     settings = settings_with(redis)
     address = store or settings.job_store
     opened = open_store_at(settings, address, endpoint, given=store is not None)
+    ledger = ledger_at(redis)
     resumed = enter_again(
         job,
         opened,
-        ledger_at(redis),
+        ledger,
         CeleryQueue(settings.redis),
         address=store_address(opened, address),
         status=terminal.status,
     )
-    say_submitted(terminal, resumed)
+    say_submitted(terminal, ledger, resumed)
 
 
 COMMANDS: Sequence[click.Command] = (
@@ -226,8 +244,10 @@ COMMANDS: Sequence[click.Command] = (
 )
 
 
-def _status_lines(job: JobStatus) -> list[tuple[str, Any]]:
+def _status_lines(job: JobStatus, served: Counter[str]) -> list[tuple[str, Any]]:
     trouble = [] if job.error is None else [("last error", job.error)]
+    if waits_for_worker(job, served):
+        trouble.append(("waits", no_worker(job.model, served)))
     return [
         ("job", job.job_id),
         ("state", job.state),

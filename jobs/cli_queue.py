@@ -99,7 +99,7 @@ def submit(
         status=terminal.status,
     )
     if not (terminal.json and wait):
-        say_submitted(terminal, submitted)
+        say_submitted(terminal, ledger, submitted)
     return _watched(terminal, ledger, submitted.job) if wait else ExitCode.DONE
 
 

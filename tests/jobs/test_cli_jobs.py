@@ -117,14 +117,15 @@ class TestLists:
     def test_jobs(self, commands):
         job = commands.submit()["job"]
         said = commands("jobs").splitlines()
-        assert said[0].split()[:2] == ["JOB", "STATE"]
-        assert said[1].startswith(f"{job}  active")
+        assert said[0].split() == ["JOB", "MODEL", "STATE", "DONE", "FAILED"]
+        assert said[1].split()[:3] == [job, "demo", "active"]
         assert "0 of 6 (0 %)" in said[1]
         assert said[1].index("active") == said[0].index("STATE")
         assert commands.json("jobs")["jobs"][0]["job_id"] == job
 
     def test_what_is_wrong_with_a_job_is_said_below(self, commands):
         job = commands.submit()["job"]
+        seen(commands.ledger, "w1", "demo", "idle")
         commands.ledger.note_error(job, "w1: the bucket\nis gone")
         assert commands("jobs").splitlines()[2:] == [f"{job}: last error: w1: the bucket is gone"]
 
@@ -136,6 +137,54 @@ class TestLists:
             "WORKER  DEVICE  MODEL  IMAGES  STATE",
             "host-1  cpu     demo   12,000  idle",
         ]
+
+
+class TestModels:
+    """A job for a model that no worker has would wait for ever, and nobody be told."""
+
+    def test_without_any_worker(self, commands):
+        manifest = write(commands.folder, TEXT)
+        said = commands("submit", manifest, "--store", commands.folder / "out")
+        note = "no worker has model demo; there are no workers; sdbatch worker --model demo starts"
+        assert note in said
+        assert note in commands("jobs")
+        assert f"waits        {note}" in commands("status", "shapes")
+        assert note in commands("resume", "shapes", "--store", commands.folder / "out")
+        assert commands.json("jobs")["jobs"][0]["workers"] == 0
+        assert commands.submit()["workers"] == 0
+
+    def test_with_workers_of_other_models(self, commands):
+        commands.submit()
+        for name, model, state in (
+            ("w1", "v1", "idle"),
+            ("w2", "v1", "busy"),
+            ("w3", "inpaint", "busy"),
+            ("w4", "demo", "stopped: the store is away"),
+            ("w5", "demo", "draining"),
+        ):
+            seen(commands.ledger, name, model, state)
+        note = "no worker has model demo; workers have inpaint (1), v1 (2); sdbatch worker"
+        assert note in commands("jobs")
+        assert note in commands("status", "shapes")
+
+    @pytest.mark.parametrize("what", ["a worker", "paused", "cancelled", "settled"])
+    def test_of_a_job_that_waits_for_none_nothing_is_said(self, commands, what):
+        job = commands.submit()["job"]
+        if what == "a worker":
+            seen(commands.ledger, "w1", "demo", "idle")
+            assert commands.json("status", job)["workers"] == 1
+        elif what == "settled":
+            commands.settle(job)
+        else:
+            commands.ledger.set_state(job, JobState(what))
+        assert "no worker" not in commands("jobs")
+        code = ExitCode.CANCELLED if what == "cancelled" else ExitCode.DONE
+        assert "no worker" not in commands("status", "shapes", code=code)
+
+
+def seen(ledger, name, model, state):
+    """A worker reports itself."""
+    ledger.worker_seen(WorkerInfo(name, "host", 1, "cpu", model, 0, 0, state), 60)
 
 
 class TestNames:

@@ -262,7 +262,8 @@ class TestCommands:
         return said
 
     def test_jobs(self, said):
-        assert "odd  unknown" in said("jobs")
+        rows = [line.split() for line in said("jobs").splitlines()]
+        assert ["odd", "unknown"] in rows
         assert "sound" in said("jobs")
         assert "total is missing" in said("jobs")
 
