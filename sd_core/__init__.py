@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from sd_core.execution import make_ready
     from sd_core.loading import load_model
     from sd_core.model import LatentDiffusion
+    from sd_core.pixels import to_pil
     from sd_core.samplers import step_table
     from sd_core.sampling import sample_latents
+    from sd_core.spec import Sampling
     from sd_core.weights.errors import CheckpointError
 
 __all__ = [
@@ -23,10 +25,12 @@ __all__ = [
     "Engine",
     "LatentDiffusion",
     "Request",
+    "Sampling",
     "load_model",
     "make_ready",
     "sample_latents",
     "step_table",
+    "to_pil",
 ]
 
 _MODULES = {
@@ -34,10 +38,12 @@ _MODULES = {
     "Engine": "sd_core.engine",
     "LatentDiffusion": "sd_core.model",
     "Request": "sd_core.engine",
+    "Sampling": "sd_core.spec",
     "load_model": "sd_core.loading",
     "make_ready": "sd_core.execution",
     "sample_latents": "sd_core.sampling",
     "step_table": "sd_core.samplers",
+    "to_pil": "sd_core.pixels",
 }
 
 

@@ -37,7 +37,7 @@ from sd_core.request import (
     Suspended,
 )
 from sd_core.rows import MOST_ROWS, Rows, batch_rows
-from sd_core.spec import Sampling
+from sd_core.spec import Sampling, whole_number
 from sd_core.stages import Flight, Landing, Stages
 
 __all__ = [
@@ -62,13 +62,19 @@ class Engine:
         where the device's memory holds fewer.
     on_batch: called on the engine's thread after each evaluation; it must return at once and not
         raise.
+    Raises `ValueError` for arguments of another type, and for less than 2 rows.
     """
 
     def __init__(
         self, model: LatentDiffusion, *, rows: int | None = None, on_batch: OnBatch | None = None
     ) -> None:
-        if rows is not None and rows < 2:
+        if rows is not None and whole_number("rows", rows, "of at least 2") < 2:
             raise ValueError(f"rows {rows} does not hold an image with guidance; at least 2")
+        if not isinstance(model, LatentDiffusion):
+            raise ValueError(
+                f"model is {model!r:.80}; expected a LatentDiffusion, of sd_core.load_model"
+            )
+        _check_callable("on_batch", on_batch)
         self.model = model
         capacity = Capacity(
             model.spec,
@@ -110,8 +116,14 @@ class Engine:
         on_step: called on the engine's thread after each evaluation with (done, all); it must
         return at once. state: continue from there, of `Suspended`; the future's exception is a
         `StateError` if it is not of this request, model and kind of device. The future's exception
-        is whatever rendering raised; other images go on.
+        is whatever rendering raised; other images go on. Raises `ValueError` for arguments of
+        another type, and `EngineClosedError`.
         """
+        if not isinstance(request, Request):
+            raise ValueError(f"request is {request!r:.80}; expected an sd_core.Request")
+        _check_callable("on_step", on_step)
+        if state is not None and not isinstance(state, bytes):
+            raise ValueError(f"state is a {type(state).__name__}; expected bytes, of Suspended")
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed")
@@ -353,6 +365,11 @@ class Engine:
         rendered = self._stages.rendered(flight, pixels, latents)
         if flight.future.set_running_or_notify_cancel():
             flight.future.set_result(rendered)
+
+
+def _check_callable(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} {value!r:.80} cannot be called; expected a function, or None")
 
 
 def _fail(flight: Flight, error: BaseException) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sd_core.spec import Sampling
+from sd_core.spec import Sampling, whole_number
 
 Pixels = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
@@ -39,6 +39,7 @@ class Request:
     priority: images of higher priority take the device between two steps; any whole number.
     exact: run at one fixed row count, so that the bytes depend on nothing else in the batch. False
         takes whatever row count is quickest.
+    Raises `ValueError` naming the field, what it is and what is expected.
     """
 
     prompt: str
@@ -50,13 +51,22 @@ class Request:
     exact: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "negative"):
+            _check_text(name, getattr(self, name))
+        if not isinstance(self.sampling, Sampling):
+            raise ValueError(f"sampling is {self.sampling!r:.80}; expected an sd_core.Sampling")
         size = (self.sampling.height, self.sampling.width)
-        if self.init_image is not None and self.init_image.shape != (*size, 3):
-            raise ValueError(f"init image is {self.init_image.shape}, not {(*size, 3)}")
+        if self.init_image is not None:
+            _check_pixels("init image", self.init_image, (*size, 3), "RGB")
         if self.mask is not None and self.init_image is None:
             raise ValueError("a mask goes with an init image")
-        if self.mask is not None and self.mask.shape != size:
-            raise ValueError(f"mask is {self.mask.shape}, not {size}")
+        if self.mask is not None:
+            _check_pixels("mask", self.mask, size, "L")
+        if type(self.priority) is not int:
+            priority = whole_number("priority", self.priority, "of any size")
+            object.__setattr__(self, "priority", priority)
+        if type(self.exact) is not bool:
+            raise ValueError(f"exact {self.exact!r:.80} is neither True nor False")
 
     @property
     def rows(self) -> int:
@@ -101,3 +111,25 @@ class Batch:
 
 
 OnBatch = Callable[[Batch], None]
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} {value!r:.80} is no text; expected a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise ValueError(
+            f"{name} holds {half!r}, half a character of UTF-16, at {error.start}"
+        ) from None
+
+
+def _check_pixels(name: str, value: object, shape: tuple[int, ...], mode: str) -> None:
+    hint = f"such as np.asarray(image.convert({mode!r})) of a PIL image"
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name} is a {type(value).__name__}; expected a numpy array, {hint}")
+    if value.shape != shape:
+        raise ValueError(f"{name} is {value.shape}, not {shape}")
+    if value.dtype != np.uint8:
+        raise ValueError(f"{name} is of {value.dtype}; expected uint8 of 0 to 255, {hint}")

@@ -6,9 +6,12 @@ Sizes are those of Stable Diffusion v1 unless said otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Real
+from typing import Any, SupportsIndex
 
 Shape = tuple[int, int]
 """Height and width of a latent, in latent pixels."""
@@ -136,9 +139,21 @@ class ModelSpec:
         )
 
 
+_WHOLE = {
+    "steps": f"within 1 to {MAX_STEPS}",
+    "width": f"that is a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}",
+    "height": f"that is a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}",
+    "seed": "within 0 to 2^64 - 1",
+}
+_PLAIN = (str, int, float, int, int, int, float, float, bool)  # types of the fields, in order
+_NUMBERS = {"guidance": "that is finite", "strength": "within 0 to 1", "eta": "within 0 to 1"}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How one image is sampled. Raises `ValueError` naming the value and what is allowed.
+
+    Numbers of other libraries, such as numpy's, become Python's own.
 
     strength: share of the schedule an init image is taken through, 0 (unchanged) to 1; ignored
         without one.
@@ -158,8 +173,12 @@ class Sampling:
     karras: bool = False
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler {self.sampler!r} is unknown; one of {', '.join(SAMPLERS)}")
+        if tuple(map(type, vars(self).values())) != _PLAIN:  # as they are for all images of a plan
+            self._check_types()
+        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
+            raise ValueError(
+                f"sampler {self.sampler!r:.80} is unknown; one of {', '.join(SAMPLERS)}"
+            )
         if not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"steps {self.steps} is not within 1 to {MAX_STEPS}")
         if not math.isfinite(self.guidance):
@@ -183,7 +202,39 @@ class Sampling:
                 f"karras spacing does not go with {self.sampler}; with {', '.join(KARRAS_SAMPLERS)}"
             )
 
+    def _check_types(self) -> None:
+        for name, allowed in _WHOLE.items():
+            value = getattr(self, name)
+            if type(value) is not int:
+                object.__setattr__(self, name, whole_number(name, value, allowed))
+        for name, allowed in _NUMBERS.items():
+            value = getattr(self, name)
+            if type(value) is not float:
+                object.__setattr__(self, name, _number(name, value, allowed))
+        if type(self.karras) is not bool:
+            raise ValueError(f"karras {self.karras!r:.80} is neither True nor False")
+
     @property
     def latent_shape(self) -> tuple[int, int]:
         """(height, width) of the latent, in latent pixels."""
         return self.height // LATENT_FACTOR, self.width // LATENT_FACTOR
+
+
+def whole_number(name: str, value: object, allowed: str) -> int:
+    """The value as Python's own int. Raises `ValueError` for what is none, True and False too.
+
+    name, allowed: what it is and which are allowed, for the error.
+    """
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        with contextlib.suppress(TypeError):  # of arrays, which have the method too
+            return operator.index(value)
+    raise ValueError(f"{name} {value!r:.80} is no whole number; expected one {allowed}")
+
+
+def _number(name: str, value: object, allowed: str) -> int | float:
+    """The value as Python's own int or float."""
+    if isinstance(value, (int, float, Real)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            as_float = float(value)
+            return value if isinstance(value, int) else as_float
+    raise ValueError(f"{name} {value!r:.80} is no number; expected one {allowed}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from PIL import Image
 
 from jobs.cli import cli, main
 from jobs.errors import ExitCode
@@ -113,7 +114,11 @@ def test_exit_codes_are_all_listed():
     assert {int(code) for code in re.findall(r"\b\d+\b", listed)} == {int(c) for c in ExitCode}
 
 
-def test_python_example_runs(capsys):
+def test_python_example_runs(capsys, tmp_path, monkeypatch):
     (code,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.endswith("31/31\ntorch.Size([3, 128, 128])\n")
+    with Image.open("star.png") as star:
+        assert (star.mode, star.size) == ("RGB", (128, 128))
+        assert len(star.getcolors(128 * 128)) > 2

@@ -44,20 +44,6 @@ _XMP = (
 _XMP_RECORD = re.compile(rb"<sdbatch:record>(.*?)</sdbatch:record>", re.DOTALL)
 
 
-def to_uint8(images: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """(…, 3, H, W) float in [-1, 1] to (…, H, W, 3) uint8 in 0 to 255.
-
-    Rounded as diffusers does (CompVis truncates); values outside are clipped. Raises
-    `ArithmeticError` where a pixel is not a number, which in float16 happens to some autoencoders.
-    """
-    if not np.isfinite(images).all():
-        raise ArithmeticError(
-            "the decoded image is not finite; try dtype float32 or bfloat16, or another autoencoder"
-        )
-    unit = np.clip(images.astype(np.float32) / 2 + 0.5, 0.0, 1.0)
-    return np.ascontiguousarray(np.moveaxis((unit * 255).round().astype(np.uint8), -3, -1))
-
-
 def encode_image(
     pixels: NDArray[np.uint8],
     record: Mapping[str, Any],

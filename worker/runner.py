@@ -23,9 +23,9 @@ from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.task import Task, spec_digest
 from sd_core.engine import MOST_ROWS, Engine, Rendered, Request, Suspended
+from sd_core.pixels import to_uint8
 from sd_core.saving import StateError
 from worker import logs
-from worker.encode import to_uint8
 from worker.faults import DeviceLostError, Reason, is_device_lost, reason_of
 from worker.finish import Finisher, ShardRecords
 from worker.inputs import Inputs

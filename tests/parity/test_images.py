@@ -15,13 +15,13 @@ from PIL import Image
 
 from sd_core.engine import Engine, Request
 from sd_core.noise import draw_noise, generator_for
+from sd_core.pixels import to_uint8
 from sd_core.samplers import start_point
 from sd_core.sampling import sample_latents
 from sd_core.spec import SAMPLERS, ModelSpec, Sampling
 from sd_core.weights.export import save_diffusers
 from tests.parity import schedulers
 from tests.sd_core.small import SMALL, small_model
-from worker.encode import to_uint8
 
 PROMPT, NEGATIVE = "a red circle left of a blue square", "blurry"
 GUIDANCE, STRENGTH = 5.0, 0.6

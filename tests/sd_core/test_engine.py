@@ -15,6 +15,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sd_core import stages
 from sd_core.device import CopyOut, resolve_dtype
@@ -328,6 +329,77 @@ def test_a_finished_image_is_not_kept_alive(engine):
 def test_impossible_requests_name_what_is_wrong(build, said):
     with pytest.raises(ValueError, match=said):
         build()
+
+
+SAMPLING = Sampling(width=64, height=64)
+PICTURE = np.zeros((64, 64, 3), np.uint8)
+
+WRONG_TYPES = {
+    "prompt": (lambda: Request(7, SAMPLING), "prompt 7 is no text; expected a str"),
+    "no prompt": (lambda: Request(None, SAMPLING), "prompt None is no text"),
+    "bytes": (lambda: Request(b"a cat", SAMPLING), "prompt b'a cat' is no text"),
+    "half a character": (lambda: Request("a \ud800", SAMPLING), r"prompt holds '\\ud800'"),
+    "negative": (lambda: Request("x", SAMPLING, ["ugly"]), r"negative \['ugly'\] is no text"),
+    "sampling": (lambda: Request("x", {"steps": 5}), "expected an sd_core.Sampling"),
+    "order": (lambda: Request(SAMPLING, "x"), "prompt Sampling.* is no text"),
+    "list": (
+        lambda: Request("x", SAMPLING, init_image=PICTURE.tolist()),
+        r"init image is a list; expected a numpy array, such as np\.asarray\(image",
+    ),
+    "PIL": (
+        lambda: Request("x", SAMPLING, init_image=Image.fromarray(PICTURE)),
+        r"init image is a Image; expected a numpy array, .*\('RGB'\)",
+    ),
+    "floats": (
+        lambda: Request("x", SAMPLING, init_image=PICTURE / 255),
+        "init image is of float64; expected uint8 of 0 to 255",
+    ),
+    "mask": (
+        lambda: Request("x", SAMPLING, init_image=PICTURE, mask=PICTURE[..., 0] > 0),
+        r"mask is of bool; expected uint8 .*\('L'\)",
+    ),
+    "priority": (lambda: Request("x", SAMPLING, priority="high"), "priority 'high' is no whole"),
+    "exact": (lambda: Request("x", SAMPLING, exact="yes"), "exact 'yes' is neither True nor False"),
+    "model": (lambda: Engine("demo"), "model is 'demo'; expected a LatentDiffusion"),
+    "rows": (lambda: Engine(None, rows="4"), "rows '4' is no whole number"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_TYPES)
+def test_a_wrong_type_names_the_field_the_value_and_what_is_expected(wrong):
+    build, said = WRONG_TYPES[wrong]
+    with pytest.raises(ValueError, match=said):
+        build()
+
+
+def test_a_wrong_type_is_no_request(model, engine):
+    for wrong in ("a red circle", None, SAMPLING):
+        with pytest.raises(ValueError, match=r"request is .*; expected an sd_core\.Request"):
+            engine.submit(wrong)
+    with pytest.raises(ValueError, match="on_step 'print' cannot be called"):
+        engine.submit(request(), on_step="print")
+    with pytest.raises(ValueError, match="state is a str; expected bytes"):
+        engine.submit(request(), state="half-way")
+    with pytest.raises(ValueError, match="on_batch 1 cannot be called"):
+        Engine(model, on_batch=1)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons_own(engine):
+    ours = request(seed=7, steps=3, guidance=2.0, init=True, strength=0.5)
+    theirs = request(
+        seed=np.uint64(7),
+        steps=np.int64(3),
+        guidance=np.float32(2),
+        init=True,
+        strength=np.float64(0.5),
+    )
+    theirs = dataclasses.replace(theirs, priority=np.int8(0))
+    assert theirs.digest() == ours.digest()
+    assert [type(value) for value in dataclasses.astuple(theirs.sampling)] == [
+        type(value) for value in dataclasses.astuple(ours.sampling)
+    ]
+    one, other = render(engine, ours, theirs)
+    assert torch.equal(one, other)
 
 
 class Late(CopyOut):

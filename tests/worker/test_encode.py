@@ -21,7 +21,7 @@ from sd_core.spec import SAMPLERS
 from tests.jobs.files_by_hand import png
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
 from worker.a1111 import a1111_text
-from worker.encode import encode_image, read_record, to_uint8
+from worker.encode import encode_image, read_record
 from worker.record import ModelInfo, image_record, record_from_image, record_line
 
 FORMATS = ["png", "jpeg", "webp"]
@@ -207,29 +207,6 @@ def other_png(**texts: str) -> bytes:
 def test_files_without_a_record(data: bytes, message: str):
     with pytest.raises(ValueError, match=message):
         read_record(data)
-
-
-def test_to_uint8_rounds_and_clips():
-    values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 2 * 0.5 / 255 - 1 + 1e-4, 2 * 254.49 / 255 - 1])
-    images = np.broadcast_to(values, (5, 3, 2, 7))
-    found = to_uint8(images)
-    assert found.shape == (5, 2, 7, 3)
-    assert found.dtype == np.uint8
-    assert found.flags["C_CONTIGUOUS"]
-    assert found[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 1, 254]
-
-
-def test_to_uint8_keeps_channels_apart():
-    image = np.stack([np.full((2, 4), v) for v in (-1.0, 0.0, 1.0)])
-    assert to_uint8(image)[1, 3].tolist() == [0, 128, 255]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_to_uint8_refuses_what_is_not_finite(bad: float):
-    image = np.zeros((3, 8, 8))
-    image[1, 2, 3] = bad
-    with pytest.raises(ArithmeticError, match="not finite"):
-        to_uint8(image)
 
 
 def test_a_record_names_nothing_private():
