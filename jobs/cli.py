@@ -23,7 +23,7 @@ from jobs.cli_common import (
     open_store_at,
     read_manifest,
 )
-from jobs.console import EXIT_CODES, Terminal, escape_unencodable, size
+from jobs.console import EXIT_CODES, Terminal, size
 from jobs.earlier import earlier_job_lines
 from jobs.errors import (
     ExitCode,
@@ -42,6 +42,7 @@ from jobs.run import run as run_manifest
 from jobs.schema import json_schema
 from jobs.settings import DTYPES, Settings, debugging
 from jobs.sources import reason
+from jobs.streams import escape_unencodable, open_closed, restart_in_utf8, silence
 from jobs.task import Task
 
 
@@ -251,38 +252,52 @@ def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tu
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code. Here, and only here, exceptions become exit codes."""
+    if arguments is None:  # of a process of its own
+        restart_in_utf8()
+        arguments = sys.argv[1:]
+    open_closed()
     escape_unencodable()
-    arguments = sys.argv[1:] if arguments is None else arguments
     terminal = Terminal(json="--json" in arguments)
     try:
         result = cli.main(args=arguments, prog_name="sdbatch", standalone_mode=False, obj=terminal)
         sys.stdout.flush()
     except (BrokenPipeError, _ReaderGoneError):
-        # What is left in the buffer must go nowhere, or the interpreter complains when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return ExitCode.DONE
     except click.ClickException as error:
-        if terminal.json:
-            terminal.error(error)
-        else:
-            error.show()
+        _tell(terminal, error)
         return error.exit_code
     except click.Abort:
-        terminal.error(Interrupted("interrupted"))
+        _tell(terminal, Interrupted("interrupted"))
         return ExitCode.INTERRUPTED
     except (SdbatchError, Stop) as error:
-        terminal.error(error)
+        _tell(terminal, error)
         return exit_code(error)
     except OSError as error:  # of stdout, as everything else is turned into our own errors
-        terminal.error(SdbatchError(f"the output cannot be written: {reason(error)}"))
+        silence(sys.stdout)
+        message = f"the output cannot be written: {reason(error)}"
+        Terminal(json=False).error(SdbatchError(message))
         return ExitCode.UNEXPECTED
     except Exception as error:
         if debugging(os.environ):
             raise
         name = type(error).__name__
-        terminal.error(SdbatchError(f"unexpected {name}: {error} (SDBATCH_DEBUG=1 shows where)"))
+        message = f"unexpected {name}: {error} (SDBATCH_DEBUG=1 shows where)"
+        _tell(terminal, SdbatchError(message))
         return ExitCode.UNEXPECTED
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _tell(terminal: Terminal, error: Exception) -> None:
+    """Say what went wrong, to whoever still listens: the exit code tells it, too."""
+    try:
+        if isinstance(error, click.ClickException) and not terminal.json:
+            error.show(terminal.err.file)
+        else:
+            terminal.error(error)
+        sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
 
 
 if __name__ == "__main__":

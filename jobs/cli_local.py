@@ -13,6 +13,7 @@ from jobs.console import Terminal
 from jobs.errors import InputError
 from jobs.settings import Settings
 from jobs.sources import reason
+from jobs.storage.folders import check_folder
 
 
 @click.command()
@@ -53,6 +54,7 @@ def local(terminal: Terminal, workers: int, folder: Path | None, model: str | No
     chosen = default_folder(os.environ) if folder is None else folder
     if chosen is None:
         raise InputError("there is no home folder to keep the cluster in; give --folder DIR")
+    check_folder(chosen)
     plan = Plan(chosen.absolute(), workers, name)
     display = Display(terminal)
     for variable in ("SDBATCH_REDIS", "SDBATCH_STORE"):

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 import click
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from jobs.errors import ExitCode, ManifestError, Problem, Stop, exit_code
 from jobs.formatting import counted
+from jobs.streams import Unfailing
 from jobs.tables import table_lines
 from jobs.warnings import ManifestWarning
 
@@ -30,7 +31,13 @@ class Terminal:
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self._warnings: list[dict[str, Any]] = []
-        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.err = Console(
+            file=cast(IO[str], Unfailing(sys.stderr)),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+        )
 
     def say(self, text: str) -> None:
         """A line of the result, for people."""
@@ -116,13 +123,6 @@ class Terminal:
             yield tick
         finally:
             bar.stop()
-
-
-def escape_unencodable() -> None:
-    """Let stdout show what its encoding lacks as \\x.. instead of failing, as stderr does."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)  # missing where tests capture it
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
 
 
 def size(count_bytes: int) -> str:

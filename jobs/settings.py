@@ -12,12 +12,13 @@ from typing import Annotated, Any, Required, get_args
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
-from jobs.errors import InputError
+from jobs.errors import InputError, StoreError
 from jobs.explain import NodePlace, plain
 from jobs.job_file import Reproducible
 from jobs.local.address import LocalCluster, running_cluster
 from jobs.problems import ProblemList, found, one_of, quote, suggest
 from jobs.sources import read_file, reason
+from jobs.storage.folders import check_folder
 from jobs.storage.s3_address import S3Access
 from jobs.yaml_reader import YamlFile
 from sd_core.spec import EXECUTIONS
@@ -98,7 +99,7 @@ class Settings:
             grace_s=_seconds(values, "SDBATCH_GRACE_S", cls.grace_s, least=0),
             metrics=_address(values.get("SDBATCH_METRICS")),
             log=log,
-            cache=Path(values.get("SDBATCH_CACHE", cls.cache)),
+            cache=_folder(values, "SDBATCH_CACHE", cls.cache),
             webhook_secret=values.get("SDBATCH_WEBHOOK_SECRET"),
             webhook_private=values.get("SDBATCH_WEBHOOK_PRIVATE", "0") != "0",
             local=local,
@@ -142,6 +143,15 @@ def _reproducible(text: str) -> Reproducible:
             return allowed
     expected = one_of(get_args(Reproducible))
     raise InputError(f"SDBATCH_REPRODUCIBLE: found {quote(text)}, expected {expected}")
+
+
+def _folder(values: Mapping[str, str], name: str, default: Path) -> Path:
+    path = Path(values.get(name, default))
+    try:
+        check_folder(path)
+    except StoreError as error:
+        raise InputError(f"{name}: {error}") from None
+    return path
 
 
 def _seconds(values: Mapping[str, str], name: str, otherwise: float, *, least: int) -> float:

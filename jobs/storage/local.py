@@ -28,6 +28,7 @@ from jobs.storage.base import (
     is_segment,
     too_large,
 )
+from jobs.storage.folders import check_folder
 
 STALE_AFTER_S = 3600.0
 """Age from which a temporary file is taken for a crash's: writing one takes seconds."""
@@ -55,9 +56,13 @@ _CAUSES = {
 
 
 class LocalStore:
-    """Objects as files below `root`; the folder is created when first written to."""
+    """Objects as files below `root`; the folder is created when first written to.
+
+    Raises `StoreError` for a root that is an address, see `check_folder`.
+    """
 
     def __init__(self, root: Path | str) -> None:
+        check_folder(root)
         self.root = Path(root).absolute()
         self._lock = threading.Lock()
         self._root_made = False

@@ -9,20 +9,25 @@ from urllib.parse import unquote
 
 from jobs.errors import InputError
 from jobs.storage import Store, open_store
+from jobs.storage.folders import check_folder
 from jobs.storage.s3_address import S3Address
 
 
 def canonical_address(url: str) -> str:
     """The address, written in one way where several mean the same; a relative folder stays so.
 
-    Raises `StoreError` for an s3 address that is none; what else is no store, `open_store` says.
+    Raises `StoreError` for an s3 address that is none, or lost a slash; what else is no store,
+    `open_store` says.
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "s3":
         return str(S3Address.parse(url))
     if separator and scheme == "file":
         return str(Path(unquote(rest.removeprefix("localhost"))))
-    return url if separator else str(Path(url))
+    if separator:
+        return url
+    check_folder(url)
+    return str(Path(url))
 
 
 def same_place(one: str, other: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_everything_but_the_plan(store, tmp_path):
     assert collected.bytes_copied == sum(
         len(data) for path, data in mine.items() if path.startswith("images/")
     )
+
+
+def test_into_a_bucket_is_refused(store, tmp_path, monkeypatch):
+    """It would become a folder named `s3:`."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="a folder named s3: is an address"):
+        collect(store, KEYS, Path("s3://bucket/pictures"))
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_only_what_is_missing_or_wrong(store, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from jobs.errors import InputError, StoreError
-from jobs.storage import LocalStore
+from jobs.storage import LocalStore, open_store
 from jobs.storage.places import canonical_address, is_within, opener, same_place
 
 
@@ -84,3 +86,35 @@ class TestOpener:
     def test_a_place_that_is_none(self):
         with pytest.raises(StoreError, match="no bucket name"):
             opener(("s3://Bucket",))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        str(Path("s3://bucket/jobs")),
+        "s3:/bucket/jobs",
+        "S3:/bucket",
+        "/srv/s3:/key:secret@bucket/jobs",
+        "./s3:",
+        "file:/data/jobs",
+        "file:///data/s3:/bucket",
+        "gs:/bucket",
+    ],
+)
+def test_an_address_that_lost_a_slash_is_no_folder(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    lost = r"a folder named \S+: is an address that lost a slash.*; give \S+:// as a text"
+    with pytest.raises(StoreError, match=lost) as caught:
+        open_store(address)
+    assert "secret" not in str(caught.value)
+    if "://" not in address:
+        for refuse in (canonical_address, LocalStore, lambda place: opener([place])):
+            with pytest.raises(StoreError, match=lost):
+                refuse(address)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["s3", "runs:2/x", "s3:backup", "a:b/c", "C:"])
+def test_folders_with_colons(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    assert open_store(folder).url("x") == str(tmp_path / folder / "x")

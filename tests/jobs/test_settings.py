@@ -70,6 +70,12 @@ def test_empty_is_not_set():
         ("SDBATCH_MODELS", "nope.yaml", "nope.yaml cannot be read: no such file or directory"),
         ("SDBATCH_MODELS", "/dev/zero", "/dev/zero cannot be read: it is not a regular file"),
         ("SDBATCH_MODELS", "/", "/ cannot be read: it is a folder"),
+        (
+            "SDBATCH_CACHE",
+            "s3://bucket/cache",
+            "a folder named s3: is an address that lost a slash (pathlib takes it away); give "
+            "s3:// as a text",
+        ),
     ],
 )
 def test_errors_name_the_variable(variable, value, expected):
