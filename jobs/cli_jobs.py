@@ -25,9 +25,11 @@ from jobs.cli_common import (
 )
 from jobs.console import Terminal
 from jobs.errors import ExitCode, InputError
+from jobs.figures import figures_of
 from jobs.formatting import counted
 from jobs.ledger import Ledger
 from jobs.ledger.base import JobState, JobStatus
+from jobs.progress import speed_text
 from jobs.served import no_worker, served_models, waits_for_worker
 
 
@@ -245,6 +247,8 @@ COMMANDS: Sequence[click.Command] = (
 
 
 def _status_lines(job: JobStatus, served: Counter[str]) -> list[tuple[str, Any]]:
+    figures = figures_of(job)
+    speed = [] if figures.images_per_s is None else [("speed", speed_text(figures))]
     trouble = [] if job.error is None else [("last error", job.error)]
     if waits_for_worker(job, served):
         trouble.append(("waits", no_worker(job.model, served)))
@@ -253,7 +257,8 @@ def _status_lines(job: JobStatus, served: Counter[str]) -> list[tuple[str, Any]]
         ("state", job.state),
         ("model", job.model),
         ("images", f"{job.done:,} of {job.total:,} done, {job.failed:,} failed"),
-        ("steps", f"{job.evaluated:,} of {job.evaluations:,}"),
+        ("steps", f"{figures.evaluated:,} of {figures.evaluations:,}"),
+        *speed,
         ("shards", f"{job.leased:,} rendering, {job.published:,} queued, {job.waiting:,} waiting"),
         ("priority", job.priority),
         ("store", job.store),

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from jobs.figures import Figures
 from jobs.formatting import counted
 from jobs.records import Failure
 
@@ -58,12 +59,6 @@ class Meter:
             self.evaluated += evaluated
             self.evaluations -= skip
 
-    def at(self, *, rendered: int, reused: int, failed: int, evaluated: int) -> None:
-        """Takes counts from elsewhere."""
-        with self._lock:
-            self.rendered, self.reused = rendered, reused
-            self.failed, self.evaluated = failed, evaluated
-
     @property
     def settled(self) -> int:
         """Images that need no more work, failed ones included."""
@@ -84,35 +79,46 @@ class Meter:
             return None
         return self.elapsed_s / self.evaluated * max(0, self.evaluations - self.evaluated)
 
+    def figures(self) -> Figures:
+        return Figures(
+            images=self.images,
+            settled=self.settled,
+            evaluations=self.evaluations,
+            evaluated=self.evaluated,
+            images_per_s=self.images_per_s,
+            remaining_s=self.remaining_s,
+        )
 
-class RunProgress:
-    """Shows a job's progress while it is entered: quiet unless there is something to wait for.
 
-    step, rendered, reused and failed are called as things happen, from any thread.
+class ProgressDisplay:
+    """Shows figures while it is entered: a live line, or where there is no terminal a plain one now
+    and then.
+
+    figures: what is to be shown by now; called from any thread.
     """
 
     def __init__(
         self,
-        images: int,
-        evaluations: int,
+        figures: Callable[[], Figures],
         console: Console,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.meter = Meter(images, evaluations, clock)
+        self._figures = figures
         self._console = console
+        self._clock = clock
         self._live: Progress | None = None
         self._task = None
-        self._last_line_s = 0.0
+        self._last_line_s = clock()
         if console.is_terminal:
             self._live = Progress(
                 SpinnerColumn(),
                 BarColumn(bar_width=None),
-                _Counts(self.meter, console),
+                _Counts(figures, console),
                 console=console,
                 transient=True,
             )
-            self._task = self._live.add_task("rendering", total=max(1, evaluations))
+            self._task = self._live.add_task("rendering", total=max(1, figures().evaluations))
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -128,84 +134,111 @@ class RunProgress:
         if self._live is not None:
             self._live.stop()
 
+    def show(self, *, at_once: bool = False) -> None:
+        """What the figures are by now. at_once: without a terminal, too."""
+        figures = self._figures()
+        if self._live is not None and self._task is not None:
+            total = max(1, figures.evaluations)
+            self._live.update(self._task, completed=figures.evaluated, total=total)
+        elif at_once or self._clock() - self._last_line_s >= PLAIN_EVERY_S:
+            self._last_line_s = self._clock()
+            self._console.print(plain_line(figures), highlight=False)
+
+
+class RunProgress(ProgressDisplay):
+    """Shows a job that this process renders: quiet unless there is something to wait for.
+
+    step, rendered, reused and failed are called as things happen, from any thread.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        evaluations: int,
+        console: Console,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.meter = Meter(images, evaluations, clock)
+        super().__init__(self.meter.figures, console, clock=clock)
+
     def step(self) -> None:
         """One evaluation of one image."""
         self.meter.add(evaluated=1)
-        self._show()
+        self.show()
 
     def rendered(self, index: int) -> None:
         self.meter.add(rendered=1)
-        self._show()
+        self.show()
 
     def reused(self, index: int, evaluations: int) -> None:
         """An image that was there already; its evaluations will not be needed."""
         self.meter.add(reused=1, skip=evaluations)
-        self._show()
+        self.show()
 
     def failed(self, failure: Failure, evaluations: int) -> None:
         """An image that cannot be made; its remaining evaluations will not be needed."""
         self.meter.add(failed=1, skip=evaluations)
         said = f"failed: image {failure.index} ({failure.name}): {failure.reason}"
         self._console.print(Text(said, style="red"))
-        self._show()
-
-    def at(
-        self, *, rendered: int = 0, reused: int = 0, failed: int = 0, evaluated: int = 0
-    ) -> None:
-        """Where a job stands that others render. reused: images from before it was watched."""
-        self.meter.at(rendered=rendered, reused=reused, failed=failed, evaluated=evaluated)
-        self._show()
-
-    def _show(self) -> None:
-        meter = self.meter
-        if self._live is not None and self._task is not None:
-            self._live.update(
-                self._task, completed=meter.evaluated, total=max(1, meter.evaluations)
-            )
-            return
-        if meter.elapsed_s - self._last_line_s >= PLAIN_EVERY_S:
-            self._last_line_s = meter.elapsed_s
-            self._console.print(plain_line(meter), highlight=False)
+        self.show()
 
 
 class _Counts(ProgressColumn):
     """What is done, as much of it as the terminal has room for beside a bar."""
 
-    def __init__(self, meter: Meter, console: Console) -> None:
+    def __init__(self, figures: Callable[[], Figures], console: Console) -> None:
         super().__init__(table_column=Column(no_wrap=True))
-        self._meter = meter
+        self._figures = figures
         self._console = console
 
     def render(self, task: Task) -> Text:
-        return Text(live_text(self._meter, self._console.width - _BAR))
+        return Text(live_text(self._figures(), self._console.width - _BAR))
 
 
-def live_text(meter: Meter, room: int) -> str:
+def live_text(figures: Figures, room: int) -> str:
     """`12/40 images · 1.30 images/s · step 620/2040 · 0:21 left`, or less of it: at most `room`
     characters, but always the images.
     """
-    images = f"{meter.settled:,}/{counted(meter.images, 'image')}"
-    rate = f"{meter.images_per_s:.2f}"
-    step = f"step {meter.evaluated:,}/{meter.evaluations:,}"
-    left = [] if meter.remaining_s is None else [f"{duration(meter.remaining_s)} left"]
+    images = f"{figures.settled:,}/{counted(figures.images, 'image')}"
+    step = f"step {figures.evaluated:,}/{figures.evaluations:,}"
+    rate, rate_in_short, left = [], [], []
+    if figures.rests is not None:
+        rate = rate_in_short = [figures.rests]
+    elif figures.images_per_s is not None:
+        rate = [f"{figures.images_per_s:.2f} images/s"]
+        rate_in_short = [f"{figures.images_per_s:.2f}/s"]
+    if figures.remaining_s is not None:
+        left = [f"{duration(figures.remaining_s)} left"]
     choices = (
-        [images, f"{rate} images/s", step, *left],
-        [images, f"{rate}/s", step, *left],
-        [images, f"{rate}/s", *left],
+        [images, *rate, step, *left],
+        [images, *rate_in_short, step, *left],
+        [images, *rate_in_short, *left],
         [images, *left],
     )
     texts = (" · ".join(parts) for parts in choices)
-    shortest = f"{meter.settled:,}/{meter.images:,}"
+    shortest = f"{figures.settled:,}/{figures.images:,}"
     return next((text for text in texts if len(text) <= room), shortest)
 
 
-def plain_line(meter: Meter) -> str:
+def plain_line(figures: Figures) -> str:
     """For logs: `12/40 images, 1.30 images/s, 620/2040 steps, 0:21 left`."""
-    parts = [f"{meter.settled:,}/{counted(meter.images, 'image')}"]
-    parts.append(f"{meter.images_per_s:.2f} images/s")
-    parts.append(f"{meter.evaluated:,}/{counted(meter.evaluations, 'step')}")
-    if meter.remaining_s is not None:
-        parts.append(f"{duration(meter.remaining_s)} left")
+    parts = [f"{figures.settled:,}/{counted(figures.images, 'image')}"]
+    if figures.images_per_s is not None:
+        parts.append(f"{figures.images_per_s:.2f} images/s")
+    parts.append(f"{figures.evaluated:,}/{counted(figures.evaluations, 'step')}")
+    if figures.remaining_s is not None:
+        parts.append(f"{duration(figures.remaining_s)} left")
+    if figures.rests is not None:
+        parts.append(figures.rests)
+    return ", ".join(parts)
+
+
+def speed_text(figures: Figures) -> str:
+    """`1.30 images/s, 0:21 left`."""
+    parts = [] if figures.images_per_s is None else [f"{figures.images_per_s:.2f} images/s"]
+    if figures.remaining_s is not None:
+        parts.append(f"{duration(figures.remaining_s)} left")
     return ", ".join(parts)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
 
 from jobs.errors import DamagedLedgerError, LedgerError
+from jobs.figures import figures_of
 from jobs.ledger.base import JobState, JobStatus, Ledger
-from jobs.progress import RunProgress
+from jobs.progress import ProgressDisplay
+from jobs.served import no_worker, served_models, waits_for_worker
 
 EVERY_S = 1.0
 PATIENCE_S = 60.0
@@ -36,16 +40,11 @@ def watch(
     status = ledger.status(job_id)
     if status.state in ENDED:
         return status
-    begun, evaluated = status.done, status.evaluated
     answered_at = clock()
-    left = status.evaluations - evaluated
-    told = None
-    with RunProgress(status.total, max(0, left), console, clock=clock) as progress:
-        progress.at(reused=begun)
+    told = _Told(ledger, console)
+    with ProgressDisplay(lambda: figures_of(status), console, clock=clock) as progress:
         while status.state not in ENDED:
-            if status.error is not None and status.error != told:
-                console.print(Text(f"last error: {status.error}", style="red"))
-            told = status.error
+            progress.show(at_once=told.tell(status))
             sleep(EVERY_S)
             try:
                 status = ledger.status(job_id)
@@ -56,11 +55,35 @@ def watch(
                     raise
                 continue
             answered_at = clock()
-            # A retry may take failed images back, and a worker that died renders some steps twice.
-            progress.at(
-                reused=begun,
-                rendered=max(0, status.done - begun),
-                failed=status.failed,
-                evaluated=max(0, status.evaluated - evaluated),
-            )
     return status
+
+
+class _Told:
+    """What a person was told of a job so far: its state, its last error, what it waits for."""
+
+    def __init__(self, ledger: Ledger, console: Console) -> None:
+        self._ledger = ledger
+        self._console = console
+        self._state = JobState.ACTIVE
+        self._error: str | None = None
+        self._no_worker: str | None = None
+
+    def tell(self, status: JobStatus) -> bool:
+        """Tells what is new; whether the state is."""
+        if status.error is not None and status.error != self._error:
+            self._console.print(Text(f"last error: {status.error}", style="red"))
+        self._error = status.error
+        waits = self._without_worker(status)
+        if waits is not None and waits != self._no_worker:
+            self._console.print(Text(waits))
+        self._no_worker = waits
+        before, self._state = self._state, status.state
+        return self._state is not before
+
+    def _without_worker(self, status: JobStatus) -> str | None:
+        if waits_for_worker(status, Counter()):
+            with contextlib.suppress(LedgerError):  # then the next status tells it
+                served = served_models(self._ledger.workers())
+                if waits_for_worker(status, served):
+                    return no_worker(status.model, served)
+        return None

@@ -55,6 +55,7 @@ class _Job(TypedDict):
     waiting: NotRequired[_Count]
     evaluations: NotRequired[_Count]
     evaluated: NotRequired[_Count]
+    rendering: NotRequired[_Count]
     ended: NotRequired[_Count]
     error: NotRequired[str]
 
@@ -92,6 +93,7 @@ def status(job_id: str, record: Mapping[bytes, bytes], published: int, leased: i
         leased=leased,
         evaluations=job.get("evaluations", 0),
         evaluated=job.get("evaluated", 0),
+        rendering_s=job.get("rendering", 0) / 1e6,
         created_s=job["created"] / 1e6,
         ended_s=None if ended is None else ended / 1e6,
         error=job.get("error"),

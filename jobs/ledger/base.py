@@ -96,7 +96,8 @@ class JobStatus:
 
     done, failed: images. published, leased, waiting: shards whose message is out, that a worker
     holds, and that wait (not yet published, or to be published again). evaluations: all of the
-    job's; evaluated: those that were made, also by workers that died. created_s, ended_s: Unix
+    job's; evaluated: those that were made, also by workers that died. rendering_s: seconds in which
+    at least one shard was held, until evaluations were last told. created_s, ended_s: Unix
     time by the ledger's clock; ended_s is None until the job is done or cancelled. error: why a
     shard of it failed as a whole, with no image done since. With the state UNKNOWN all but the name
     is empty, and error says why.
@@ -120,6 +121,7 @@ class JobStatus:
     leased: int
     evaluations: int
     evaluated: int
+    rendering_s: float
     created_s: float
     ended_s: float | None
     error: str | None = None
@@ -311,6 +313,7 @@ def unreadable(job_id: str, why: str) -> JobStatus:
         leased=0,
         evaluations=0,
         evaluated=0,
+        rendering_s=0.0,
         created_s=0.0,
         ended_s=None,
         error=f"its entry in the ledger cannot be read: {why}",

@@ -200,7 +200,7 @@ class MemoryLedger:
         job.attempts[shard] += 1
         attempt = job.attempts[shard]
         lease = Lease(job.new.job_id, shard, next(self._fences), owner)
-        job.held[shard] = Held(lease, single, self._clock() + self.lease_s)
+        job.hold(Held(lease, single, self._clock() + self.lease_s), self._clock())
         self._tell(job, "claimed", shard=shard, owner=owner, attempt=attempt)
         return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt, single is not None)
 
@@ -212,7 +212,7 @@ class MemoryLedger:
                 if job is None:
                     beats.append(Beat.LOST)
                     continue
-                job.evaluated += count
+                job.count(count, self._clock())
                 cancelled = job.state == JobState.CANCELLED
                 beats.append(Beat.CANCELLED if cancelled else Beat.HELD)
         return beats
@@ -245,7 +245,7 @@ class MemoryLedger:
             job = self._holding(lease)
             if job is None:
                 return 0
-            del job.held[lease.shard]
+            job.let_go(lease.shard, self._clock())
             left = job.returns(lease.shard)
             self._tell(job, "released", shard=lease.shard, owner=lease.owner, left=left)
             return left
@@ -269,7 +269,7 @@ class MemoryLedger:
 
     def _end_lease(self, job: MemoryJob, held: Held) -> Expired:
         number, failed = held.lease.shard, []
-        del job.held[number]
+        job.let_go(number, self._clock())
         if job.state != JobState.CANCELLED:
             job.deaths[number] += 1
             if held.single is not None and job.to_do(held.single, held.single + 1):

@@ -28,7 +28,8 @@ class Held:
 class MemoryJob:
     """Shards of a job that is not cancelled and have images to do are in exactly one of waiting,
     published and held. deaths are of shards, image_deaths of images that ran alone. notice_s: when
-    the webhook is to be told of the job's end; notices: how often that was tried.
+    the webhook is to be told of the job's end; notices: how often that was tried. held_s: how long
+    at least one shard was held before held_since_s.
     """
 
     new: NewJob
@@ -39,11 +40,14 @@ class MemoryJob:
     notices: int = 0
     error: str | None = None
     evaluated: int = 0
+    rendering_s: float = 0.0
     done: int = 0
     failures: dict[int, Failure] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
     published: dict[int, float] = field(default_factory=dict)
     held: dict[int, Held] = field(default_factory=dict)
+    held_s: float = 0.0
+    held_since_s: float = 0.0
     attempts: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
     image_deaths: Counter[int] = field(default_factory=Counter)
@@ -83,6 +87,7 @@ class MemoryJob:
             leased=len(self.held),
             evaluations=new.evaluations,
             evaluated=self.evaluated,
+            rendering_s=self.rendering_s,
             created_s=self.created_s,
             ended_s=self.ended_s,
             error=self.error,
@@ -143,6 +148,22 @@ class MemoryJob:
         return count
 
     # Shards
+
+    def hold(self, held: Held, now_s: float) -> None:
+        if not self.held:
+            self.held_since_s = now_s
+        self.held[held.lease.shard] = held
+
+    def let_go(self, number: int, now_s: float) -> None:
+        del self.held[number]
+        if not self.held:
+            self.held_s += now_s - self.held_since_s
+
+    def count(self, evaluated: int, now_s: float) -> None:
+        """Evaluations that were made under a lease."""
+        self.evaluated += evaluated
+        if evaluated:
+            self.rendering_s = self.held_s + now_s - self.held_since_s
 
     def left(self, number: int) -> list[int]:
         """Images of the shard that are to do; if none are, it need not be rendered any more."""

@@ -237,7 +237,8 @@ class LedgerMachine(RuleBasedStateMachine):
             for job_id in sorted(self.layouts):
                 status = ledger.status(job_id)
                 ended = status.ended_s is not None
-                shown.append(dataclasses.replace(status, created_s=0.0, ended_s=float(ended)))
+                times = {"created_s": 0.0, "rendering_s": 0.0, "ended_s": float(ended)}
+                shown.append(dataclasses.replace(status, **times))
                 shown += [ledger.pending(job_id, 0, MOST_IMAGES), ledger.failures(job_id)]
                 shown += [(event.kind, event.values) for event in ledger.events(job_id)]
             states = ledger.states(["a", "b"])

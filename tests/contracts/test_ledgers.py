@@ -810,6 +810,52 @@ class TestHeartbeat:
             assert len(world.ledger.expire()) == 1
 
 
+class TestRenderingTime:
+    """The time in which somebody held a shard, by the ledger's clock: what a job's speed is of."""
+
+    def test_it_stands_still_while_nobody_holds_any(self, world):
+        ledger = world.ledger
+        ledger.create(new_job())
+        assert ledger.status("job").rendering_s == 0
+        held_s = 0.0
+        for shard in (0, 1):
+            before_s = ledger.time_s()
+            first, second = take(ledger, shard), take(ledger, 2)
+            world.moment()
+            ledger.heartbeat([first, second], [5, 0])
+            ledger.release(first)
+            ledger.release(second)
+            held_s += ledger.time_s() - before_s
+            for _ in range(5):
+                world.moment()
+            assert 0.001 < ledger.status("job").rendering_s <= held_s + 1e-5
+
+    def test_it_is_of_when_evaluations_were_last_told(self, world):
+        ledger = world.ledger
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        world.moment()
+        ledger.heartbeat([lease], [5])
+        told_s = ledger.status("job").rendering_s
+        world.moment()
+        ledger.heartbeat([lease], [0])
+        assert ledger.status("job").rendering_s == told_s > 0
+        ledger.heartbeat([lease], [1])
+        assert ledger.status("job").rendering_s > told_s
+
+    def test_a_worker_that_died_took_its_time_too(self, world):
+        ledger = world.ledger
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        world.moment()
+        run_out(ledger, lease)
+        world.moment()
+        assert len(ledger.expire()) == 1
+        lease = take(ledger, 0)
+        ledger.heartbeat([lease], [5])
+        assert ledger.status("job").rendering_s >= 0.003
+
+
 class TestSettle:
     def test_done_and_failed(self, ledger):
         ledger.create(new_job())

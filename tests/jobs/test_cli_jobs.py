@@ -9,6 +9,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.errors import ExitCode
+from jobs.figures import figures_of
 from jobs.ledger import open_ledger
 from jobs.ledger.base import JobState, WorkerInfo
 from jobs.records import Failure, dump_lines
@@ -107,6 +108,16 @@ class TestStatus:
         lease = commands.ledger.claim(job, 0, "w1").lease
         commands.ledger.settle(lease, [], [Failure(0, "0", "a ring", 0, "broke")])
         assert commands.json("status", job)["failed"] == 1
+
+    def test_steps_and_speed_are_those_that_watchers_see(self, commands):
+        job = commands.submit()["job"]
+        lease = commands.ledger.claim(job, 0, "w1").lease
+        assert "steps        0 of " in commands("status", job)
+        commands.ledger.heartbeat([lease], [1_000_000])  # many workers died in between
+        found = commands.ledger.status(job)
+        said = commands("status", job)
+        assert f"steps        {found.evaluations - 1} of {found.evaluations}" in said
+        assert f"{figures_of(found).images_per_s:.2f} images/s, 0:00 left" in said
 
     def test_the_codes_are_in_the_help(self, commands):
         said = " ".join(commands("status", "--help").split())

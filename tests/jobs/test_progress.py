@@ -31,7 +31,7 @@ def test_rate_and_time_left_follow_the_evaluations():
     meter.add(rendered=3, evaluated=40)
     assert meter.images_per_s == pytest.approx(0.15)
     assert meter.remaining_s == pytest.approx(30.0)
-    assert plain_line(meter) == "3/10 images, 0.15 images/s, 40/100 steps, 0:30 left"
+    assert plain_line(meter.figures()) == "3/10 images, 0.15 images/s, 40/100 steps, 0:30 left"
 
 
 def test_images_that_were_there_take_no_time():
@@ -89,7 +89,8 @@ def test_the_live_line_is_one_line_on_any_terminal(width, said):
     console = Console(file=screen, force_terminal=True, width=width, color_system=None)
     with RunProgress(1_000_000, 51_000_000, console, clock=clock) as progress:
         clock.now = 86_400.0
-        progress.at(rendered=123_456, evaluated=5_123_456)
+        progress.meter.add(rendered=123_456, evaluated=5_123_456)
+        progress.show()
     # A frame that takes several lines has line ends in it; after the last one the line is left.
     *frames, rest = [CONTROL.sub("", part) for part in screen.getvalue().split("\r")]
     frames[-1] = frames[-1].removesuffix("\n")
@@ -104,8 +105,8 @@ def test_a_live_line_of_a_small_job_says_all_at_80_columns():
     meter = Meter(images=1, evaluations=51, clock=clock)
     clock.now = 2.0
     meter.add(evaluated=10)
-    assert live_text(meter, 80) == "0/1 image · 0.00 images/s · step 10/51 · 0:08 left"
-    assert plain_line(meter) == "0/1 image, 0.00 images/s, 10/51 steps, 0:08 left"
+    assert live_text(meter.figures(), 80) == "0/1 image · 0.00 images/s · step 10/51 · 0:08 left"
+    assert plain_line(meter.figures()) == "0/1 image, 0.00 images/s, 10/51 steps, 0:08 left"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ claim = {
   fence = digits(redis.call('HINCRBY', record, 'fence', 1)),
   token = token, beat = '-', single = single, owner = owner,
 }
+if redis.call('HLEN', key('claims', job)) == 0 then
+  redis.call('HSET', record, 'since', digits(now()))
+end
 write_claim(job, shard, claim)
 renew(job, shard, lease_us)
 event(job, 'claimed', 'shard', shard, 'owner', owner, 'attempt', attempt)

@@ -2,7 +2,9 @@
 --
 -- Keys of a job, each `sdbatch:<part>:<job>`:
 --   job       hash: what it is, its state, and counts: done, failed, waiting, evaluated, fence,
---             notices (how often its webhook was tried since it ended); error: why it does not move on
+--             notices (how often its webhook was tried since it ended); error: why it does not move on;
+--             since when a shard of it is held without a break, how long that was before (held), and
+--             how long in all when evaluations were last told (rendering)
 --   bounds    0, then for each shard the index after its last image, 4 bytes each, big-endian
 --   done      bitmap of images; failed too, which has none of the done ones
 --   failures  hash: index -> JSON of what went wrong; counts only for images in `failed`
@@ -179,6 +181,12 @@ local function read_claim(job, shard)
   return {fence = fence, token = token, beat = beat, single = single, owner = owner}
 end
 
+-- Microseconds in which at least one shard was held.
+local function held_us(job)
+  local before, since = unpack(redis.call('HMGET', key('job', job), 'held', 'since'))
+  return (before or 0) + (since and now() - since or 0)
+end
+
 local function write_claim(job, shard, claim)
   local text = table.concat({claim.fence, claim.token, claim.beat, claim.single, claim.owner}, ' ')
   redis.call('HSET', key('claims', job), shard, text)
@@ -197,4 +205,8 @@ end
 local function end_claim(job, shard)
   redis.call('HDEL', key('claims', job), shard)
   redis.call('ZREM', LEASES, shard .. '/' .. job)
+  if redis.call('HLEN', key('claims', job)) == 0 and redis.call('EXISTS', key('job', job)) == 1 then
+    redis.call('HSET', key('job', job), 'held', digits(held_us(job)))
+    redis.call('HDEL', key('job', job), 'since')
+  end
 end

@@ -11,6 +11,9 @@ local function beat(job, shard, fence, owner, evaluated)
     claim.beat = token
     write_claim(job, shard, claim)
     redis.call('HINCRBY', key('job', job), 'evaluated', evaluated)
+    if tonumber(evaluated) > 0 then
+      redis.call('HSET', key('job', job), 'rendering', digits(held_us(job)))
+    end
   end
   renew(job, shard, lease_us)
   local state = redis.call('HGET', key('job', job), 'state')
