@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jobs.explain import known_key
 from jobs.formatting import counted
 from jobs.problems import Path as ValuePath
-from jobs.problems import ProblemList, one_of, quote, suggest
+from jobs.problems import ProblemList, one_of, quote
 from jobs.schema import PROMPT_KEYS, TEXT_KEYS
 from jobs.text import scalar
 
@@ -150,7 +151,7 @@ class CsvReader:
         before = len(self._problems)
         for number, key in enumerate(header):
             if key and key not in PROMPT_KEYS:
-                close = suggest(key, PROMPT_KEYS)
+                close = known_key(key, PROMPT_KEYS)
                 hint = f"did you mean '{close}'?" if close else f"expected {one_of(PROMPT_KEYS)}"
                 self._problem(row, number, f"unknown column {quote(key)}; {hint}")
             elif key and key in header[:number]:

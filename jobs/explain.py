@@ -46,6 +46,8 @@ _OTHER_NAMES = {  # other programs' names -> ours
 }
 
 
+_NUMBERS = re.compile(r"\s*\d+(\s*[,;]\s*\d+)+\s*")
+
 _WHOLE = "a whole number within"
 EXPECTED = {
     "version": "1, the version of the manifest format",
@@ -176,6 +178,8 @@ def _advice(key: str, value: Any) -> str:
             "; none is random here, so that a job can be made again: {start: 0, count: 8} gives "
             "eight seeds"
         )
+    if key == "seeds" and isinstance(value, str) and _NUMBERS.fullmatch(value):
+        return "; several are written [1, 2, 3], in a .csv file with spaces between them"
     if key in ("init_image", "mask") and isinstance(value, list):
         return "; a prompt has one: list them in a .csv file, one a row"
     return ""
@@ -189,14 +193,14 @@ def text_taken_apart(node: Node, keys: Sequence[str]) -> str | None:
         return None
     ((key, value),) = node.value.items()
     known = key in keys or any(key in names for names in KEYS.values())
-    if known or value.text is None or _known_key(key, keys) is not None:
+    if known or value.text is None or known_key(key, keys) is not None:
         return None
     text = json.dumps(f"{key}: {value.text}".strip(), ensure_ascii=False)
     return f"{quote(key)} is read as a key, for a ': ' follows; quote the text: {shorten(text)}"
 
 
-def _known_key(key: str, keys: Sequence[str]) -> str | None:
-    """The key that was probably meant."""
+def known_key(key: str, keys: Sequence[str]) -> str | None:
+    """The one of `keys` that was probably meant, by another program's name or misspelt."""
     other = _OTHER_NAMES.get(key.lower().replace("-", "_").replace(" ", "_"))
     return other if other in keys else suggest(key, keys)
 
@@ -220,7 +224,7 @@ def _unknown_key(path: Path, value: Any, top_keys: Sequence[str]) -> str:
     home = next((name for name in ("defaults", "output") if key in KEYS[name]), None)
     if home == "output" or (home in top_keys and inside is None):
         return f"{message} here; it goes under {home}"
-    close = _known_key(key, keys)
+    close = known_key(key, keys)
     if close is not None:
         return f"{message}; did you mean '{close}'?"
     if value is None or not re.fullmatch(r"[\w-]+", key):

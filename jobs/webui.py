@@ -78,7 +78,7 @@ def read_options(text: str) -> OptionLine:
     """Read a line for which `is_option_line` holds."""
     line = OptionLine()
     try:
-        words = shlex.split(text)
+        words = shlex.split(text.strip())  # of a form feed it would make a word
     except ValueError:
         message = "a quote is opened and not closed; a text with a quote in it goes in quotes"
         line.problems.append((1, message))

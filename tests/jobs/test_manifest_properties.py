@@ -68,6 +68,33 @@ values = st.recursive(
 )
 
 
+words = st.text(max_size=6) | st.sampled_from(
+    [
+        *(f"--{name}" for name in ("prompt", "negative_prompt", "seed", "n_iter", "batch_size")),
+        *("--steps", "--sampler_name", "--tiling", "--subseed", "--ar", "--", "#", "a", "-1", "2"),
+        *("0", "1.5", "false", "'", '"', '"a b"', "Euler a", "\\", "99999999"),
+    ]
+)
+SYNTAX = [
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "|",
+    ":",
+    "1.3",
+    "__",
+    "--",
+    "<lora:",
+    ">",
+    "BREAK",
+    " ",
+    "a",
+]
+
+
 @dataclass
 class Outcome:
     code: int
@@ -193,6 +220,25 @@ def test_random_bytes(folder, data):
 def test_rows_of_random_bytes(folder, suffix, data):
     write(folder, data, f"random{suffix}")
     check(write(folder, f"version: 1\nprompts: [{{file: random{suffix}}}]"))
+
+
+@given(st.lists(st.lists(words, max_size=8).map(" ".join), max_size=4).map("\n".join))
+def test_lines_of_random_options(folder, text):
+    write(folder, text.encode("utf-8", "surrogatepass"), "random.txt")
+    check(write(folder, "version: 1\nprompts: [{file: random.txt}]"))
+
+
+@given(st.text('prompt,;seed\t\n"=1.0eE+', max_size=60))
+def test_tables_of_random_separators(folder, text):
+    write(folder, text, "random.csv")
+    check(write(folder, "version: 1\nprompts: [{file: random.csv}]"))
+    write(folder, f"prompt;seed;guidance\n{text}", "random.csv")
+    check(write(folder, "version: 1\nprompts: [{file: random.csv}]"))
+
+
+@given(st.lists(st.sampled_from(SYNTAX) | st.text(max_size=5), max_size=30).map("".join))
+def test_prompts_of_random_syntax(folder, prompt):
+    check(write(folder, json.dumps({"version": 1, "prompts": [prompt * 5]})))
 
 
 @given(st.lists(st.dictionaries(keys, values, max_size=5), max_size=4))

@@ -98,6 +98,7 @@ class TestWebui:
             ("--prompt a --sd_model x", "a job has one model, which is under model"),
             ("--prompt a --styles x", "--styles has no equivalent here; write their words"),
             ("--ar 16:9", "unknown option '--ar'; expected one of --prompt, --negative_pro"),
+            ("\x0c --prompt a --seed", "2:14: --seed has no value"),
             ("--prompt a cat's hat", "2:1: a quote is opened and not closed"),
         ],
     )  # fmt: skip
@@ -191,6 +192,9 @@ class TestSpreadsheets:
             ("prompt;seed\na;x\n", "2:3: seed: found 'x', expected a whole number"),
             ('prompt;seed\n"a;\nb";x\n', "3:4: seed: found 'x', expected a whole number"),
             (",prompt,seed\n0,a,1\n1,b,2\n", "2:1: '0' is in a column without a name; name it or"),
+            ("prompt,cfg_scale\na,7\n", "unknown column 'cfg_scale'; did you mean 'guidance'?"),
+            ("prompt;seeds\na;1,2\n", "found '1,2', expected a seed (a whole number within 0 to"),
+            ("prompt;seeds\na;1,2\n", "are written [1, 2, 3], in a .csv file with spaces between"),
             ("sep=;\n", "has no prompts"),
             ("sep=;\nseed\n1\n", "2:1: there is no column 'prompt'"),
             (b"prompt;seed\ncaf\xe9;1\n", "2:4: byte 0xe9 is not UTF-8; save the file as UTF-8"),

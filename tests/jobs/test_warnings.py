@@ -264,6 +264,19 @@ class TestCommands:
         }
         assert (second["kind"], second["count"]) == ("parts", 1)
 
+    @pytest.mark.parametrize("command", ["run", "submit"])
+    def test_are_said_before_anything_is_done(self, run, tmp_path, command):
+        path = write(tmp_path, self.BODY)
+        broken = [command, path, "--store", "s3:/bucket"]
+        code, _, err = run(*broken)
+        first, second, last = err.splitlines()
+        assert code == 5
+        assert f"{path}:4:3: prompts[0]: warning: '(hat:1.2)'" in first
+        assert f"{path}:6:3: prompts[2]: warning: 'BREAK'" in second
+        assert last.startswith("error: a folder named s3: is an address")
+        document = json.loads(run(*broken, "--json")[1])
+        assert [warning["kind"] for warning in document["warnings"]] == ["weights", "parts"]
+
     def test_are_told_beside_problems(self, run, tmp_path):
         path = write(
             tmp_path, "version: 1\nprompts:\n- a cat #1 on artstation\n- a cat: portrait\n"
