@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,20 @@ from jobs.storage.keys import content_type
 THREADS = 8  # a download waits most of its time
 AT_ONCE = 4 * THREADS  # records between the reading and the copying, whatever the job's size
 
-_BESIDES = ("manifest.yaml", "records/", "failures.jsonl", "index.html", "grid-", "done.json")
-"""What is collected besides images, in this order: `done.json` last, as in the store."""
+_INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
+
+_BESIDES = (
+    *("manifest.yaml", "manifest.resolved.yaml"),
+    *("records/", "failures.jsonl", "index.html", "grid-", "done.json"),
+)
+"""What is collected besides images and inputs, in this order: `done.json` last, as in the store."""
 
 
 @dataclass
 class Collected:
-    """What came of it. damaged: images that are not what their record says, or not there."""
+    """What came of it. damaged: images that are not what their record says, inputs that are not
+    what their name says, and what is not there.
+    """
 
     folder: Path
     copied: int = 0
@@ -66,17 +74,11 @@ def collect(
     looked_at = itertools.count(1)
 
     def take(record: Record) -> None:
-        key = keys(record["path"])
-        size = 0
-        if not _is_right(target, key, record["sha256"]):
-            data = _checked(store, key, record["sha256"])
-            if data is None:
-                with lock:
-                    collected.damaged.append(record["path"])
-                return
-            target.put(key, data, overwrite=True, content_type=content_type(key))
-            size = len(data)
+        size = _copy(store, target, keys(record["path"]), record["sha256"])
         with lock:
+            if size is None:
+                collected.damaged.append(record["path"])
+                return
             collected.copied += size > 0
             collected.present += size == 0
             collected.bytes_copied += size
@@ -96,10 +98,27 @@ def collect(
     if not found and containing is None:
         raise NotFoundError(f"{store.url(keys.job_id)} has no finished images")
     if containing is None:
+        for info in store.list(keys.inputs_prefix):
+            digest = _INPUT.match(info.key, len(keys.inputs_prefix))
+            if digest is not None and _copy(store, target, info.key, digest[0]) is None:
+                collected.damaged.append(keys.path(info.key))
         for key in _besides(store, keys):
             data = store.get(key, limit_bytes=MAX_FAILURES_BYTES)
             target.put(key, data, overwrite=True, content_type=content_type(key))
     return collected
+
+
+def _copy(store: Store, target: LocalStore, key: str, sha256: str) -> int | None:
+    """The bytes that were copied, 0 of what is there already; None if the store has it no more, or
+    not as it was.
+    """
+    if _is_right(target, key, sha256):
+        return 0
+    data = _checked(store, key, sha256)
+    if data is None:
+        return None
+    target.put(key, data, overwrite=True, content_type=content_type(key))
+    return len(data)
 
 
 def _is_right(target: LocalStore, key: str, sha256: str) -> bool:

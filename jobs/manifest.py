@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ class Manifest:
     """A manifest that was read and found good.
 
     path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
-    total: how many images `tasks` gives. reproducible: None leaves it to the settings.
+    total: how many images `tasks` gives. matrix: as it is written, which gives the combinations.
+    reproducible: None leaves it to the settings.
     """
 
     path: Path
@@ -100,6 +101,7 @@ class Manifest:
     total: int
     entries: EntryLog
     combinations: Sequence[Combination]
+    matrix: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     reproducible: Reproducible | None = None
 
     def tasks(self) -> Iterator[Task]:
@@ -202,6 +204,7 @@ class _Loader:
             total=self._images,
             entries=self._entries,
             combinations=self._resolver.combinations,
+            matrix=head.get("matrix", {}),
             reproducible=head.get("reproducible"),
         )
 

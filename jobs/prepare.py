@@ -10,6 +10,7 @@ from jobs.job_file import JobFile, Reproducible, check_folder, write_job_file
 from jobs.limits import MAX_IMAGE_BYTES
 from jobs.manifest import Manifest
 from jobs.plan import write_plan
+from jobs.resolved import write_resolved
 from jobs.shards import ShardTable
 from jobs.sources import Source
 from jobs.storage import JobKeys, Store, get_verified
@@ -57,6 +58,7 @@ def prepare(
         parts=tuple(parts),
     )
     write_job_file(store, keys, job, force=force)
+    write_resolved(store, keys, manifest, job.reproducible)
     store.put(
         keys.manifest,
         manifest.source,

@@ -27,9 +27,12 @@ def is_complete(
         return False
     # Hashes, as a million paths would take more memory. Those of one process never differ.
     paths, sizes = array("q", [0]) * images, array("q", [-1]) * images
-    for record in read_records(store, keys, needs=("bytes",), images=images):
-        index = record["index"]
-        paths[index], sizes[index] = hash(record["path"]), record["bytes"]
+    try:
+        for record in read_records(store, keys, needs=("bytes",), images=images):
+            index = record["index"]
+            paths[index], sizes[index] = hash(record["path"]), record["bytes"]
+    except DamagedError:
+        return False
     there = {hash((keys.path(o.key), o.size_bytes)) for o in store.list(keys.images_prefix)}
     for task in tasks:
         key = keys.image(task.name, spec_digest(task, digest), task.format)

@@ -147,9 +147,7 @@ def _check_plan(manifest: Manifest, store: Store, keys: JobKeys, *, force: bool)
     """Raises `JobConflictError` if the folder is another job's, as `prepare` would once the model
     is loaded.
     """
-    if not force:
-        check_folder(store, keys, manifest.digest)
-    if force or store.head(keys.job) is None:
+    if force or check_folder(store, keys, manifest.digest) is None:
         check_plan(store, keys, manifest.tasks())
 
 

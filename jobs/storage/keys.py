@@ -2,6 +2,7 @@
 
 <job-id>/
   manifest.yaml  job.json  plan/part-00000.jsonl.gz       inputs/<name>       model.json
+  manifest.resolved.yaml, the same as manifest.yaml with nothing but this folder
   images/<name>-<spec16>.<ext>                            records/000000.jsonl
   failures.jsonl           index.html, grid-0000.jpg      done.json
   saved/<index>-<spec16>.safetensors, while an image is left half-way
@@ -62,6 +63,10 @@ class JobKeys:
         return self("manifest.yaml")
 
     @property
+    def resolved(self) -> str:
+        return self("manifest.resolved.yaml")
+
+    @property
     def job(self) -> str:
         return self("job.json")
 
@@ -84,6 +89,10 @@ class JobKeys:
     @property
     def images_prefix(self) -> str:
         return f"{self.job_id}/images/"
+
+    @property
+    def inputs_prefix(self) -> str:
+        return f"{self.job_id}/inputs/"
 
     @property
     def records_prefix(self) -> str:

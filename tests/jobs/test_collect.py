@@ -61,6 +61,23 @@ def test_into_a_bucket_is_refused(store, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+def test_inputs_come_along_each_checked_by_its_name(store, tmp_path):
+    names = {}
+    for data in (b"picture", b"other", b"prompts"):
+        names[data] = f"{hashlib.sha256(data).hexdigest()}.png"
+        store.put(KEYS.input(names[data]), data)
+    store.put(KEYS.resolved, b"version: 1")
+    store.put(KEYS.input(names[b"other"]), b"damaged", overwrite=True)
+    collected = collect(store, KEYS, tmp_path / "mine")
+    assert collected.damaged == [f"inputs/{names[b'other']}"]
+    mine = files(tmp_path / "mine" / "job")
+    assert {path for path in mine if path.startswith("inputs/")} == {
+        f"inputs/{names[b'picture']}",
+        f"inputs/{names[b'prompts']}",
+    }
+    assert mine["manifest.resolved.yaml"] == b"version: 1"
+
+
 def test_only_what_is_missing_or_wrong(store, tmp_path):
     collect(store, KEYS, tmp_path / "mine")
     images = tmp_path / "mine" / "job" / "images"

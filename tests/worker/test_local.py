@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,20 @@ def test_job_folder_is_complete(manifest_path, checkpoint, tmp_path):
     assert (first["prompt"], first["seed"], first["sampler"]) == ("a red circle", 0, "plms")
     assert first["model"]["digest"] == records[-1]["model"]["digest"]
     assert str(tmp_path) not in json.dumps(records)
+
+
+def test_the_resolved_manifest_makes_the_same_images_elsewhere(
+    manifest_path, checkpoint, tmp_path, undisturbed
+):
+    job, expected = undisturbed
+    run(manifest_path, checkpoint, LocalStore(tmp_path / "out"))
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "out" / job / "inputs", moved / "inputs")
+    shutil.copy(tmp_path / "out" / job / "manifest.resolved.yaml", moved)
+    (tmp_path / "start.png").unlink()
+    store = LocalStore(tmp_path / "again")
+    assert run(moved / "manifest.resolved.yaml", checkpoint, store).job == job
+    assert digests(store, job) == expected
 
 
 def test_second_run_renders_only_what_is_missing(manifest_path, checkpoint, tmp_path, undisturbed):
