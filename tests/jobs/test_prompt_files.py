@@ -53,6 +53,11 @@ class TestWebui:
         assert (task.sampling.sampler, task.sampling.karras) == ("dpmpp_2m", True)
         assert task.sampling.guidance == 6.5
 
+    @pytest.mark.parametrize("white", [" ", "\t", "\x0b", "\u3000"])
+    def test_white_space_before_the_options(self, tmp_path, white):
+        (task,) = rows(tmp_path, "p.txt", f"{white}--prompt a --steps 3")
+        assert (task.prompt, task.sampling.steps) == ("a", 3)
+
     def test_several_images_without_a_seed_begin_at_the_default(self, tmp_path):
         found = rows(tmp_path, "p.txt", "--prompt a --n_iter 2\n--prompt b --batch_size 1 --seed 3")
         assert [task.sampling.seed for task in found] == [42, 43, 3]
