@@ -48,7 +48,10 @@ class Check:
         whole = witness.total(self.disorder.files.values())
         needed = sum(map(evaluations_of, load_manifest(self.disorder.manifest).tasks()))
         wasted = sum(whole.starts.values()) - IMAGES
-        twice = [path for path, count in self.disorder.s3_wire.written.items() if count > 1]
+        damaged = self.disorder.damaged
+        written = self.disorder.s3_wire.written.items()
+        # One that was damaged is rendered and written again.
+        twice = [path for path, n in written if n > 1 + sum(map(path.endswith, damaged))]
         self._expect("state", status.state, JobState.DONE)
         self._expect("done and failed", (status.done, status.failed), (IMAGES, 0))
         self._expect("images missing", sorted(calm.keys() - images.keys()), [])
@@ -62,7 +65,8 @@ class Check:
             self._expect("done.json", (done["images"], done["failed"]), (IMAGES, 0))
         self._check_ledger(status)
         in_flight = self.disorder.in_flight_at_kills
-        if wasted > in_flight:
+        again = sum("/images/" in key for key in damaged)
+        if wasted > in_flight + again:
             self.problems.append(
                 f"{wasted} renders were begun in vain, {in_flight} were in flight at the kills"
             )
@@ -80,6 +84,7 @@ class Check:
             "messages_lost": len(re.findall("messages? (was|were) lost", logs)),
             "tracebacks": logs.count("Traceback"),
             "puts_met": dict(self.disorder.s3_wire.met),
+            "mended": self.disorder.mended,
             "events": self.disorder.happened,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import signal
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import redis
 from PIL import Image
 
-from jobs.errors import ExitCode, LedgerError
+from jobs.errors import ExitCode, LedgerError, StoreError
 from jobs.ledger.base import JobState
 from jobs.storage import open_store
+from jobs.storage.base import ObjectInfo
 from tests.integration import witness
 from tests.integration.cluster import LEASE_S, Cluster
 from tests.integration.proxies import S3Wire, Weather, Wire
@@ -29,6 +32,10 @@ WORKERS = 3
 OUTAGE_S = 20.0
 """How long SeaweedFS is away."""
 BAD_WEATHER_S = 15.0
+FULL_S = 20.0
+"""How long Valkey takes no more."""
+LOOK_S = 2.0
+"""How often the operator looks at the job."""
 PATIENCE_S = 600.0
 """For a run to end; it takes one to three minutes."""
 
@@ -89,7 +96,10 @@ class Disorder:
         self.gave_up = 0
         self.told_to_stop: list[subprocess.Popen[bytes]] = []
         self.problems: list[str] = []
+        self.damaged: list[str] = []
+        self.mended = 0
         self._background: list[threading.Thread] = []
+        self._looked_s = 0.0
         self._live: list[subprocess.Popen[bytes]] = []
         self.files: dict[int, Path] = {}
         for part in ("valkey", "s3", "cluster"):
@@ -101,7 +111,7 @@ class Disorder:
         self.s3_wire = S3Wire(self.s3.ports["s3"], random.Random(seed + 1))
         self.valkey_wire = Wire(self.valkey.port)
         self.manifest = write_manifest(folder)
-        address = f"s3://{BUCKET}/chaos-{seed}"
+        self._address = address = f"s3://{BUCKET}/chaos-{seed}"
         self.cluster = Cluster(
             folder / "cluster",
             self.valkey,
@@ -131,21 +141,21 @@ class Disorder:
             threshold = IMAGES * number // (len(events) + 2)
             while self.stored() < threshold and time.monotonic() < deadline:
                 self._replace_the_dead()
+                self._mend()
                 time.sleep(0.05)
             if self._is_done():
                 break
             noted: dict[str, Any] = {"event": event.__name__, "images": self.stored()}
             self.happened.append(noted)
             noted.update(event() or {})
-        while not self._is_done():
+        while not (self._is_done() and self._is_whole()):
             self._replace_the_dead()
+            self._mend()
             if time.monotonic() > deadline:
                 self.problems.append(f"the job did not end within {PATIENCE_S:.0f} s")
                 break
             time.sleep(0.1)
-        for thread in self._background:
-            thread.join()
-        self.s3_wire.weather = Weather()
+        self._join_background()
         for worker in self.told_to_stop:
             code = worker.wait(timeout=120)
             if code != 0:
@@ -163,6 +173,8 @@ class Disorder:
             self.cut,
             self.stop_s3,
             self.bad_puts,
+            self.fill_valkey,
+            self.damage_an_object,
         ]
         self.rng.shuffle(events)
         return events
@@ -248,6 +260,100 @@ class Disorder:
 
         self._in_background(storm)
         return vars(weather)
+
+    def fill_valkey(self) -> dict[str, Any]:
+        """For `FULL_S`: every write is refused, as where other data fills the server."""
+
+        def limit(megabytes: int) -> None:
+            with contextlib.suppress(redis.ConnectionError), self.valkey.client() as client:
+                client.config_set("maxmemory", f"{megabytes}mb")
+
+        def full() -> None:
+            limit(1)
+            time.sleep(FULL_S)
+            limit(0)
+
+        self._in_background(full)
+        return {}
+
+    def damage_an_object(self) -> dict[str, Any]:
+        """Any of the job: cut off, or with one bit flipped."""
+        (job,) = {info.key.partition("/")[0] for info in self._listed("")}
+        key = self.rng.choice(sorted(info.key for info in self._listed(f"{job}/")))
+        data, how = self._get(key), self.rng.choice(("cut", "flip"))
+        place = self.rng.randrange(len(data))
+        flipped = bytes([data[place] ^ 1 << self.rng.randrange(8)])
+        data = data[:place] if how == "cut" else data[:place] + flipped + data[place + 1 :]
+        self._put(key, data)
+        self.damaged.append(key)
+        return {"key": key, "how": how}
+
+    # The store, past the wire and whatever the weather is there
+
+    def _listed(self, prefix: str) -> list[ObjectInfo]:
+        return self._patiently(lambda: list(self.cluster.store.list(prefix)))
+
+    def _get(self, key: str) -> bytes:
+        return self._patiently(lambda: self.cluster.store.get(key))
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._patiently(lambda: self.cluster.store.put(key, data, overwrite=True))
+
+    def _patiently(self, action: Callable[[], Any]) -> Any:
+        """Also while SeaweedFS is away."""
+        deadline = time.monotonic() + 3 * OUTAGE_S
+        while True:
+            try:
+                return action()
+            except StoreError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    # What somebody does who looks after the job
+
+    def _mend(self) -> None:
+        """Where an object was damaged and the job says so, what the runbook says: submit again, and
+        retry what failed by it.
+        """
+        if not self.damaged or time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        with contextlib.suppress(LedgerError, ValueError):
+            (job,) = self.cluster.ledger.jobs()
+            if job.error is None and not job.failed:
+                return
+            submitted = self.cluster.command("submit", str(self.manifest), *self.store_options)
+            if submitted.returncode == ExitCode.DONE and job.failed:
+                self.cluster.command("retry", job.job_id)
+            self.mended += 1
+
+    def _is_whole(self) -> bool:
+        """Whether the pictures can be collected; where not, what `collect` names is done."""
+        if not self.damaged:
+            return True
+        self._join_background()
+        (job,) = self.cluster.ledger.jobs()
+        command = ["collect", job.job_id, str(self._folder / "collected")]
+        collected = self.cluster.command(*command, *self.store_options)
+        if collected.returncode == ExitCode.DONE and not job.failed:
+            return True
+        named = re.search(r"sdbatch (resume \S+)", collected.stdout + collected.stderr)
+        if named is None:
+            self.problems.append(f"collect names no repair: {collected.stdout}{collected.stderr}")
+            return True
+        self.cluster.command(*named[1].split(), *self.store_options)
+        self.mended += 1
+        return False
+
+    @property
+    def store_options(self) -> tuple[str, ...]:
+        return "--store", self._address, "--endpoint", self.s3.endpoint
+
+    def _join_background(self) -> None:
+        for thread in self._background:
+            thread.join()
+        self.s3_wire.weather = Weather()
 
     def _in_background(self, action: Callable[[], None]) -> None:
         self._background.append(threading.Thread(target=action))
