@@ -33,12 +33,14 @@ test-slow: install
 
 # The model and the engine as on lesser CPUs: without AVX-512, without AVX. CPUS=avx2 is one of them.
 CPUS ?= avx2 sse41
+MODEL_TESTS := tests/parity $(wildcard $(foreach part,device engine execution kept kernels mkldnn \
+	model products saving,tests/sd_core/test_$(part).py))
 cpu-avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 cpu-sse41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
 test-cpus: install
 	$(foreach cpu,$(CPUS),$(cpu-$(cpu)) $(RUN) -m pytest -n auto --dist worksteal -m 'not slow' \
-		tests/sd_core tests/parity &&) true
+		$(MODEL_TESTS) &&) true
 
 # OpenVINO is only ever a peer; --no-deps leaves out its telemetry.
 bench: install
