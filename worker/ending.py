@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jobs.errors import DamagedLedgerError, LedgerError, NotFoundError, SdbatchError
-from jobs.ledger.base import JobState, Ledger
+from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.plan import PlanReader
 from jobs.records import Failure, write_failures
 from jobs.storage import JobKeys, Store
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 HOLD_S = 60.0
 """A worker that says nothing for so long no longer ends the job it had begun to."""
+
+MOST_TRIES = 3
+"""To write a job's end before it is left for another round."""
 
 
 class Ender:
@@ -85,15 +88,28 @@ class Ender:
                 self._ledger.unlock(_lock(job_id), self._owner)
 
     def _end(self, job_id: str) -> None:
-        status = self._ledger.status(job_id)
-        keys, store = JobKeys(job_id), self._open_store(status.store)
-        failures = with_prompts(self._ledger.failures(job_id), PlanReader(store, keys))
+        """Writes the end and tells the ledger. Images may be tried again meanwhile, and settled
+        another way, or another worker may have ended the job while this one slept: what is written
+        then is not the job's end, and is written anew.
+        """
+        for _ in range(MOST_TRIES):
+            status = self._ledger.status(job_id)
+            if not status.settled:
+                return  # the reconciler finds it again when it is
+            self._write_end(status)
+            state = self._ledger.set_state(job_id, JobState.DONE, failed=status.failed)
+            if state is JobState.DONE and self._ledger.status(job_id).failed == status.failed:
+                log.info("job %s is done", job_id)
+                return
+        log.warning("job %s moved on while its end was written", job_id)
+
+    def _write_end(self, status: JobStatus) -> None:
+        keys, store = JobKeys(status.job_id), self._open_store(status.store)
+        failures = with_prompts(self._ledger.failures(status.job_id), PlanReader(store, keys))
         write_failures(store, keys, failures)
         failed = {failure.index for failure in failures}
         mend_records(store, keys, images=status.total, failed=failed)
         write_tail(store, keys, failures, {"name": status.model})
-        self._ledger.set_state(job_id, JobState.DONE)
-        log.info("job %s is done", job_id)
 
 
 def _lock(job_id: str) -> str:

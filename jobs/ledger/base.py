@@ -377,12 +377,14 @@ class Ledger(Protocol):
         """
         ...
 
-    def set_state(self, job_id: str, state: JobState) -> JobState:
+    def set_state(self, job_id: str, state: JobState, *, failed: int | None = None) -> JobState:
         """Pause (PAUSED), go on (ACTIVE), cancel (CANCELLED) or end (DONE); the state after it.
 
         A job that is done stays done, except by `reopen`; a cancelled one stays cancelled except by
         `create` and `retry`. Cancelling drops what is published and waiting; whoever holds a lease
-        learns it by `states` or a heartbeat, and releases it. DONE only if every image is settled.
+        learns it by `states` or a heartbeat, and releases it. DONE only if every image is settled,
+        and, where `failed` is given, so many of them failed: whoever writes a job's end says by it
+        what was written, for images may be tried again meanwhile.
         Raises `ValueError` for UNKNOWN.
         """
         ...

@@ -106,13 +106,15 @@ class MemoryLedger:
             found = [job.status() for job in self._jobs.values()]
         return sorted(found, key=lambda job: (job.created_s, job.job_id), reverse=True)
 
-    def set_state(self, job_id: str, state: JobState) -> JobState:
+    def set_state(self, job_id: str, state: JobState, *, failed: int | None = None) -> JobState:
         check_settable(state)
         with self._lock:
             job = self._job(job_id)
             if job.state in (state, JobState.DONE, JobState.CANCELLED):
                 return job.state
             if state == JobState.DONE and not job.settled:
+                return job.state
+            if state == JobState.DONE and failed not in (None, len(job.failures)):
                 return job.state
             job.state = state
             if state in (JobState.DONE, JobState.CANCELLED):

@@ -188,9 +188,9 @@ class RedisLedger:
         states = self._server.ask(read)
         return [None if state is None else answers.state(state) for state in states]
 
-    def set_state(self, job_id: str, state: JobState) -> JobState:
+    def set_state(self, job_id: str, state: JobState, *, failed: int | None = None) -> JobState:
         check_settable(state)
-        answer = self._server.run("set_state", job_id, state)
+        answer = self._server.run("set_state", job_id, state, "" if failed is None else failed)
         return answers.state(_known(answer, job_id))
 
     def note_error(self, job_id: str, error: str) -> None:

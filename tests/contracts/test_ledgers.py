@@ -174,6 +174,21 @@ class TestCreate:
         assert ledger.settled_jobs() == ["job"]
         assert ledger.set_state("job", JobState.DONE) == JobState.DONE
 
+    def test_done_only_as_what_was_written(self, ledger):
+        """An image that failed was tried again while the end was written, and is done."""
+        ledger.create(new_job(), done=range(9))
+        lease = take(ledger, 2)
+        ledger.settle(lease, [], [failure(9)])
+        ledger.release(lease)
+        assert ledger.set_state("job", JobState.DONE, failed=0) == JobState.ACTIVE
+        assert ledger.retry("job") == 1
+        lease = take(ledger, 2)
+        assert ledger.set_state("job", JobState.DONE, failed=0) == JobState.ACTIVE
+        ledger.settle(lease, [9])
+        ledger.release(lease)
+        assert ledger.set_state("job", JobState.DONE, failed=1) == JobState.ACTIVE
+        assert ledger.set_state("job", JobState.DONE, failed=0) == JobState.DONE
+
     def test_again_continues_it(self, ledger):
         ledger.create(new_job())
         ledger.publish("job", 1)

@@ -18,7 +18,7 @@ from jobs.storage import JobKeys, LocalStore
 from jobs.task import Task
 from sd_core.spec import Sampling
 from tests.servers import wait_for
-from worker.ending import HOLD_S
+from worker.ending import HOLD_S, Ender
 from worker.notify import Notifier
 from worker.reconcile import LOCK_S, LOST_AFTER_S, MISSED_AFTER_S, Reconciler
 
@@ -204,6 +204,38 @@ def test_a_settled_job_is_finished_in_the_store(reconciler, queue, ledger, tmp_p
     assert json.loads(store.get(KEYS.done))["failed"] == 1
     assert [failure.index for failure in read_failures(store, KEYS)] == [7]
     assert store.head(KEYS.index) is not None
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_end_is_that_of_the_images_as_they_are(
+    reconciler, queue, ledger, tmp_path, monkeypatch, ended
+):
+    """While it is written, what failed is tried again, and done; or all of that, and another worker
+    ends the job."""
+    store = LocalStore(tmp_path)
+    write_end = Ender._write_end
+
+    def and_meanwhile(self, status):
+        write_end(self, status)
+        if ledger.retry("job"):
+            (shard,) = ledger.publish("job", 1)
+            claim = ledger.claim("job", shard.number, "w2")
+            lines = [*map(a_record, range(shard.start, shard.stop))]
+            store.put(KEYS.records(shard.number), dump_lines(lines), overwrite=True)
+            ledger.settle(claim.lease, claim.indices)
+            ledger.release(claim.lease)
+            if ended:
+                ledger.set_state("job", JobState.DONE)
+
+    monkeypatch.setattr(Ender, "_write_end", and_meanwhile)
+    one = reconciler()
+    one.round()
+    settle_all(ledger, queue, one, store)
+    status = ledger.status("job")
+    assert (status.state, status.done, status.failed) == (JobState.DONE, 20, 0)
+    done = json.loads(store.get(KEYS.done))
+    assert (done["images"], done["failed"]) == (20, 0)
+    assert read_failures(store, KEYS) == []
 
 
 def test_a_store_that_is_away_leaves_the_end_for_later(reconciler, queue, ledger, tmp_path):

@@ -1,12 +1,13 @@
--- ARGV: job, the state wanted. Answers the state after it; nothing if there is no such job.
+-- ARGV: job, the state wanted, images failed where that counts or nothing. Answers the state after it; nothing if there is no such job.
 -- Safe to repeat: the second time the job is in that state.
-local job, wanted = ARGV[1], ARGV[2]
+local job, wanted, expected = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local record = key('job', job)
 local state, total, done, failed =
   unpack(redis.call('HMGET', record, 'state', 'total', 'done', 'failed'))
 if not state then return false end
 if state == wanted or state == 'done' or state == 'cancelled' then return state end
 if wanted == 'done' and done + failed < tonumber(total) then return state end
+if wanted == 'done' and expected and expected ~= tonumber(failed) then return state end
 
 even_when_full()
 redis.call('HSET', record, 'state', wanted)
