@@ -43,6 +43,16 @@ _KINDS: dict[type[errors.RedisError], str] = {
 }
 
 
+_NOBODY = re.compile(
+    r"refused|not known|No address|name resolution|No such file|unreachable|No route"
+)
+"""What an error of a connection says where there is no server."""
+
+_START = (
+    "start a Redis or Valkey server there (sdbatch local does, with workers), or give another "
+    "address in SDBATCH_REDIS or --redis"
+)
+
 _FLAWS = re.compile(
     r"WRONGTYPE|not an integer|not a valid float|overflow|attempt to|bad argument|too short"
 )
@@ -66,5 +76,6 @@ def cause(error: errors.RedisError) -> str:
     if isinstance(error, errors.TimeoutError):
         return f"no answer in time ({text}); is it overloaded or out of reach?"
     if isinstance(error, errors.ConnectionError):
-        return f"cannot connect: {text}"
+        hint = f"; {_START}" if _NOBODY.search(text) else ""
+        return f"cannot connect: {text.rstrip('.')}{hint}"
     return text
