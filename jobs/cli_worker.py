@@ -58,7 +58,8 @@ def worker(
 ) -> int | None:
     """Render shards of jobs until told to stop: one model, on one device or, by --gpus, on several.
 
-    Ctrl-C or SIGTERM ends it between two steps; unfinished images go back to the queue at once.
+    Ctrl-C, SIGTERM or a terminal that is closed end it between two steps; unfinished images go back
+    to the queue at once.
 
     \b
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -142,7 +143,8 @@ class ProgressDisplay:
             self._live.update(self._task, completed=figures.evaluated, total=total)
         elif at_once or self._clock() - self._last_line_s >= PLAIN_EVERY_S:
             self._last_line_s = self._clock()
-            self._console.print(plain_line(figures), highlight=False)
+            with contextlib.suppress(OSError):  # nobody reads it any more, but the work goes on
+                self._console.print(plain_line(figures), highlight=False)
 
 
 class RunProgress(ProgressDisplay):
@@ -180,7 +182,8 @@ class RunProgress(ProgressDisplay):
         """An image that cannot be made; its remaining evaluations will not be needed."""
         self.meter.add(failed=1, skip=evaluations)
         said = f"failed: image {failure.index} ({failure.name}): {failure.reason}"
-        self._console.print(Text(said, style="red"))
+        with contextlib.suppress(OSError):
+            self._console.print(Text(said, style="red"))
         self.show()
 
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs.console import Terminal
@@ -23,6 +21,7 @@ from jobs.manifest import Manifest
 from jobs.plan import summarize
 from jobs.progress import RunProgress, duration
 from jobs.settings import ModelSource, Settings, check_device
+from jobs.signals import Interrupts
 from jobs.storage import open_store
 from jobs.storage.base import is_segment
 
@@ -106,29 +105,26 @@ def run(
 
 @contextlib.contextmanager
 def stopping_on_signals(terminal: Terminal) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process at once."""
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets; another one ends the process at
+    once, but a terminal that hangs up gives it the time to save.
+    """
     stop = threading.Event()
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+    def on_stop(count: int) -> None:
+        if count > 1:
             # An exception would wait for the engine's step, which may take seconds. Nothing can
             # be half-written: the store replaces files whole.
             terminal.err.show_cursor()
             os._exit(ExitCode.INTERRUPTED)
         stop.set()
-        terminal.err.print("stopping after this step; Ctrl-C again ends at once")
+        with contextlib.suppress(OSError):
+            terminal.err.print("stopping after this step; Ctrl-C again ends at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return
-    previous = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with Interrupts(on_stop).counting():
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def summary_lines(summary: RunSummary) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import Any
 
 import celery.apps.worker
@@ -39,6 +40,26 @@ def _log(instance: Any, **_: object) -> None:
     logs.set_up(settings.log, owner)
     instance.quiet = True
     celery.apps.worker.safe_say = logs.say
+    _end_by_hangup()
+
+
+def _end_by_hangup() -> None:
+    """Lets SIGHUP end this process as SIGTERM does, unless it is ignored, as under `nohup`.
+
+    Celery would start itself anew by it, without saving anything, or where there is a terminal
+    leave the process to end at once.
+    """
+    platform = celery.apps.worker
+    on_term = platform.install_worker_term_handler
+    heeded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+    def install(worker: Any) -> None:
+        on_term(worker)
+        if heeded:
+            on_term(worker, sig="SIGHUP")
+
+    platform.install_worker_restart_handler = lambda worker: None
+    platform.install_worker_term_handler = install
 
 
 @signals.setup_logging.connect

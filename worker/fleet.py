@@ -14,14 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
 from jobs.errors import ExitCode, InputError, Interrupted
 from jobs.formatting import counted
 from jobs.local import tied
 from jobs.settings import Settings
+from jobs.signals import Interrupts
 from worker import logs
 from worker.gpu import Place, choose
 
@@ -143,17 +143,18 @@ class Fleet:
         """Returns when every worker has ended for good. 0 if that was wanted, else the exit code
         of the first one that failed.
 
-        The first SIGTERM or SIGINT is passed on, and the workers end in their own time. Raises
-        `Interrupted` at the second, when all are killed.
+        The first SIGTERM, SIGINT or SIGHUP is passed on, and the workers end in their own time.
+        Raises `Interrupted` at the second, when all are killed.
         """
-        with _counted_stops() as stops:
+        interrupts = Interrupts()
+        with interrupts.counting():
             try:
                 for member in self._members:
                     member.start()
                 while self._wanted:
-                    if len(stops) > 1:
+                    if interrupts.count > 1:
                         raise Interrupted("killed; what was not stored yet is rendered again")
-                    if stops and not self._stopping:
+                    if interrupts.count and not self._stopping:
                         log.info("stopping %s", counted(len(self._wanted), "worker"))
                         self._stop()
                     for member in tuple(self._wanted):
@@ -236,22 +237,6 @@ def worker_environs(
         for position, theirs in enumerate(environs):
             theirs["SDBATCH_METRICS"] = f"{shown}:{first + position}"
     return environs
-
-
-@contextlib.contextmanager
-def _counted_stops() -> Iterator[list[int]]:
-    """The signals so far that ask this process to stop."""
-    seen: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        seen.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _read_lines(pipe: BinaryIO, output: Callable[[bytes], None]) -> None:

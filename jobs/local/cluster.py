@@ -22,11 +22,12 @@ from jobs.local.address import (
 )
 from jobs.local.crew import CrewMember, Stage, worker_environ, worker_part
 from jobs.local.display import Display, Summary, same_folder
-from jobs.local.lock import Interrupts, locked
+from jobs.local.lock import locked
 from jobs.local.process import Part
 from jobs.local.seaweed import endpoint, remove_sockets, seaweed, seaweed_ready, weed_program
 from jobs.local.state import State, load_state
 from jobs.local.valkey import redis_url, valkey, valkey_program, valkey_ready
+from jobs.signals import Interrupts
 
 POLL_S = 0.1
 START_TIMEOUT_S = 120.0

@@ -86,8 +86,10 @@ def test_no_message_and_no_refusal_ends_a_worker(make_cluster, manifest, valkey)
             refuse_until_told(cluster, client, REFUSALS[name])
         assert cluster.wait_until_done().done == IMAGES, cluster.logs()
     assert worker.poll() is None, cluster.logs()
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait() == 0, cluster.logs()
+    # By SIGHUP, Celery itself would begin anew.
+    worker.send_signal(signal.SIGHUP)
+    assert worker.wait(timeout=60) == 0, cluster.logs()
+    assert "Warm shutdown" in cluster.logs()
 
 
 @pytest.mark.slow

@@ -96,11 +96,12 @@ def test_a_killed_worker_loses_and_repeats_nothing(cluster, manifest, model, tmp
 
 
 @pytest.mark.slow
-def test_a_worker_told_to_stop_gives_its_images_back(cluster, manifest, model, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_told_to_stop_gives_its_images_back(cluster, manifest, model, tmp_path, number):
     cluster.submit(manifest)
     first = cluster.start_worker()
     cluster.wait_for_images(3)
-    first.send_signal(signal.SIGTERM)
+    first.send_signal(number)
     assert first.wait(timeout=30) == 0
     (job,) = cluster.ledger.jobs()
     assert job.leased == 0

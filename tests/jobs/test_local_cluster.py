@@ -19,7 +19,7 @@ from jobs.local import cluster, seaweed, valkey
 from jobs.local.address import LocalCluster, announce, cluster_file, running_cluster
 from jobs.local.crew import PAUSES_S, STEADY_S, CrewMember, Stage, worker_environ
 from jobs.local.display import Display, Summary
-from jobs.local.lock import Interrupts, locked
+from jobs.local.lock import locked
 from jobs.local.process import Part
 from jobs.local.state import load_state
 from jobs.settings import Settings
@@ -315,17 +315,6 @@ class TestStart:
         monkeypatch.setattr(cluster, "load_state", lambda folder: taken)
         with pytest.raises(LedgerError, match=r"Valkey ended(.|\n)*Address already in use"):
             run("exec sleep 600", Shown())
-
-    def test_what_is_ignored_already_stays_so(self):
-        interrupts = Interrupts()
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        try:
-            with interrupts.counting():
-                signal.raise_signal(signal.SIGHUP)
-                signal.raise_signal(signal.SIGTERM)
-        finally:
-            signal.signal(signal.SIGHUP, before)
-        assert interrupts.count == 1
 
 
 class TestCommand:

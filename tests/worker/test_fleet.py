@@ -184,6 +184,15 @@ def test_the_second_signal_kills(fleet, first):
     assert workers.log().count("draining") == 2
 
 
+def test_a_terminal_that_hangs_up_stops_them_and_kills_none(fleet):
+    """A shell that ends sends the signal, and so does the system."""
+    workers = fleet("serve", "serve")
+    workers.started(0), workers.started(1)
+    workers.process.send_signal(signal.SIGHUP)
+    assert workers.end(signal.SIGHUP) == 0
+    assert workers.log().count("draining") == 2
+
+
 @pytest.mark.parametrize("death", ["die", "exit 9", "exit 1"])
 def test_a_worker_that_dies_is_started_again(fleet, death):
     workers = fleet(f"{death}\n{death}\nserve", "serve")
