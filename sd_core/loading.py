@@ -26,10 +26,12 @@ from sd_core.kept import LEAST_BYTES, Kept, Shelf, put_back
 from sd_core.model import LatentDiffusion, Provenance
 from sd_core.opaque import can_rebuild
 from sd_core.text import TextEncoder, weight_shapes
+from sd_core.tokenizer import PromptTokenizer
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 from sd_core.weights.assemble import Filling, Matched, digest, match
-from sd_core.weights.errors import CheckpointError
+from sd_core.weights.checkpoint import Checkpoint
+from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.open import open_checkpoint, open_vae, with_vae
 from sd_core.weights.plausible import check_sizes
 from sd_core.weights.stored import Shape
@@ -90,7 +92,7 @@ def load_model(
         replacement, vae_revision = open_vae(vae)
         checkpoint = with_vae(checkpoint, replacement)
     spec = checkpoint.spec
-    check_sizes(spec, str(source))
+    check_sizes(spec, str(source), checkpoint.tokenizer)
     empty = partial(_empty, dtype=number_type, source=source)
 
     def parts() -> tuple[UNet, AutoencoderKL]:
@@ -104,10 +106,11 @@ def load_model(
     if cache is not None and worth_it and can_rebuild():
         shelf = Shelf(cache / "laid-out", spec, number_type, execution)
     with ThreadPoolExecutor(1) as beside:
-        digested = beside.submit(digest, spec, stored)
+        digested = beside.submit(digest, spec, stored, checkpoint.tokenizer)
         looking = None if shelf is None else beside.submit(_find, shelf, digested)
         text = empty(lambda: TextEncoder(spec.text))  # imports transformers
-        model = LatentDiffusion(spec, text=text, unet=unet, vae=autoencoder)
+        tokenizer = _tokenizer(checkpoint)
+        model = LatentDiffusion(spec, text=text, unet=unet, vae=autoencoder, tokenizer=tokenizer)
         kept = None if looking is None else looking.result()
         if kept is not None and not _put_back(model, kept, execution):
             kept, (model.unet, model.vae) = None, parts()
@@ -126,6 +129,19 @@ def load_model(
     if shelf is not None and kept is None:
         shelf.keep(model.digest, model)
     return model
+
+
+def _tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
+    """The model's tokenizer. One of its own is built here already, to find out whether it works."""
+    tokenizer = PromptTokenizer(checkpoint.tokenizer)
+    if checkpoint.tokenizer is not None:
+        try:
+            tokenizer([""])
+        except Exception as error:  # the library knows no other class for what it refuses
+            raise CheckpointError(
+                f"{checkpoint.path}: its tokenizer cannot be used: {named(str(error))}"
+            ) from None
+    return tokenizer
 
 
 def _find(shelf: Shelf, digested: Future[str]) -> Kept | None:

@@ -18,7 +18,7 @@ from sd_core.layers import KeysValues
 from sd_core.noise import draw_noise
 from sd_core.spec import LATENT_FACTOR, ModelSpec
 from sd_core.text import TextEncoder
-from sd_core.tokenizer import MAX_TOKENS, tokenize
+from sd_core.tokenizer import MAX_TOKENS, PromptTokenizer
 from sd_core.unet import UNet
 from sd_core.vae import AutoencoderKL
 
@@ -29,7 +29,8 @@ class Provenance:
 
     source: as given to `load_model`. format: safetensors, ckpt or diffusers. revision: the hub's
     commit, where it came from there. vae, vae_revision: the same of a replaced autoencoder.
-    digest: sha256 in hex over sizes and weights, the same for every container of these weights.
+    digest: sha256 in hex over sizes, weights, and a tokenizer that is not CLIP's own; the same for
+    every container of these.
     """
 
     source: str
@@ -46,7 +47,7 @@ class LatentDiffusion(nn.Module):
     Every method takes tensors on any device, of any floating point type, and returns float32 on
     the model's device. A wrong shape is a `ValueError` naming it and the expected one.
 
-    text, unet, vae: its parts, where they are there already.
+    text, unet, vae: its parts, where they are there already. tokenizer: CLIP's own by default.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class LatentDiffusion(nn.Module):
         text: TextEncoder | None = None,
         unet: UNet | None = None,
         vae: AutoencoderKL | None = None,
+        tokenizer: PromptTokenizer | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.text = TextEncoder(spec.text) if text is None else text
         self.unet = UNet(spec.unet) if unet is None else unet
         self.vae = AutoencoderKL(spec.vae) if vae is None else vae
+        self.tokenizer = PromptTokenizer() if tokenizer is None else tokenizer
         self.provenance: Provenance | None = None
         # Both are changed by `sd_core.execution.make_ready`.
         self.execution = "eager"
@@ -85,7 +88,8 @@ class LatentDiffusion(nn.Module):
         """(B, 77) int64 token ids on the CPU; longer prompts are cut, shorter padded."""
         if isinstance(prompts, str):
             raise TypeError(f"prompts is the string {prompts!r}; expected a list of strings")
-        return torch.tensor(tokenize(list(prompts)), dtype=torch.int64).reshape(-1, MAX_TOKENS)
+        ids = self.tokenizer(list(prompts))
+        return torch.tensor(ids, dtype=torch.int64).reshape(-1, MAX_TOKENS)
 
     def tokens_over(self, prompt: str) -> int:
         """Tokens of a prompt that `tokenize` cuts off; mostly 0."""

@@ -18,7 +18,14 @@ from jobs.storage.s3 import CHECK_RETRIES, RETRIES
 from jobs.storage.s3_address import S3Address
 from jobs.storage.s3_client import Clients
 from jobs.storage.s3_errors import FAILURES, Failure, error_code, may_pass
-from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, weight_candidates
+from sd_core.weights.folder_layout import (
+    FOLDERS,
+    INDEX,
+    SCHEDULER,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    weight_candidates,
+)
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -104,8 +111,9 @@ class RemoteModel:
                 f"{self.source}: no {INDEX} is in it; expected a model in the diffusers format, or "
                 "the address of a single file without a / at its end"
             )
-        names = [INDEX, SCHEDULER]
-        for component, folder in (*FOLDERS.items(), (None, SCHEDULER.rpartition("/")[0])):
+        names = [INDEX, SCHEDULER, *(f"{TOKENIZER}/{name}" for name in TOKENIZER_FILES)]
+        others = ((None, SCHEDULER.rpartition("/")[0]), (None, TOKENIZER))
+        for component, folder in (*FOLDERS.items(), *others):
             found |= {file.name: file for file in self._list(f"{folder}/")}
             if component is not None:
                 names += _component_names(component, folder, found)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_core.spec import ModelSpec
+from sd_core.tokenizer import TokenizerSpec
 from sd_core.weights.checkpoint import COMPONENTS, Checkpoint, Part
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.extras import harmless_kind, is_routine, left_out
@@ -75,11 +76,15 @@ class Filling:
         setattr(self._module.get_submodule(parent), leaf, parameter)
 
 
-def digest(spec: ModelSpec, matched: Mapping[str, Matched]) -> str:
-    """sha256 in hex over the sizes and every weight as stored: one for all containers of the same
-    weights, whatever type and device they are loaded to.
+def digest(
+    spec: ModelSpec, matched: Mapping[str, Matched], tokenizer: TokenizerSpec | None = None
+) -> str:
+    """sha256 in hex over the sizes, every weight as stored, and the tokenizer where it is not
+    CLIP's own: one for all containers of the same model, whatever type and device it is loaded to.
     """
     total = hashlib.sha256(spec_bytes(spec))
+    if tokenizer is not None:
+        total.update(f"tokenizer {tokenizer.digest}\n".encode())
     for component in COMPONENTS:
         for name, stored in sorted(matched[component].items()):
             view = stored.view()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sd_core.spec import ModelSpec, VAESpec
+from sd_core.tokenizer import TokenizerSpec
 from sd_core.weights.stored import Shape, StoredTensor
 
 COMPONENTS = ("text", "unet", "vae")
@@ -42,7 +43,8 @@ class Checkpoint:
 
     path: for errors. format: "safetensors", "ckpt" or "diffusers". leftovers: names in the file
     that belong to no component. revision: the hub's commit, where it came from there.
-    note: said before the list of wrong weights, where the sizes had to be assumed.
+    note: said before the list of wrong weights, where the sizes had to be assumed. tokenizer: the
+    model's own; None for CLIP's.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Checkpoint:
     leftovers: tuple[str, ...] = ()
     revision: str | None = None
     note: str = ""
+    tokenizer: TokenizerSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sd_core.spec import ModelSpec
 from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
@@ -17,6 +18,7 @@ from sd_core.weights.identify import PIPELINES
 from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
 from sd_core.weights.single_file import read_weights
 from sd_core.weights.stored import StoredTensor
+from sd_core.weights.tokenizer_files import read_tokenizer
 
 _TEXT_LAYER = re.compile(r"(text_model\.)?encoder\.layers\.([0-9]{1,3})\.")
 
@@ -61,7 +63,14 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
             "vae": part("vae", lambda n: diffusers_vae_names(n, len(vae.channel_mult))),
         },
         revision=revision,
+        tokenizer=read_tokenizer(folder, _class_name(index.get("tokenizer"))),
     )
+
+
+def _class_name(component: Any) -> str | None:
+    """The class in an entry of `model_index.json`, which is a library's name and a class's."""
+    name = component[-1] if isinstance(component, list) and component else None
+    return name if isinstance(name, str) else None
 
 
 def _layers_after(count: int) -> Callable[[str], str | None]:

@@ -14,8 +14,7 @@ from torch import Tensor
 from sd_core.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
 from sd_core.spec import LATENT_FACTOR, ModelSpec
 from sd_core.text import clip_config
-from sd_core.tokenizer import clip_tokenizer
-from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER
+from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, TOKENIZER
 from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
 from sd_core.weights.single_file import SPEC_KEY, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 
@@ -96,7 +95,7 @@ def save_diffusers(
         plain = {name: _plain(tensor, dtype) for name, tensor in weights.items()}
         save_file(plain, inside / (stem + ending), metadata={"format": "pt"})
         _write_json(inside / "config.json", config)
-    clip_tokenizer().save_pretrained(str(folder / "tokenizer"))
+    model.tokenizer.library.save_pretrained(str(folder / TOKENIZER))
     (folder / SCHEDULER).parent.mkdir(exist_ok=True)
     _write_json(folder / SCHEDULER, _SCHEDULER_CONFIG)
     _write_json(folder / INDEX, _MODEL_INDEX)

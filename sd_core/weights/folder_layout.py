@@ -13,6 +13,15 @@ from sd_core.weights.errors import CheckpointError, shown
 INDEX = "model_index.json"
 FOLDERS = {"text": "text_encoder", "unet": "unet", "vae": "vae"}
 SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER = "tokenizer"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 _STEMS = {
     "text": ("model", "pytorch_model"),

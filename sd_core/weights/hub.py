@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sd_core.weights.errors import CheckpointError
-from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, shards, weight_candidates
+from sd_core.weights.folder_layout import (
+    FOLDERS,
+    INDEX,
+    SCHEDULER,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    shards,
+    weight_candidates,
+)
 
 PREFIX = "hf:"
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -30,7 +38,8 @@ class Snapshot(NamedTuple):
 
 def fetch_model(source: str) -> Snapshot:
     """Downloads what a whole model takes. Raises `CheckpointError`."""
-    snapshot = _Repository(source).fetch([INDEX, SCHEDULER], FOLDERS)
+    tokenizer = [f"{TOKENIZER}/{name}" for name in TOKENIZER_FILES]
+    snapshot = _Repository(source).fetch([INDEX, SCHEDULER, *tokenizer], FOLDERS)
     if not (snapshot.folder / INDEX).is_file():
         raise CheckpointError(
             f"{source}: the repository has no {INDEX}; expected a model in the diffusers format. "

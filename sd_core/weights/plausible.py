@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from sd_core.spec import MAX_SIDE, ModelSpec, TextSpec, UNetSpec, VAESpec
-from sd_core.tokenizer import MAX_TOKENS
+from sd_core.tokenizer import MAX_TOKENS, TokenizerSpec
 from sd_core.weights.errors import CheckpointError, shown
 
 CLIP_VOCABULARY = 49_408
-"""Entries of the vocabulary that prompts are tokenized with."""
+"""Entries of CLIP's own vocabulary."""
 
 MAX_SIZE = 1_000_000
 MAX_DEPTH = 100  # layers of one kind in a row; v1 has 12
@@ -70,18 +70,23 @@ def native_size(value: Any, unit: int = 1) -> int:
     return int(value) * unit
 
 
-def check_sizes(spec: ModelSpec, source: str) -> None:
-    """Raises `CheckpointError` naming the first size that is of a wrong type or out of range."""
+def check_sizes(spec: ModelSpec, source: str, tokenizer: TokenizerSpec | None = None) -> None:
+    """Raises `CheckpointError` naming the first size that is of a wrong type or out of range.
+
+    tokenizer: that the model brings; None for CLIP's own.
+    """
     try:
         for part in (spec.unet, spec.vae, spec.text):
             _check(type(part), vars(part))
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from None
     text = spec.text
-    if text.length != MAX_TOKENS or text.vocab_size < CLIP_VOCABULARY:
+    entries = CLIP_VOCABULARY if tokenizer is None else tokenizer.size
+    if text.length != MAX_TOKENS or text.vocab_size < entries:
+        whose = "CLIP's" if tokenizer is None else "its tokenizer's"
         raise CheckpointError(
             f"{source}: its text encoder takes {text.length} tokens of a vocabulary of "
-            f"{text.vocab_size}; expected CLIP's {MAX_TOKENS} tokens of {CLIP_VOCABULARY}"
+            f"{text.vocab_size}; expected {whose} {MAX_TOKENS} tokens of {entries}"
         )
     if text.width % text.heads:
         raise CheckpointError(
