@@ -100,6 +100,8 @@ def submit(
     )
     if not (terminal.json and wait):
         say_submitted(terminal, ledger, submitted)
+    if (warning := ledger.eviction()) is not None:
+        terminal.note([f"warning: {warning}"])
     return _watched(terminal, ledger, submitted.job) if wait else ExitCode.DONE
 
 

@@ -90,6 +90,8 @@ def _begin(settings: Settings, owner: str) -> _Life:
     )
     ledger = open_ledger(settings.redis, lease_s=settings.lease_s)
     ledger.ping()
+    if (warning := ledger.eviction()) is not None:
+        log.warning("%s", warning)
     source = settings.model(name)
     choice = ModelChoice(
         name,

@@ -530,6 +530,12 @@ class Ledger(Protocol):
         """Unix time by the ledger's own clock."""
         ...
 
+    def eviction(self) -> str | None:
+        """A warning for people if the server is set up to delete what it has no room for, with jobs
+        among it; None if it is not, or does not say.
+        """
+        ...
+
     def ping(self) -> None:
         """Raise `LedgerError` if the ledger does not answer."""
         ...

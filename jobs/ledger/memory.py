@@ -364,6 +364,9 @@ class MemoryLedger:
     def time_s(self) -> float:
         return self._clock()
 
+    def eviction(self) -> str | None:
+        return None
+
     def ping(self) -> None:
         """It always answers."""
 

@@ -56,6 +56,8 @@ UPLOAD_LASTS_MS = 3_600_000
 SHARDS_PER_CALL = 200
 """Looked at in one call, during which the server does nothing else: a few milliseconds."""
 
+NO_EVICTION = "noeviction"
+
 WORKER_BYTES = 64 * 1024
 """Longest entry of a worker that is read."""
 
@@ -364,6 +366,19 @@ class RedisLedger:
     def time_s(self) -> float:
         seconds, us = self._server.ask(lambda client: client.time())
         return float(seconds + us / 1e6)
+
+    def eviction(self) -> str | None:
+        try:
+            memory = self._server.ask(lambda client: client.info("memory"))
+        except LedgerError:  # not every user may ask
+            return None
+        policy = memory.get("maxmemory_policy", NO_EVICTION)
+        if policy == NO_EVICTION:
+            return None
+        return (
+            f"ledger at {self._server.place}: its maxmemory-policy is {policy}, by which it may "
+            f"delete jobs and messages when it is full; set {NO_EVICTION}"
+        )
 
     def ping(self) -> None:
         self._server.ask(lambda client: client.ping())

@@ -1285,6 +1285,9 @@ class TestLooking:
         world.ledger.worker_seen(worker, 60)
         assert world.ledger.workers() == [worker]
 
+    def test_nothing_is_evicted(self, ledger):
+        assert ledger.eviction() is None
+
     def test_ping(self, ledger):
         ledger.ping()
 

@@ -67,9 +67,14 @@ def refuse_until_told(cluster: Cluster, client: redis.Redis, refusal: Refusal) -
 def test_no_message_and_no_refusal_ends_a_worker(make_cluster, manifest, valkey):
     """Full, and then a replica, is what the server becomes in the middle of a job that goes on."""
     cluster = make_cluster()
-    worker = cluster.start_worker()
-    cluster.wait_for_workers(1)
     with valkey.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            worker = cluster.start_worker()
+            cluster.wait_for_workers(1)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+        assert "its maxmemory-policy is allkeys-lru" in cluster.logs()
         for number, raw in enumerate([*ENVELOPES.values(), *BODIES.values()]):
             # A tag of its own: how one is noted must not hide how another is.
             text = raw if isinstance(raw, bytes) else raw.replace("tag-x1", f"tag-{number}")

@@ -269,6 +269,19 @@ class TestSubmit:
         assert commands.json("submit", manifest, "--store", other)["new"] is True
         assert commands.ledger.status(job).store == str(other)
 
+    def test_a_server_that_may_delete_jobs_is_warned_of(self, commands, valkey):
+        manifest = write(commands.folder, TEXT)
+        submit = ["submit", manifest, "--store", commands.folder / "out"]
+        assert "maxmemory-policy" not in commands(*submit)
+        with valkey.client() as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            try:
+                said = commands(*submit)
+            finally:
+                client.config_set("maxmemory-policy", "noeviction")
+        assert "warning: ledger at 127.0.0.1:" in said
+        assert "its maxmemory-policy is allkeys-lru" in said
+
     def test_another_priority(self, commands):
         job = commands.submit("--priority", "10")["job"]
         commands.submit("--priority", "90")

@@ -191,6 +191,26 @@ class TestCreate:
         assert ledger.settled_jobs() == ["job"]
 
 
+class TestEviction:
+    @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+    def test_a_server_that_may_delete_keys_is_said_to(self, ledger, client, policy):
+        client.config_set("maxmemory-policy", policy)
+        try:
+            warning = ledger.eviction()
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+        assert warning is not None
+        assert f"its maxmemory-policy is {policy}" in warning
+        assert "set noeviction" in warning
+
+    def test_a_server_that_does_not_say(self, ledger, client):
+        client.acl_setuser("default", enabled=True, commands=["-info"])
+        try:
+            assert ledger.eviction() is None
+        finally:
+            client.acl_setuser("default", enabled=True, categories=["+@all"])
+
+
 class TestServerTrouble:
     def test_restart_from_the_append_only_file(self, own_server):
         with own_server.client() as client:
