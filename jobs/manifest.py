@@ -31,8 +31,7 @@ from jobs.inputs import Inputs
 from jobs.job_file import Reproducible
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
 from jobs.naming import DEFAULT_TEMPLATE, job_name
-from jobs.problems import Path as ValuePath
-from jobs.problems import Place, ProblemList, found, join_path, one_of, quote
+from jobs.problems import Place, ProblemList, found, one_of, quote
 from jobs.prompt_watch import PromptWatch
 from jobs.resolve import Layer, Resolver
 from jobs.rows import SUFFIXES, RowReader
@@ -43,21 +42,12 @@ from jobs.task import IMAGE_FORMATS, Task
 from jobs.text import unreadable
 from jobs.warnings import WarningList
 from jobs.webhook import check_url
+from jobs.yaml_doubts import YamlDoubts
 from jobs.yaml_reader import Node, YamlFile
 
 DEFAULT_QUALITY = 95
 
 _TICK_EVERY = 1000
-
-_FREE_TEXTS = ("prompts", "prompt", "negative", "file", "init_image", "mask", "store")
-"""Keys of texts that people write without a thought of YAML."""
-
-_DOUBTS = {
-    "comment": "is a comment in YAML and no part of the text; a text with a # after a space needs "
-    "quotes",
-    "joined": "is one text, of several lines; items of a list begin one below the other",
-}
-"""Kind, as `jobs.yaml_reader` tells of it -> what there is to say."""
 
 _NO_COMMENT = (
     "this line is a prompt, and drawn; lines that begin with # are comments only in files with "
@@ -174,7 +164,7 @@ class _Loader:
         self._images = 0
         self._warnings = warnings
         self._seeds = SeedWatch(self._entries, warnings)
-        self._yaml = YamlFile(source, self._file, self._problems, self._doubt)
+        self._yaml = YamlFile(source, self._file, self._problems, YamlDoubts(self._file, warnings))
 
     def load(self) -> Manifest:
         """Both passes. Raises `ManifestError`."""
@@ -280,16 +270,6 @@ class _Loader:
         if number == 0:
             message = f"found an empty list, expected {EXPECTED['prompts']}"
             self._problems.at(top, ("prompts",), message)
-
-    def _doubt(self, kind: str, path: ValuePath, line: int, column: int, text: str) -> None:
-        """A text that YAML may have taken otherwise than it was meant."""
-        key = next(part for part in reversed(path) if isinstance(part, str))
-        if key not in _FREE_TEXTS or (key == "prompts" and len(path) > 2):
-            return
-        message = f"{quote(text.rstrip())} {_DOUBTS[kind]}"
-        self._warnings.add(
-            kind, lambda: Problem(self._file, line, column, join_path("", path), message)
-        )
 
     def _keep(self, entry: Entry | None, place: Place) -> None:
         """Add an entry to the job."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from jobs.problems import Path, Place, quote
 from jobs.prompt_syntax import foreign_syntax
 from jobs.warnings import WarningList
@@ -26,9 +28,9 @@ class PromptWatch:
     def look(self, prompt: str, place: Place, path: Path) -> None:
         """Note what is left out of a prompt, and what is drawn as text though it is syntax."""
         if tokens_over(prompt):
-            self._warnings.at("tokens", place, path, lambda: _cut(prompt))
+            self._warnings.at("tokens", place, path, partial(_cut, prompt))
         for kind, example in foreign_syntax(prompt):
-            self._warnings.at(kind, place, path, lambda: _as_text(kind, example))  # noqa: B023
+            self._warnings.at(kind, place, path, partial(_as_text, kind, example))
 
 
 def _cut(prompt: str) -> str:

@@ -7,9 +7,8 @@ time, so memory and time stay in proportion to the file.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from yaml import events as ev
@@ -17,6 +16,7 @@ from yaml import events as ev
 from jobs.limits import MAX_NESTING, MAX_VALUES
 from jobs.problems import Path, ProblemList, join_path, quote
 from jobs.text import Scalar, check_text, scalar, unreadable
+from jobs.yaml_comments import Comment, comments
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifty times as fast
 
@@ -46,17 +46,6 @@ Doubt = Callable[[str, Path, int, int, str], None]
     comment  the text is a comment that follows the scalar and may have been meant as a part of it
     joined   the scalar's lines are joined to this text, where a list may have been meant
 """
-
-
-class _Comment(NamedTuple):
-    """A comment that follows something in its line, or what looks like one inside quotes.
-
-    after: line and column, from 0, of what is before it. column: of its #, from 1.
-    """
-
-    after: tuple[int, int]
-    column: int
-    text: str
 
 
 class Node:
@@ -90,8 +79,8 @@ class YamlFile:
     ) -> None:
         check_text(source, file, problems)
         self._doubt = doubt
-        self._comments: Iterator[_Comment] = iter(())
-        self._comment: _Comment | None = None  # the next one
+        self._comments: Iterator[Comment] = iter(())
+        self._comment: Comment | None = None  # the next one
         self._source = source
         self._file = file
         self._problems = problems
@@ -155,7 +144,7 @@ class YamlFile:
 
     def _events(self) -> Iterator[ev.Event]:
         if self._doubt is not None:
-            self._comments = _comments(self._source)
+            self._comments = comments(self._source)
             self._comment = next(self._comments, None)
         try:
             yield from yaml.parse(self._source, Loader=_LOADER)
@@ -251,7 +240,8 @@ class YamlFile:
         and of one that a comment follows.
         """
         start, mark = event.start_mark, event.end_mark
-        assert start is not None and mark is not None  # noqa: PT018 - of every event
+        assert start is not None
+        assert mark is not None
         if start.line != mark.line and " - " in event.value:
             doubt("joined", path, start.line + 1, start.column + 1, event.value)
         if self._comment is None:
@@ -322,24 +312,6 @@ def _position(event: ev.Event) -> tuple[int, int]:
 
 def _node_at(event: ev.Event, value: Any, text: str | None) -> Node:
     return Node(value, text, *_position(event))
-
-
-# What is looked ahead at is bounded, as a line may be as long as the file.
-_COMMENT = re.compile(rb"(?<![ \t\n])[ \t]+(?=(#[0-9A-Za-z_\x80-\xff][^\r\n]{0,300}))")
-
-
-def _comments(source: bytes) -> Iterator[_Comment]:
-    """The comments whose text begins right after the #, in the order of the file."""
-    line, column, position = 0, 0, 0
-    for found in _COMMENT.finditer(source):
-        newline = source.rfind(b"\n", position, found.start())
-        if newline >= 0:
-            line += source.count(b"\n", position, newline + 1)
-            column, position = 0, newline + 1
-        column += len(source[position : found.start()].decode())
-        position = found.start()
-        text = found[1].decode(errors="ignore")
-        yield _Comment((line, column), column + len(found[0]) + 1, text)
 
 
 def _kind(event: ev.Event) -> str:
