@@ -34,7 +34,9 @@ from jobs.ledger.causes import cause
 log = logging.getLogger(__name__)
 
 PAUSE_S = 2.0
-"""Before a server that refused to give messages is asked again."""
+"""Between a server's refusal and a new connection, which it would refuse at once again. Celery
+connects anew without a pause.
+"""
 
 MALFORMED = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
@@ -48,6 +50,13 @@ threads left, is none of these: a new connection or a new process helps there.
 
 class RefusedError(ConnectionError):
     """The server answered with an error, which may pass."""
+
+    last_s = -PAUSE_S
+    """When this was so last, on the monotonic clock."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        RefusedError.last_s = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -130,7 +139,7 @@ class _CarefulChannel:
         try:
             return super().queue_declare(*args, **options)  # type: ignore[misc]
         except RefusedError as error:
-            _rest(error)
+            _say_refused(error)
             raise
 
     def _queue_bind(self, *args: Any) -> None:
@@ -157,7 +166,7 @@ class _CarefulChannel:
         except (ResponseError, InvalidResponse) as error:
             self.client.connection.disconnect()
             if not self._closing:
-                _rest(cause(error))
+                _say_refused(cause(error))
             raise RefusedError(cause(error)) from error
 
     def basic_consume(self, queue: str, *args: Any, **options: Any) -> Any:
@@ -179,6 +188,10 @@ class _CarefulChannel:
 class _CarefulTransport:
     """Put before kombu's Redis transport."""
 
+    def establish_connection(self) -> Any:
+        time.sleep(max(0.0, RefusedError.last_s + PAUSE_S - time.monotonic()))
+        return super().establish_connection()  # type: ignore[misc]
+
     def _deliver(self, message: Any, queue: str) -> None:
         try:
             super()._deliver(message, queue)  # type: ignore[misc]
@@ -190,10 +203,8 @@ def _refuse(error: BaseException) -> None:
     log.error("dropped what is no message: %s", type(error).__name__, exc_info=error)
 
 
-def _rest(why: object) -> None:
-    """Before Celery connects anew, and would be refused at once again."""
+def _say_refused(why: object) -> None:
     log.warning("the broker gives no messages: %s", why)
-    time.sleep(PAUSE_S)
 
 
 class Channel(_CarefulChannel, redis.Channel):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import time
 
 import kombu
 import kombu.exceptions
+import kombu.transport.redis
 import pytest
 
 from tests.servers import wait_for
@@ -172,6 +175,27 @@ def test_no_refusal_of_the_server_is_an_error_of_the_program(valkey, caplog, mon
             loop.acknowledge("tag-1")
         client.lpush(QUEUE, with_properties(delivery_tag="tag-3"))
         loop.read(lambda: "tag-3" in loop.tags)
+
+
+def test_a_server_that_refused_is_not_asked_again_at_once(valkey, caplog, monkeypatch):
+    """Whatever it refused, and however often: Celery logs each new connection."""
+    monkeypatch.setattr(incoming, "PAUSE_S", 0.5)
+    begun = []
+    establish = kombu.transport.redis.Transport.establish_connection
+
+    def watched(self):
+        begun.append(time.monotonic())
+        return establish(self)
+
+    monkeypatch.setattr(kombu.transport.redis.Transport, "establish_connection", watched)
+    loop = CelerysLoop(valkey.url)
+    with valkey.client() as client:
+        client.flushall()
+        loop.read(lambda: begun)
+        with REFUSALS["a replica"].under_way(client):
+            loop.read(lambda: len(begun) >= 4)
+    pauses = [after - before for before, after in itertools.pairwise(begun[1:])]
+    assert min(pauses) >= 0.5
 
 
 def test_a_server_that_is_full_still_gives_its_messages(valkey, caplog):
