@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -207,6 +208,8 @@ def load_models(given: Path | str) -> dict[str, ModelSource]:
         name, folder, source = "SDBATCH_MODELS", Path(), given.encode()
     else:
         path = Path(given)
+        with contextlib.suppress(RuntimeError):  # nobody knows whose home: it is not there
+            path = path.expanduser()
         name, folder, source = str(path), path.parent, _read_list(path)
     problems = ProblemList()
     top, _ = YamlFile(source, name, problems).mapping()
@@ -237,6 +240,7 @@ def _read_list(path: Path) -> bytes:
 
 def _located(source: str, folder: Path) -> str:
     """A path relative to the list, or a source that is no path."""
-    if source == "demo" or source.startswith(("hf:", "s3://")):
+    below_home = source.startswith("~") and "/" in source  # what reads it knows whose
+    if source == "demo" or source.startswith(("hf:", "s3://")) or below_home:
         return source
     return str(folder / source)

@@ -30,7 +30,7 @@ VARIABLES = (
         "`name: {source: …, digest: …}` (the digest is the sha256 that records show), or the same "
         "text itself, beginning with `{`. A source is `demo`, a `.ckpt` or `.safetensors` file, a "
         "diffusers folder, `hf:owner/name[@revision]` or `s3://bucket/key`. Paths are relative to "
-        "the file.",
+        "the file; `~/` begins one below the home folder.",
     ),
     Variable(
         "SDBATCH_STORE",

@@ -29,6 +29,7 @@ from jobs.errors import ModelError, StoreError
 from jobs.sources import S3
 from sd_core.weights import hub
 from sd_core.weights.errors import CheckpointError
+from sd_core.weights.paths import local_path
 from worker.load import ModelChoice
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _facts(source: str | None) -> Facts:
         if not all(file.etag for file in files):
             raise _DoubtError(f"{source}: the server says no ETag")
         return [source, *([file.name, file.etag, file.size_bytes] for file in files)]
-    return list(_files(Path(source)))
+    return list(_files(local_path(source)))
 
 
 def _files(path: Path) -> Iterator[Facts]:
@@ -130,6 +131,7 @@ def _code() -> str:
     """What reads weights and makes a digest of them: another version may do either otherwise."""
     digest = hashlib.sha256()
     core = Path(str(resources.files("sd_core")))
-    for path in (core / "spec.py", *sorted((core / "weights").glob("*.py"))):
+    modules = [core / name for name in ("spec.py", "tokenizer.py", "bpe.py")]
+    for path in (*modules, *sorted((core / "weights").glob("*.py"))):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

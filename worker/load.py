@@ -11,6 +11,7 @@ from jobs.settings import Settings
 from jobs.sources import S3
 from sd_core.weights import hub
 from sd_core.weights.errors import CheckpointError
+from sd_core.weights.paths import require_there
 
 if TYPE_CHECKING:
     from sd_core.model import LatentDiffusion
@@ -42,8 +43,11 @@ def check_there(choice: ModelChoice) -> None:
     ):
         given = "" if source is None else str(source)
         is_path = given not in ("", "demo") and not given.startswith((hub.PREFIX, S3))
-        if is_path and not Path(given).exists():
-            raise ModelError(f"{given}: no such file; expected {expected}")
+        if is_path:
+            try:
+                require_there(given, expected)
+            except CheckpointError as error:
+                raise ModelError(str(error)) from None
 
 
 def load(choice: ModelChoice) -> LatentDiffusion:

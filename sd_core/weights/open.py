@@ -10,6 +10,7 @@ from sd_core.weights import hub
 from sd_core.weights.checkpoint import Checkpoint, VAECheckpoint
 from sd_core.weights.diffusers_folder import open_folder, open_vae_folder
 from sd_core.weights.errors import CheckpointError
+from sd_core.weights.paths import local_path, require_there
 from sd_core.weights.single_file import open_single_file, open_vae_file
 
 DEMO = "demo"
@@ -24,11 +25,11 @@ def open_checkpoint(source: str | Path, config: Path | None = None) -> Checkpoin
         folder, commit = hub.fetch_model(source)
         _refuse_config(source, config)
         return open_folder(folder, revision=commit)
-    path = Path(source)
+    path = require_there(source, "model weights")
     if path.is_dir():
         _refuse_config(source, config)
         return open_folder(path)
-    return open_single_file(path, config)
+    return open_single_file(path, None if config is None else local_path(config))
 
 
 def _refuse_config(source: str | Path, config: Path | None) -> None:
@@ -53,7 +54,7 @@ def open_vae(source: str | Path) -> tuple[VAECheckpoint, str | None]:
     if isinstance(source, str) and source.startswith(hub.PREFIX):
         folder, commit = hub.fetch_vae(source)
         return open_vae_folder(folder), commit
-    path = Path(source)
+    path = require_there(source, "model weights")
     return (open_vae_folder(path) if path.is_dir() else open_vae_file(path)), None
 
 

@@ -34,6 +34,18 @@ def test_values(tmp_path):
     assert settings.model("demo") == ModelSource("demo")
 
 
+def test_paths_below_a_home_in_the_model_list(tmp_path, monkeypatch):
+    """They are relative to nothing, and what loads models knows whose home it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, "a: ~/a.ckpt\nb: {source: ~/b/}\nc: ~c.ckpt\n")
+    settings = Settings.from_env({"SDBATCH_MODELS": f"~/{path.name}"})
+    assert settings.model("a") == ModelSource("~/a.ckpt")
+    assert settings.model("b") == ModelSource("~/b/")
+    assert settings.model("c") == ModelSource(str(tmp_path / "~c.ckpt"))
+    with pytest.raises(InputError, match="cannot be read: no such file"):
+        Settings.from_env({"SDBATCH_MODELS": "~nobody-of-this-name/list.yaml"})
+
+
 def test_what_a_worker_tells_the_world():
     settings = Settings.from_env(
         {

@@ -114,6 +114,51 @@ def test_paths_without_a_file(tmp_path, monkeypatch):
         load_model(tmp_path / "some.ckpt")
 
 
+def test_paths_below_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_single_file(small_model(), tmp_path / "a.safetensors")
+    digest = load_model(tmp_path / "a.safetensors").digest
+    loaded = load_model("~/a.safetensors")
+    assert (loaded.digest, loaded.provenance.source) == (digest, "~/a.safetensors")
+    assert load_model("~/a.safetensors", vae="~/a.safetensors").digest == digest
+    (tmp_path / "c.yaml").write_text("model: {params: {}}")
+    for source, options, message in (
+        ("~/b.ckpt", {}, "^~/b.ckpt: no such file; expected model weights$"),
+        ("~/a.safetensors", {"vae": "~/b.ckpt"}, "^~/b.ckpt: no such file"),
+        ("~/a.safetensors", {"config": "~/b.yaml"}, "no such file; expected a model conf"),
+        ("~/a.safetensors", {"config": "~/c.yaml"}, "it has no 'unet_config'"),
+        ("~nobody-of-this-name/b.ckpt", {}, "home that ~nobody-of-this-name stands for is not kno"),
+        ("~b.ckpt", {}, "^~b.ckpt: no such file"),
+        ("a\0b", {}, "no such file"),
+        ("a" * 1000, {}, "cannot be read: File name too long"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_model(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("runwayml/stable-diffusion-v1-5", "hf:runwayml/stable-diffusion-v1-5"),
+        ("owner/name@v1.4", "hf:owner/name@v1.4"),
+        ("lists/runwayml/stable-diffusion-v1-5", "hf:runwayml/stable-diffusion-v1-5"),
+        ("lists/sd15", "hf:lists/sd15"),
+        ("here/lists/sd15", None),
+        ("runwayml/model.safetensors", None),
+        ("name", None),
+        ("a b/c", None),
+    ],
+)
+def test_names_of_the_hub_without_its_prefix(tmp_path, monkeypatch, folder, source, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "lists").mkdir(parents=True)
+    for options in ({}, {"vae": source}):
+        with pytest.raises(CheckpointError) as caught:
+            load_model(folder if options else source, **options)
+        said = f"; a model of the Hugging Face hub is written {hint}" if hint else ""
+        assert str(caught.value) == f"{source}: no such file; expected model weights{said}"
+
+
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt", "old.ckpt"])
 def test_truncated_download(tmp_path, name, kept):

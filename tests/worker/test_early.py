@@ -105,7 +105,13 @@ OTHER = MANIFEST.replace("a red circle", "a red square")
         (OTHER, ["--job", "mine"], ExitCode.CONFLICT, "mine holds another job"),
         (MANIFEST, ["--job", "a/b"], ExitCode.BAD_INPUT, "not a folder name"),
         (MANIFEST, ["--model", "nowhere.ckpt"], ExitCode.MODEL, "nowhere.ckpt: no such file"),
-        (MANIFEST, ["--vae", "no.ckpt"], ExitCode.MODEL, "no.ckpt: no such file"),
+        (
+            MANIFEST,
+            ["--model", "an/model"],
+            ExitCode.MODEL,
+            "the Hugging Face hub is written hf:an/m",
+        ),
+        (MANIFEST, ["--vae", "~/no.ckpt"], ExitCode.MODEL, "~/no.ckpt: no such file"),
         (MANIFEST, ["--device", "abacus"], ExitCode.BAD_INPUT, "--device: found 'abacus'"),
     ],
 )

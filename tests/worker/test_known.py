@@ -49,7 +49,8 @@ def folder(tmp_path):
 class TestFiles:
     def test_the_same_file_has_the_same_identity(self, model, monkeypatch):
         monkeypatch.chdir(model.parent)
-        assert of(model) == of("model.ckpt") is not None
+        monkeypatch.setenv("HOME", str(model.parent))
+        assert of(model) == of("model.ckpt") == of("~/model.ckpt") is not None
 
     def test_a_changed_file_has_another(self, model):
         before = of(model)
