@@ -2,6 +2,7 @@
 
     <cache>/s3/<model>/<version>/    there means whole
                        latest        names the version that was asked for last
+             <version>.twice         it was downloaded a second time, and will not be a third
                        lock          held by the process that downloads
 
 A version stands for what the server says of the files: their names, ETags and sizes. Older ones
@@ -36,13 +37,19 @@ LOG_EVERY_S = 10.0
 
 
 def fetch(
-    source: str, cache: Path, *, pinned: bool = False, progress: Progress | None = None
+    source: str,
+    cache: Path,
+    *,
+    pinned: bool = False,
+    again: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """The file or folder in which the model is on this machine, downloaded if need be.
 
     source: see `RemoteModel`. cache: a folder, made if need be; may start with `~`. pinned: the
     caller checks the digest of the weights, so an earlier download will do while the server is
-    away. progress: by default, log lines.
+    away. again: the one that is here is not what it must be, so a bit may have flipped: it is
+    replaced, once for each version. progress: by default, log lines.
 
     Raises `ModelError` if the model cannot be had or kept, `StoreError` if that may pass.
     """
@@ -55,8 +62,8 @@ def fetch(
             version = _instead(folder, pinned, error)
         else:
             version = folder / _version_name(files)
-            if not version.is_dir():
-                _download(remote, files, version, progress or _LogLines(source))
+            if again or not version.is_dir():
+                _download(remote, files, version, progress or _LogLines(source), again=again)
             _set_latest(folder, version.name)
     except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where ~ is
         why = reason(error) if isinstance(error, OSError) else str(error)
@@ -102,17 +109,23 @@ def _set_latest(folder: Path, name: str) -> None:
 
 
 def _download(
-    remote: RemoteModel, files: Sequence[RemoteFile], version: Path, progress: Progress
+    remote: RemoteModel,
+    files: Sequence[RemoteFile],
+    version: Path,
+    progress: Progress,
+    *,
+    again: bool,
 ) -> None:
-    """Makes the version's folder, in one moment, once all is in it.
+    """Makes the version's folder, in one moment, once all is in it; see `fetch` for `again`.
 
     What an interrupted download left is not continued: after a power cut, nobody knows what of it
     is really there.
     """
     folder = version.parent
     folder.mkdir(parents=True, exist_ok=True)
+    twice, old = folder / f"{version.name}.twice", folder / f"{version.name}.old.part"
     with _locked(folder / "lock", remote.source):
-        if version.is_dir():  # another process was faster
+        if version.is_dir() and (twice.exists() or not again):  # another process was faster
             return
         for left in folder.glob("*.part"):
             shutil.rmtree(left)
@@ -128,9 +141,14 @@ def _download(
             _write(remote, files, unfinished, _Counter(total_bytes, progress))
             if remote.files() != files:
                 raise StoreError(f"{remote.source}: it changed while it was downloaded")
+            if version.is_dir():
+                version.replace(old)
             unfinished.replace(version)
+            if again:
+                twice.touch()
             _sync(folder)
         finally:
+            shutil.rmtree(old, ignore_errors=True)
             shutil.rmtree(unfinished, ignore_errors=True)
 
 

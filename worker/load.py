@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from sd_core.weights.paths import require_there
 
 if TYPE_CHECKING:
     from sd_core.model import LatentDiffusion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,29 @@ def check_there(choice: ModelChoice) -> None:
 def load(choice: ModelChoice) -> LatentDiffusion:
     """The model, checked against its digest where one is named, and made ready for its device.
 
+    What comes from a bucket and is not what its digest says is downloaded once more.
     Raises `ModelError`, and `StoreError` if it is in a bucket whose server is away.
     """
+    if not choice.source.startswith(S3):
+        return _load(choice, choice.source)
+    from worker.fetch import fetch  # boto3 takes a while to import
+
+    pinned = choice.digest is not None
+    try:
+        return _load(choice, fetch(choice.source, choice.cache, pinned=pinned))
+    except ModelError as error:
+        if not pinned:
+            raise
+        log.warning("%s; it is downloaded once more", error)
+    return _load(choice, fetch(choice.source, choice.cache, pinned=pinned, again=True))
+
+
+def _load(choice: ModelChoice, source: str | Path) -> LatentDiffusion:
+    """source: where the choice's is on this machine. Raises `ModelError` and `InputError`."""
     # Here, for importing torch takes longer than all that can be found out without it.
     from sd_core.execution import ExecutionError
     from sd_core.loading import load_model
 
-    source: str | Path = choice.source
-    if choice.source.startswith(S3):
-        from worker.fetch import fetch  # boto3 takes a while to import
-
-        source = fetch(choice.source, choice.cache, pinned=choice.digest is not None)
     try:
         model = load_model(
             source,

@@ -382,6 +382,38 @@ class TestModels:
                 load(choice(source, tmp_path, "0" * 64))
             assert source in str(caught.value)
 
+    @pytest.mark.parametrize("place", [-9, 3], ids=["weights", "header"])
+    def test_a_bit_that_flipped_on_the_way_comes_anew(self, bucket, checkpoint, tmp_path, place):
+        source = bucket.put("odd.safetensors", checkpoint.read_bytes())
+        digest = load(ModelChoice("odd", str(checkpoint), device="cpu", dtype="float32")).digest
+        here = fetch(source, tmp_path)
+        data = bytearray(here.read_bytes())
+        data[place] ^= 1
+        here.write_bytes(data)
+        assert load(choice(source, tmp_path, digest)).digest == digest
+        assert here.read_bytes() == checkpoint.read_bytes()
+        assert not list(tmp_path.rglob("*.part"))
+
+    def test_what_is_not_its_digest_is_downloaded_twice_and_no_more(
+        self, bucket, checkpoint, tmp_path, monkeypatch
+    ):
+        downloads = []
+        download = remote.RemoteModel.download
+        monkeypatch.setattr(
+            remote.RemoteModel,
+            "download",
+            lambda *args: downloads.append(args[1].name) or download(*args),
+        )
+        source = bucket.put("odd.safetensors", checkpoint.read_bytes())
+        for _ in range(3):
+            with pytest.raises(ModelError, match="the model list says 0000"):
+                load(choice(source, tmp_path, "0" * 64))
+        assert downloads == ["odd.safetensors"] * 2
+        bucket.put("odd.safetensors", checkpoint.read_bytes() + b"x")  # another version
+        fetch(source, tmp_path)
+        fetch(source, tmp_path, again=True)
+        assert len(downloads) == 4
+
     def test_in_the_model_list(self, tmp_path):
         listed = tmp_path / "models.yaml"
         listed.write_text(
