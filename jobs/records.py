@@ -96,7 +96,7 @@ def read_lines(store: Store, key: str) -> list[Record]:
 
     Raises `StoreError`, with the line, if one has no index or path, or a field is not of its type.
     """
-    return [row for _, row in _read_rows(store, key, _flaw_of_record, MAX_RECORDS_BYTES)]
+    return [row for _, row in _read_rows(store, key, flaw_of_record, MAX_RECORDS_BYTES)]
 
 
 def read_records(
@@ -108,7 +108,7 @@ def read_records(
     if one lacks a field or is of no image of the job.
     """
     for info in store.list(keys.records_prefix):
-        for number, row in _read_rows(store, info.key, _flaw_of_record, MAX_RECORDS_BYTES):
+        for number, row in _read_rows(store, info.key, flaw_of_record, MAX_RECORDS_BYTES):
             for name in needs:
                 if name not in row:
                     raise _flawed(store, info.key, number, f"{name} is missing")
@@ -202,7 +202,8 @@ _FAILURE: Mapping[str, Callable[[object], bool]] = {
 }
 
 
-def _flaw_of_record(row: Record) -> str | None:
+def flaw_of_record(row: Record) -> str | None:
+    """What is wrong with a record's fields, of those that are read; None if nothing is."""
     for name, is_right in _RECORD.items():
         if name not in row:
             if name in ("index", "path"):

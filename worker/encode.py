@@ -91,7 +91,7 @@ def read_record(data: bytes) -> dict[str, Any]:
         raise ValueError("the image holds no record of sdbatch")
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise ValueError("the image's record is damaged")

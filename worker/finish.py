@@ -7,6 +7,7 @@ other way round it would speak of an image that is not there.
 from __future__ import annotations
 
 import datetime
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,15 +17,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.errors import ForeignImageError
-from jobs.limits import MAX_RENDERED_BYTES
+from jobs.errors import DamagedError, ForeignImageError, NotFoundError
 from jobs.records import Record, dump_lines, read_lines
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
 from jobs.task import Task
 from worker.encode import DEFAULT_QUALITY, encode_image
 from worker.meter import NO_METER, Meter
-from worker.record import ModelInfo, RenderInfo, image_record, record_from_image, record_line
+from worker.record import ModelInfo, RenderInfo, image_record, record_line
+from worker.stored import record_in_store
+
+log = logging.getLogger(__name__)
 
 FLUSH_EVERY_S = 5.0
 
@@ -70,7 +73,7 @@ class ShardRecords:
         self._interval_s = interval_s
         self._clock = clock
         self._lines: dict[int, Record] = {}
-        self._known: frozenset[int] | None = None
+        self._known: dict[int, Record] | None = None
         self._unwritten = False
         self._flushed_at = clock()
         self._lock = threading.Lock()  # of the fields above
@@ -85,13 +88,12 @@ class ShardRecords:
         if due:
             self.flush()
 
-    def has(self, index: int) -> bool:
-        """Whether the image's line was in the store when first asked."""
+    def line(self, index: int) -> Record | None:
+        """The image's line as it was in the store when first asked for one; None without one."""
         with self._lock:
             if self._known is None:
-                lines = read_lines(self._store, self._key)
-                self._known = frozenset(line["index"] for line in lines)
-            return index in self._known
+                self._known = {line["index"]: line for line in read_lines(self._store, self._key)}
+            return self._known.get(index)
 
     def flush(self) -> None:
         """Write what is not written yet."""
@@ -146,61 +148,59 @@ class Finisher:
     clock_s: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
 
-    def finish(self, pixels: NDArray[np.uint8], task: Task, render: RenderInfo) -> Finished:
-        """pixels: (H, W, 3). Raises `StoreError` if the store fails, `ValueError` if the record
-        does not fit the format.
+    def finish(
+        self,
+        pixels: NDArray[np.uint8],
+        task: Task,
+        render: RenderInfo,
+        *,
+        damage: str | None = None,
+    ) -> Finished:
+        """Stores an image and its record, unless somebody else has stored the image meanwhile. What
+        is damaged in its place is replaced.
+
+        pixels: (H, W, 3). damage: the digest of what is there and is not what its record says.
+        Raises `StoreError` if the store fails, `ValueError` if the record does not fit the format.
         """
         record = image_record(task, self.model, render)
         started = self.clock_s()
         data = encode_image(pixels, record, task.format, self.quality)
         encoded = self.clock_s()
         key = self.keys.image(task.name, record["spec"], task.format)
-        written = self.store.put(
-            key,
-            data,
-            overwrite=self.overwrite,
-            content_type=content_type(key),
-            metadata={"spec": record["spec"]},
-        )
+        stored = self._put(key, data, record["spec"], damage)
         put_s = self.clock_s() - encoded
         timings_s = {"render": render.render_s, "encode": encoded - started, "put": put_s}
         equal = False
-        if written:
+        if stored is None:
             self.meter.uploaded(put_s, len(data))
             finished = self.now().isoformat(timespec="seconds")
             path = self.keys.path(key)
             line = record_line(record, path, data, timings_s=timings_s, finished=finished)
         else:
-            line, equal = self.record_of(key, record["spec"], task.index)
+            line, equal = stored | {"index": task.index}, stored["index"] != task.index
         self.records.add(line)
-        return Finished(line, reused=not written, equal=equal)
+        return Finished(line, reused=stored is not None, equal=equal)
 
-    def record_of(self, key: str, spec: str, index: int) -> tuple[Record, bool]:
-        """The line of an image in the store (see `record_in_store`), and whether it was made as
-        another image of the job.
-        """
-        line = record_in_store(self.store, self.keys, key, spec)
-        return line | {"index": index}, line["index"] != index
+    def _put(self, key: str, data: bytes, spec: str, damage: str | None) -> Record | None:
+        """Writes an image; if another one is there and whole, that one's record instead."""
 
+        def put(overwrite: bool) -> bool:
+            return self.store.put(
+                key,
+                data,
+                overwrite=overwrite,
+                content_type=content_type(key),
+                metadata={"spec": spec},
+            )
 
-def record_in_store(store: Store, keys: JobKeys, key: str, spec: str) -> Record:
-    """The line of an image in the store, read off the image itself; it must be of this spec.
-
-    Its index is the one that it was made as: of several equal images of a job the first one's.
-    Raises `ForeignImageError` if it is of another spec, `NotFoundError` and `StoreError`.
-    """
-    data = store.get(key, limit_bytes=MAX_RENDERED_BYTES)
-    try:
-        line = record_from_image(data, keys.path(key))
-    except ValueError as error:
-        raise _foreign(store, key, str(error)) from error
-    if line.get("spec") != spec:
-        raise _foreign(store, key, "it was made from other parameters")
-    return line
-
-
-def _foreign(store: Store, key: str, flaw: str) -> ForeignImageError:
-    return ForeignImageError(
-        f"{store.url(key)} is in the way of this job's image: {flaw}; "
-        "move it away, or render anew with --force"
-    )
+        if put(self.overwrite):
+            return None
+        try:
+            return record_in_store(self.store, self.keys, key, spec, damage=damage)
+        except ForeignImageError:
+            raise
+        except (DamagedError, NotFoundError) as error:
+            # Looked at again only now, and not before it was rendered: others may have replaced it.
+            log.warning("%s; it is replaced", error)
+        put(True)
+        return None

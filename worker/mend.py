@@ -19,7 +19,8 @@ from jobs.records import read_records
 from jobs.shards import ShardTable
 from jobs.storage import JobKeys, Store
 from jobs.task import spec_digest
-from worker.finish import ShardRecords, record_in_store
+from worker.finish import ShardRecords
+from worker.stored import record_in_store
 
 log = logging.getLogger(__name__)
 

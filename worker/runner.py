@@ -32,6 +32,7 @@ from worker.inputs import Inputs
 from worker.meter import NO_METER, Meter
 from worker.record import RenderInfo, prompts_of
 from worker.saved import SavedImages
+from worker.stored import ImageRecords, StoredImages
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +87,6 @@ class Manner:
     grace_s: float = 0.0
 
 
-class ImageRecords(Protocol):
-    """Takes records, and tells which images have one already."""
-
-    def add(self, record: Record) -> None: ...
-    def has(self, index: int) -> bool: ...
-
-
 class JobRecords:
     """The records of a whole job, shard by shard, a few shards open."""
 
@@ -102,7 +96,7 @@ class JobRecords:
         self._shards = shards
         self._open: OrderedDict[int, ShardRecords] = OrderedDict()
         self._lock = threading.Lock()
-        self._known: tuple[int, frozenset[int]] = (-1, frozenset())
+        self._known: tuple[int, dict[int, Record]] = (-1, {})
 
     def add(self, record: Record) -> None:
         """Take a line; it reaches the store within seconds, and at `close`."""
@@ -116,13 +110,13 @@ class JobRecords:
                 _, oldest = self._open.popitem(last=False)
                 oldest.close()
 
-    def has(self, index: int) -> bool:
-        """Whether an earlier run recorded this image. Quick for indices in order."""
+    def line(self, index: int) -> Record | None:
+        """What an earlier run recorded of this image. Quick for indices in order."""
         shard = self._shards.shard_of(index)
         if self._known[0] != shard:
             lines = read_lines(self._store, self._keys.records(shard))
-            self._known = (shard, frozenset(line["index"] for line in lines))
-        return index in self._known[1]
+            self._known = (shard, {line["index"]: line for line in lines})
+        return self._known[1].get(index)
 
     def close(self) -> None:
         with self._lock:
@@ -154,6 +148,7 @@ class Runner:
         self._engine = engine
         self._finisher = finisher
         self._records = records
+        self._stored = StoredImages(finisher.store, finisher.keys, records)
         self._inputs = inputs
         self._observer = observer
         self._device = device
@@ -211,19 +206,19 @@ class Runner:
             raise
 
     def _reuse(self, task: Task, spec: str) -> bool:
-        """Whether the image is in the store already; its record is mended if it was lost."""
+        """Whether the image is in the store already, and whole; its record is mended if it was
+        lost. One that is damaged stays until it can be replaced.
+        """
         if self._force:
             return False
-        key = self._finisher.keys.image(task.name, spec, task.format)
-        if self._finisher.store.head(key) is None:
+        found = self._stored.find(task, spec)
+        if found is None:
             return False
-        equal = False
-        if not self._records.has(task.index):
-            line, equal = self._finisher.record_of(key, spec, task.index)
-            self._records.add(line)
+        if found.line is not None:
+            self._records.add(found.line)
         with self._lock:
             self.outcome.reused += 1
-            self.outcome.equal += equal
+            self.outcome.equal += found.equal
         self._meter.reused()
         self._observer.reused(task.index, evaluations_of(task))
         return True
@@ -302,7 +297,10 @@ class Runner:
         try:
             rendered = future.result()
             finished = self._finisher.finish(
-                to_uint8(rendered.pixels.numpy()), task, self._render_info(task, rendered)
+                to_uint8(rendered.pixels.numpy()),
+                task,
+                self._render_info(task, rendered),
+                damage=self._stored.damage(task.index),
             )
             with self._lock:
                 self.outcome.rendered += not finished.reused

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from jobs.task import Task
 from sd_core.spec import Sampling
@@ -29,3 +32,14 @@ def pixels(seed: int = 0, width: int = 64, height: int = 64) -> NDArray[np.uint8
     phases = np.random.default_rng(seed).random(3) * 6
     waves = [np.sin(phase + 3 * x + 2 * y) for phase in phases]
     return np.stack([(127.5 + 127 * wave).astype(np.uint8) for wave in waves], axis=-1)
+
+
+def resaved(data: bytes, size: tuple[int, int] | None = None, *, kept: bool = True) -> bytes:
+    """A picture as another program would write it, with its texts or without."""
+    with Image.open(io.BytesIO(data)) as image:
+        info = PngInfo()
+        for name, text in image.info.items() if kept else ():
+            info.add_itxt(name, text)
+        buffer = io.BytesIO()
+        image.resize(size or image.size).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

@@ -15,10 +15,11 @@ import pytest
 from jobs.errors import StoreError, StoreFullError
 from jobs.records import dump_lines, read_lines, read_records
 from jobs.storage import JobKeys, LocalStore
-from tests.worker.samples import MODEL, RENDER, a_task, pixels
+from tests.worker.samples import MODEL, RENDER, a_task, pixels, resaved
 from worker.encode import read_record
 from worker.finish import Finisher, ShardRecords
 from worker.record import image_record
+from worker.stored import record_in_store
 
 KEYS = JobKeys("job-1")
 SHARD = KEYS.records(0)
@@ -124,15 +125,65 @@ def test_overwrite(store: LoggingStore, finisher):
     assert second.record["sha256"] != first.record["sha256"]
 
 
-@pytest.mark.parametrize("what", ["another", "damaged"])
-def test_something_else_under_the_images_name(store: LoggingStore, finisher, what: str):
+@pytest.mark.parametrize(
+    ("other", "flaw"),
+    [
+        (lambda one, two: two, "it was made from other parameters"),
+        (lambda one, two: resaved(one, kept=False), "holds no record of sdbatch"),
+        (lambda one, two: resaved(one, (8, 8)), "it has 8×8 pixels"),
+    ],
+    ids=["another", "edited", "resized"],
+)
+def test_a_whole_picture_of_somebody_elses_is_kept(store: LoggingStore, finisher, other, flaw):
     one = finisher()
     key = KEYS(one.finish(pixels(), a_task(), RENDER).record["path"])
-    other = KEYS(one.finish(pixels(), a_task(prompt="other"), RENDER).record["path"])
-    store.put(key, store.get(other) if what == "another" else b"", overwrite=True)
-    with pytest.raises(StoreError, match=r"in the way of this job's image: .*--force"):
+    two = KEYS(one.finish(pixels(), a_task(prompt="other"), RENDER).record["path"])
+    data = other(store.get(key), store.get(two))
+    store.put(key, data, overwrite=True)
+    with pytest.raises(StoreError, match=rf"in the way of this job's image: .*{flaw}.*--force"):
         finisher().finish(pixels(), a_task(), RENDER)
+    assert store.get(key) == data
     assert not finisher(overwrite=True).finish(pixels(), a_task(), RENDER).reused
+
+
+def flipped(data: bytes) -> bytes:
+    """With one other bit among the pixels, which are most of the file."""
+    place = data.index(b"IDAT") + 20
+    return data[:place] + bytes([data[place] ^ 8]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"no picture",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-4],
+        flipped,
+        lambda data: bytes(100_000),
+    ],
+    ids=["empty", "text", "half", "end", "bit", "large"],
+)
+def test_what_is_damaged_is_replaced(store: LoggingStore, finisher, damage, monkeypatch):
+    monkeypatch.setattr("worker.stored.MAX_RENDERED_BYTES", 90_000)
+    line = finisher().finish(pixels(), a_task(), RENDER).record
+    key = KEYS(line["path"])
+    whole = store.get(key)
+    store.put(key, damage(whole), overwrite=True)
+    again = finisher().finish(pixels(), a_task(), RENDER)
+    assert not again.reused
+    assert again.record["sha256"] == line["sha256"]
+    assert store.get(key) == whole
+
+
+def test_what_others_replaced_meanwhile_is_kept(store: LoggingStore, finisher):
+    """Two workers find the same damaged image; the second one to finish takes the first one's."""
+    line = finisher().finish(pixels(1), a_task(), RENDER).record
+    damage = finisher(overwrite=True).finish(pixels(2), a_task(), RENDER).record["sha256"]
+    first = finisher().finish(pixels(1), a_task(), RENDER, damage=damage)
+    second = finisher().finish(pixels(3), a_task(), RENDER, damage=damage)
+    assert (first.reused, second.reused) == (False, True)
+    assert first.record["sha256"] == second.record["sha256"] == line["sha256"]
 
 
 def test_full_store_leaves_no_record(store: LoggingStore, finisher):
@@ -149,15 +200,14 @@ def test_full_store_leaves_no_record(store: LoggingStore, finisher):
 def test_a_record_lost_in_a_crash_comes_from_the_image(store: LoggingStore, finisher):
     one = finisher()
     line = one.finish(pixels(), a_task(5), RENDER).record
-    found, equal = finisher().record_of(KEYS(line["path"]), line["spec"], index=5)
-    assert not equal
+    found = record_in_store(store, KEYS, KEYS(line["path"]), line["spec"])
     assert line == found | {name: line[name] for name in ("timings_s", "finished")}
 
 
 def test_an_image_made_as_another_one_of_its_job_is_told_apart(store: LoggingStore, finisher):
     one = finisher()
     line = one.finish(pixels(), a_task(5), RENDER).record
-    assert one.record_of(KEYS(line["path"]), line["spec"], index=6)[1]
+    assert line["index"] == 5
     again = one.finish(pixels(), replace(a_task(5), index=6), RENDER)
     assert (again.reused, again.equal, again.record["index"]) == (True, True, 6)
     again = one.finish(pixels(), a_task(5), RENDER)

@@ -320,21 +320,19 @@ def test_an_image_that_fails_fails_alone(manifest_path, checkpoint, tmp_path, un
     assert digests(store, job) == expected
 
 
-def test_a_damaged_image_without_its_record_fails_alone(
-    manifest_path, checkpoint, tmp_path, undisturbed
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_damaged_image_is_rendered_again(
+    manifest_path, checkpoint, tmp_path, undisturbed, recorded
 ):
     store = LocalStore(tmp_path / "out")
     job, expected = undisturbed
     run(manifest_path, checkpoint, store)
-    damaged = sorted(expected)[3]
-    store.put(f"{job}/{damaged}", b"damaged", overwrite=True)
-    store.delete(JobKeys(job).records(0))
+    store.put(f"{job}/{sorted(expected)[3]}", b"damaged", overwrite=True)
+    if not recorded:
+        store.delete(JobKeys(job).records(0))
     summary = run(manifest_path, checkpoint, store)
-    assert (summary.reused, summary.failed) == (IMAGES - 1, 1)
-    (failure,) = read_failures(store, JobKeys(job))
-    assert damaged in failure.reason
-    assert "render anew with --force" in failure.reason
-    assert digests(store, job)[damaged] == hashlib.sha256(b"damaged").hexdigest()  # left alone
+    assert (summary.rendered, summary.reused, summary.failed) == (1, IMAGES - 1, 0)
+    assert digests(store, job) == expected
 
 
 def test_full_disk_keeps_finished_images_valid(manifest_path, checkpoint, small_disk, undisturbed):

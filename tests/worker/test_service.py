@@ -20,7 +20,8 @@ from jobs.records import read_lines
 from jobs.storage import JobKeys
 from jobs.task import Task
 from sd_core.spec import Sampling
-from tests.worker.services import Service, refused
+from tests.worker.samples import resaved
+from tests.worker.services import SHARD, FailingStore, Service, refused
 from worker.faults import is_device_lost, is_out_of_memory
 from worker.service import STORE_FAILURES
 
@@ -83,22 +84,97 @@ def test_a_store_that_answers_but_fails_one_job_stops_nobody(service):
     assert service.ledger.status("other").done == 2
 
 
-def test_a_damaged_object_in_an_images_place_fails_that_image_alone(service):
+class Asking(FailingStore):
+    """Remembers what it was asked about images, and in which way."""
+
+    def __init__(self, root) -> None:
+        super().__init__(root)
+        self.asked = []
+
+    def head(self, key):
+        self.asked += ["head"] * ("/images/" in key)
+        return super().head(key)
+
+    def get(self, key, **limit):
+        self.asked += ["get"] * ("/images/" in key)
+        return super().get(key, **limit)
+
+
+def again(service: Service) -> None:
+    """The first shard once more, as after a lost ledger; its store then counts what it is asked."""
+    service.ledger.forget("job")
+    service.enter_without_folder("job")
+    service.store.__class__, service.store.asked = Asking, []
+    service.handle()
+
+
+def images(service: Service) -> dict[str, bytes]:
+    return {i.key: service.store.get(i.key) for i in service.store.list("job/images/")}
+
+
+def test_whole_images_are_not_read(service):
+    service.enter()
+    service.handle()
+    again(service)
+    assert service.ledger.status("job").done == SHARD
+    assert service.store.asked == ["head"] * SHARD
+    service.store.delete(JobKeys("job").records(0))
+    again(service)
+    assert sorted(service.store.asked) == ["get"] * SHARD + ["head"] * SHARD
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("damage", [b"", b"no picture", "half"])
+def test_a_damaged_image_is_rendered_again(service, recorded, damage):
+    service.enter()
+    service.handle()
+    records = JobKeys("job").records(0)
+    lines = [without_timings(line) for line in read_lines(service.store, records)]
+    before = images(service)
+    first = min(before)
+    other = before[first][: len(before[first]) // 2] if damage == "half" else damage
+    service.store.put(first, other, overwrite=True)
+    if not recorded:
+        service.store.delete(records)
+    again(service)
+    job = service.ledger.status("job")
+    assert (job.done, job.failed) == (SHARD, 0)
+    assert images(service) == before
+    assert [without_timings(line) for line in read_lines(service.store, records)] == lines
+    assert service.value("sdbatch_images_total", model="odd") == SHARD + 1
+
+
+def without_timings(line: dict) -> dict:
+    return {name: line[name] for name in line.keys() - {"timings_s", "finished"}}
+
+
+def test_another_picture_of_another_size_is_not_taken_for_the_recorded_one(service):
+    """It is whole, and says that it is the one: only the record knows better."""
+    service.enter()
+    service.handle()
+    before = images(service)
+    first = min(before)
+    service.store.put(first, resaved(before[first]), overwrite=True)
+    again(service)
+    assert images(service) == before
+
+
+def test_a_whole_picture_of_somebody_elses_fails_its_image_alone(service):
     service.enter()
     service.handle()
     keys = JobKeys("job")
-    first, second = (info.key for info in service.store.list(keys.images_prefix))
-    service.store.put(first, b"no picture", overwrite=True)
+    first, second = images(service)
+    theirs = resaved(images(service)[first], kept=False)
+    service.store.put(first, theirs, overwrite=True)
     service.store.delete(keys.records(0))
-    service.ledger.forget("job")
-    service.enter_without_folder("job")
-    service.handle()
+    again(service)
     job = service.ledger.status("job")
     assert (job.done, job.failed) == (1, 1)
     (failure,) = service.ledger.failures("job")
     assert first.rpartition("/")[2] in failure.reason
     assert "move it away" in failure.reason
     assert service.worker.stopped is None
+    assert images(service)[first] == theirs
     assert [line["path"] for line in read_lines(service.store, keys.records(0))] == [
         keys.path(second)
     ]
