@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,8 @@ from jobs.formatting import counted
 from jobs.storage import JobKeys, Store
 from jobs.storage.base import is_segment
 from jobs.storage.keys import content_type
+
+log = logging.getLogger(__name__)
 
 MAX_RECORDS_BYTES = 32 * 2**20
 """The records of one shard: 64 images with the longest prompts, twice over."""
@@ -91,52 +94,84 @@ WHOLE = (
 """What totals, gallery and contact sheets need of a record."""
 
 
-def read_lines(store: Store, key: str) -> list[Record]:
+def read_lines(store: Store, key: str, *, skip_damaged: bool = False) -> list[Record]:
     """The records of a shard; none if there is no such file.
 
-    Raises `StoreError`, with the line, if one has no index or path, or a field is not of its type.
+    skip_damaged: leave out what would raise, with a warning: an image without a record gets a new
+    one. Raises `DamagedError`, with the line, if one has no index or path, or a field is not of its
+    type, and `StoreError`.
     """
-    return [row for _, row in _read_rows(store, key, flaw_of_record, MAX_RECORDS_BYTES)]
+    rows = _rows(store, key, flaw_of_record, MAX_RECORDS_BYTES)
+    return list(_sound(rows, skip_damaged=skip_damaged))
 
 
 def read_records(
-    store: Store, keys: JobKeys, *, needs: Collection[str] = (), images: int | None = None
+    store: Store,
+    keys: JobKeys,
+    *,
+    needs: Collection[str] = (),
+    images: int | None = None,
+    shards: int | None = None,
+    skip_damaged: bool = False,
 ) -> Iterator[Record]:
     """All records of a job, shard by shard, so in the order of the plan.
 
-    needs: fields that each must have. images: how many the job has. Raises like `read_lines`, and
-    if one lacks a field or is of no image of the job.
+    needs: fields that each must have. images: how many the job has. shards: how many it has, where
+    that is known: then the store is not asked for a list, which may lag behind. Raises like
+    `read_lines`, and if one lacks a field or is of no image of the job.
     """
-    for info in store.list(keys.records_prefix):
-        for number, row in _read_rows(store, info.key, flaw_of_record, MAX_RECORDS_BYTES):
-            for name in needs:
-                if name not in row:
-                    raise _flawed(store, info.key, number, f"{name} is missing")
-            if images is not None and row["index"] >= images:
-                flaw = f"index {row['index']} of a job of {counted(images, 'image')}"
-                raise _flawed(store, info.key, number, flaw)
-            yield row
+
+    def flaw_of(row: Record) -> str | None:
+        lacking = next((name for name in needs if name not in row), None)
+        if lacking is not None:
+            return f"{lacking} is missing"
+        if images is not None and row["index"] >= images:
+            return f"index {row['index']} of a job of {counted(images, 'image')}"
+        return None
+
+    if shards is None:
+        files = (info.key for info in store.list(keys.records_prefix))
+    else:
+        files = (keys.records(shard) for shard in range(shards))
+    for key in files:
+        rows = _rows(store, key, lambda row: flaw_of_record(row) or flaw_of(row), MAX_RECORDS_BYTES)
+        yield from _sound(rows, skip_damaged=skip_damaged)
 
 
-def _read_rows(
+def _rows(
     store: Store, key: str, flaw_of: Callable[[Record], str | None], limit_bytes: int
-) -> Iterator[tuple[int, Record]]:
-    """Line numbers and objects of a JSON lines file."""
+) -> Iterator[Record | DamagedError]:
+    """The objects of a JSON lines file; in place of one that is damaged, or of all, an error."""
     try:
         data = store.get(key, limit_bytes=limit_bytes)
     except NotFoundError:
         return
+    except DamagedError as error:
+        yield error
+        return
     for number, line in enumerate(io.BytesIO(data), 1):
         if len(line) > MAX_LINE_BYTES:
-            raise _flawed(store, key, number, f"longer than {MAX_LINE_BYTES:,} bytes")
+            yield _flawed(store, key, number, f"longer than {MAX_LINE_BYTES:,} bytes")
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         flaw = flaw_of(row) if isinstance(row, dict) else "no JSON object"
-        if flaw is not None:
-            raise _flawed(store, key, number, flaw)
-        yield number, row
+        yield row if flaw is None else _flawed(store, key, number, flaw)
+
+
+def _sound(
+    rows: Iterable[Record | DamagedError], *, skip_damaged: bool = False
+) -> Iterator[Record]:
+    """Raises the errors among the rows, or logs them."""
+    for row in rows:
+        if not isinstance(row, DamagedError):
+            yield row
+        elif skip_damaged:
+            log.warning("left out: %s", row)
+        else:
+            raise row
 
 
 def _flawed(store: Store, key: str, number: int, flaw: str) -> DamagedError:
@@ -234,8 +269,8 @@ def write_failures(store: Store, keys: JobKeys, failures: Iterable[Failure]) -> 
 
 def read_failures(store: Store, keys: JobKeys) -> list[Failure]:
     """What `write_failures` wrote, in the order of the plan. Raises `StoreError`."""
-    rows = _read_rows(store, keys.failures, _flaw_of_failure, MAX_FAILURES_BYTES)
-    return [Failure(**{name: row[name] for name in _FAILURE}) for _, row in rows]
+    rows = _sound(_rows(store, keys.failures, _flaw_of_failure, MAX_FAILURES_BYTES))
+    return [Failure(**{name: row[name] for name in _FAILURE}) for row in rows]
 
 
 def done_document(

@@ -7,13 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from jobs.errors import DamagedLedgerError, LedgerError, NotFoundError, SdbatchError
+from jobs.errors import DamagedError, DamagedLedgerError, LedgerError, NotFoundError, SdbatchError
 from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.plan import PlanReader
 from jobs.records import Failure, write_failures
 from jobs.storage import JobKeys, Store
-from worker.mend import mend_records
-from worker.tail import write_tail
+from worker.tail import end_job
 from worker.trouble import note_error
 
 log = logging.getLogger(__name__)
@@ -107,9 +106,7 @@ class Ender:
         keys, store = JobKeys(status.job_id), self._open_store(status.store)
         failures = with_prompts(self._ledger.failures(status.job_id), PlanReader(store, keys))
         write_failures(store, keys, failures)
-        failed = {failure.index for failure in failures}
-        mend_records(store, keys, images=status.total, failed=failed)
-        write_tail(store, keys, failures, {"name": status.model})
+        end_job(store, keys, failures, {"name": status.model}, images=status.total)
 
 
 def _lock(job_id: str) -> str:
@@ -123,7 +120,7 @@ def with_prompts(failures: Sequence[Failure], plan: PlanReader) -> list[Failure]
         if not failure.name:
             try:
                 (task,) = plan.tasks([failure.index])
-            except NotFoundError as error:
+            except (NotFoundError, DamagedError) as error:
                 log.warning("an image that failed has no prompt: %s", error)
             else:
                 failure = replace(

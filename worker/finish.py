@@ -92,7 +92,7 @@ class ShardRecords:
         """The image's line as it was in the store when first asked for one; None without one."""
         with self._lock:
             if self._known is None:
-                self._known = {line["index"]: line for line in read_lines(self._store, self._key)}
+                self._known = self._stored()
             return self._known.get(index)
 
     def flush(self) -> None:
@@ -106,7 +106,7 @@ class ShardRecords:
                 self._flushed_at = self._clock()
             try:
                 # Read every time: a worker taken for dead may have written here since.
-                stored = {line["index"]: line for line in read_lines(self._store, self._key)}
+                stored = self._stored()
                 lines = stored | own
                 data = dump_lines(lines[index] for index in sorted(lines))
                 self._store.put(
@@ -119,6 +119,13 @@ class ShardRecords:
             for index, line in stored.items():
                 if line["path"] != lines[index]["path"]:
                     self._store.delete(self._keys(line["path"]))
+
+    def _stored(self) -> dict[int, Record]:
+        """Damaged lines are left out: the file is written without them, and what they were about
+        is looked at again before the job ends.
+        """
+        lines = read_lines(self._store, self._key, skip_damaged=True)
+        return {line["index"]: line for line in lines}
 
     def close(self) -> None:
         self.flush()

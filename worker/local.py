@@ -29,7 +29,7 @@ from worker import known
 from worker.complete import is_complete
 from worker.load import ModelChoice, check_there, load
 from worker.record import ModelInfo
-from worker.tail import write_tail
+from worker.tail import end_job
 
 if TYPE_CHECKING:
     from worker.runner import Observer
@@ -129,7 +129,7 @@ def run_job(
             f"kept in {url}; the same command continues"
         )
     with status("writing the gallery"):
-        write_tail(store, keys, outcome.failures, info.to_json())
+        end_job(store, keys, outcome.failures, info.to_json(), images=manifest.total)
     return RunSummary(
         job=keys.job_id,
         url=url,

@@ -114,7 +114,7 @@ class JobRecords:
         """What an earlier run recorded of this image. Quick for indices in order."""
         shard = self._shards.shard_of(index)
         if self._known[0] != shard:
-            lines = read_lines(self._store, self._keys.records(shard))
+            lines = read_lines(self._store, self._keys.records(shard), skip_damaged=True)
             self._known = (shard, {line["index"]: line for line in lines})
         return self._known[1].get(index)
 

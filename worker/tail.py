@@ -2,35 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jobs.records import WHOLE, Failure, Totals, done_document, read_records, write_done
+from jobs.errors import DamagedError, StoreError
+from jobs.records import WHOLE, Failure, Record, Totals, done_document, read_records, write_done
 from jobs.report import write_report
 from jobs.storage import JobKeys, Store
+from worker.mend import mend_records
 from worker.record import software_versions
 from worker.saved import SavedImages
 
+log = logging.getLogger(__name__)
 
-def write_tail(
-    store: Store, keys: JobKeys, failures: Sequence[Failure], model: Mapping[str, Any]
+
+class IncompleteError(StoreError):
+    """Some images of a job have neither a record nor failed."""
+
+
+def end_job(
+    store: Store,
+    keys: JobKeys,
+    failures: Sequence[Failure],
+    model: Mapping[str, Any],
+    *,
+    images: int,
 ) -> None:
-    """Reads all records of the job, which must be complete.
+    """Writes the end of a job whose every image is made or failed. Records that are missing are
+    written anew first: another writer may have written over them, or the list of files lags behind.
 
-    model: named in `done.json` if no record names one, because all images failed. Raises
-    `StoreError`.
+    images: of the job. model: named in `done.json` if no record names one, because all images
+    failed. Raises `StoreError`, also if an image is not there.
+    """
+    try:
+        _write_tail(store, keys, failures, model, images)
+    except (IncompleteError, DamagedError) as error:
+        log.warning("%s; looking again", error)
+        shards = mend_records(
+            store, keys, images=images, failed={failure.index for failure in failures}
+        )
+        _write_tail(store, keys, failures, model, images, shards)
+
+
+def _write_tail(
+    store: Store,
+    keys: JobKeys,
+    failures: Sequence[Failure],
+    model: Mapping[str, Any],
+    images: int,
+    shards: int | None = None,
+) -> None:
+    """shards: of the job, where they are known (see `read_records`). Raises `IncompleteError`
+    before `done.json` is written, `DamagedError` and `StoreError`.
     """
     totals = Totals()
+    recorded = bytearray(images)
 
-    def counted() -> Iterator[dict[str, Any]]:
+    def counted() -> Iterator[Record]:
         nonlocal model
-        for record in read_records(store, keys, needs=WHOLE):
+        for record in read_records(store, keys, needs=WHOLE, images=images, shards=shards):
+            if recorded[record["index"]]:  # in the files of two shards
+                continue
+            recorded[record["index"]] = 1
             totals.add(record)
             model = record["model"]
             yield record
 
-    SavedImages(store, keys).drop_all()
     write_report(store, keys, counted(), failures)
+    failed = {failure.index for failure in failures if failure.index < images}
+    missing = recorded.count(0) - sum(not recorded[index] for index in failed)
+    if missing:
+        raise IncompleteError(
+            f"{store.url(keys.job_id)}: {missing:,} of {images:,} images have neither a record nor "
+            "failed; run it again, or sdbatch resume"
+        )
+    SavedImages(store, keys).drop_all()
     document = done_document(
         keys.job_id, totals, failed=len(failures), model=model, software=software_versions()
     )

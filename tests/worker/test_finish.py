@@ -258,6 +258,38 @@ def test_two_writers_of_one_shard_keep_each_others_lines(store: LoggingStore):
     assert [line["index"] for line in read_lines(store, SHARD)] == [0, 1]
 
 
+def test_a_slow_store_makes_two_writers_of_one_shard_lose_a_line(store: LoggingStore):
+    """Why `worker.mend` looks before a job ends: both read, then both write."""
+    one, other = ShardRecords(store, KEYS, 0), ShardRecords(store, KEYS, 0)
+    one.add(a_line(0))
+    other.add(a_line(1))
+    get, both = store.get, threading.Barrier(2)
+
+    def slow_get(key: str, **limit: int) -> bytes:
+        try:
+            return get(key, **limit)
+        finally:
+            both.wait(10)
+
+    store.get = slow_get  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ShardRecords.flush, (one, other)))
+    store.get = get  # type: ignore[method-assign]
+    assert len(read_lines(store, SHARD)) == 1
+    one.close()
+    other.close()
+    assert len(read_lines(store, SHARD)) == 1  # neither has anything left to write
+
+
+def test_damaged_lines_are_left_out_when_others_are_written(store: LoggingStore):
+    store.put(SHARD, dump_lines([a_line(0), {"index": 1}, a_line(2)]) + b"{half\n")
+    with ShardRecords(store, KEYS, 0) as records:
+        assert records.line(1) is None
+        assert records.line(2) == a_line(2)
+        records.add(a_line(3))
+    assert [line["index"] for line in read_lines(store, SHARD)] == [0, 2, 3]
+
+
 def test_a_failed_write_is_tried_again(store: LoggingStore):
     records = ShardRecords(store, KEYS, 0)
     records.add(a_line(0))

@@ -24,10 +24,12 @@ from jobs.errors import (
     Interrupted,
     JobConflictError,
     ModelError,
+    StoreError,
     StoreFullError,
 )
 from jobs.manifest import load_manifest
 from jobs.records import Failure, read_failures, read_records
+from jobs.shards import LEAST_IMAGES
 from jobs.storage import JobKeys, LocalStore
 from sd_core.weights.export import save_single_file
 from tests.sd_core.small import ODD, small_model
@@ -332,6 +334,70 @@ def test_a_damaged_image_is_rendered_again(
         store.delete(JobKeys(job).records(0))
     summary = run(manifest_path, checkpoint, store)
     assert (summary.rendered, summary.reused, summary.failed) == (1, IMAGES - 1, 0)
+    assert digests(store, job) == expected
+
+
+class Lagging(LocalStore):
+    """Its lists do not have the records that were written last. Another writer's flush, which had
+    begun before, comes after the last one of ours, and has one line less.
+    """
+
+    def __init__(self, root, *, hides=False, loses=False) -> None:
+        super().__init__(root)
+        self.hides, self.loses = hides, loses
+
+    def list(self, prefix):
+        found = super().list(prefix)
+        return (i for i in found if not (self.hides and "/records/" in i.key))
+
+    def put(self, key, data, **options):
+        lines = data.splitlines(keepends=True)
+        if self.loses and key.endswith("/records/000000.jsonl") and len(lines) == LEAST_IMAGES:
+            data = b"".join(lines[:-1])
+            self.loses = False
+        return super().put(key, data, **options)
+
+
+@pytest.mark.parametrize("fault", [{"hides": True}, {"loses": True}], ids=["hides", "loses"])
+def test_a_run_is_done_once_all_its_images_have_records(
+    manifest_path, checkpoint, tmp_path, undisturbed, fault
+):
+    store = Lagging(tmp_path / "out", **fault)
+    job, expected = undisturbed
+    summary = run(manifest_path, checkpoint, store)
+    assert (summary.rendered, summary.failed) == (IMAGES, 0)
+    store = LocalStore(tmp_path / "out")
+    assert json.loads(store.get(JobKeys(job).done))["images"] == IMAGES
+    records = {r["path"]: r["sha256"] for r in read_records(store, JobKeys(job))}
+    assert records == digests(store, job) == expected
+    gallery = store.get(JobKeys(job).index).decode()
+    assert all(path in gallery for path in expected)
+
+
+def test_a_run_whose_image_is_gone_at_its_end_is_not_done(
+    manifest_path, checkpoint, tmp_path, undisturbed
+):
+    class Forgetting(LocalStore):
+        """At the end, it has no records any more, and not all images."""
+
+        def list(self, prefix):
+            return (info for info in super().list(prefix) if "/records/" not in info.key)
+
+        def put(self, key, data, **options):
+            if key.endswith("/index.html"):
+                keys = JobKeys(key.partition("/")[0])
+                self.delete(keys.records(0))
+                self.delete(keys(min(expected)))
+            return super().put(key, data, **options)
+
+    job, expected = undisturbed
+    store = Forgetting(tmp_path / "out")
+    with pytest.raises(StoreError, match=r"though it was made; .* the sdbatch run that made it"):
+        run(manifest_path, checkpoint, store)
+    store = LocalStore(tmp_path / "out")
+    assert store.head(JobKeys(job).done) is None
+    summary = run(manifest_path, checkpoint, store)
+    assert (summary.rendered, summary.reused) == (1, IMAGES - 1)
     assert digests(store, job) == expected
 
 

@@ -278,11 +278,11 @@ def test_what_nobody_expects_ends_neither_thread(reconciler, ledger, tmp_path, m
     enter_settled(ledger, store, "a-odd")
     enter_settled(ledger, store, "b-good")
 
-    def tail(store, keys, failures, model):
+    def end(store, keys, failures, model, *, images):
         if keys.job_id == "a-odd":
             raise KeyError("bytes")
 
-    monkeypatch.setattr("worker.ending.write_tail", tail)
+    monkeypatch.setattr("worker.ending.end_job", end)
     jobs, rounds = ledger.jobs, []
 
     def odd_jobs():
@@ -310,12 +310,12 @@ def test_a_gallery_that_takes_its_time_holds_nothing_up(
     enter_settled(ledger, LocalStore(tmp_path), "huge")
     writing, go_on, written = threading.Event(), threading.Event(), []
 
-    def tail(store, keys, failures, model):
+    def end(store, keys, failures, model, *, images):
         written.append(keys.job_id)
         writing.set()
         assert go_on.wait(60)
 
-    monkeypatch.setattr("worker.ending.write_tail", tail)
+    monkeypatch.setattr("worker.ending.end_job", end)
     one, other = reconciler("w1"), reconciler("w2")
     one.round()
     assert writing.wait(60)

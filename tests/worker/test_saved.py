@@ -11,10 +11,11 @@ from safetensors.torch import load, save
 
 from jobs.errors import StoreError
 from jobs.ledger.base import Shard
+from jobs.records import Failure
 from jobs.storage import JobKeys
 from sd_core.samplers import evaluations
 from tests.worker.services import SHARD, Service
-from worker.tail import write_tail
+from worker.tail import end_job
 
 NEEDED = evaluations("plms", 3)
 KEYS = JobKeys("job")
@@ -200,5 +201,6 @@ def test_the_end_of_a_job_leaves_none_behind(service):
     service.enter()
     drained_after(service, 2)
     assert saved(service)
-    write_tail(service.store, KEYS, [], {})
+    failures = [Failure(index, "n", "p", 0, "why") for index in range(4)]
+    end_job(service.store, KEYS, failures, {}, images=4)
     assert saved(service) == []
