@@ -25,6 +25,7 @@ from jobs.task import Task, spec_digest
 from sd_core.engine import MOST_ROWS, Engine, Rendered, Request, Suspended
 from sd_core.pixels import to_uint8
 from sd_core.saving import StateError
+from sd_core.stages import largest_state
 from worker import logs
 from worker.faults import DeviceLostError, Reason, is_device_lost, reason_of
 from worker.finish import Finisher, ShardRecords
@@ -235,7 +236,9 @@ class Runner:
             self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
             return False
         left = evaluations_of(task)
-        state = None if anew or self._force else self._saved.take(task.index, spec)
+        state = None
+        if not (anew or self._force):
+            state = self._saved.take(task.index, spec, limit_bytes=largest_state(request))
 
         def step(done: int, total: int) -> None:
             nonlocal left

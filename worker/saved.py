@@ -16,10 +16,6 @@ from jobs.storage.keys import content_type
 log = logging.getLogger(__name__)
 
 
-MAX_SAVED_BYTES = 64 * 2**20
-"""One image of the largest size: latents, past outputs and what a mask keeps, 4 MiB each."""
-
-
 class SavedImages:
     """The saved trajectories of a job as they were when first asked; threads may share it."""
 
@@ -29,13 +25,15 @@ class SavedImages:
         self._known: set[str] | None = None
         self._lock = threading.Lock()
 
-    def take(self, index: int, spec: str) -> bytes | None:
-        """Where an image was left, if it was. spec: its digest, 64 hex digits."""
+    def take(self, index: int, spec: str, *, limit_bytes: int) -> bytes | None:
+        """Where an image was left, if it was. spec: its digest, 64 hex digits. limit_bytes: more
+        than such an image's state has, and no more is read (`sd_core.stages.largest_state`).
+        """
         key = self._keys.saved(index, spec)
         try:
             if key not in self._list():
                 return None
-            return self._store.get(key, limit_bytes=MAX_SAVED_BYTES)
+            return self._store.get(key, limit_bytes=limit_bytes)
         except SdbatchError as error:
             log.warning("begins anew: %s", error)
             return None

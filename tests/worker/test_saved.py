@@ -157,6 +157,27 @@ def test_an_edited_state_costs_the_steps_of_its_image_alone(tmp_path, service, c
         assert edited == images(calm)
 
 
+def test_no_more_is_read_than_a_state_has(tmp_path, service, monkeypatch, caplog):
+    service.enter()
+    drained_after(service, 2)
+    with continued(tmp_path, service) as second:
+        key, *_ = saved(second)
+        second.store.put(key, bytes(2**20), overwrite=True)
+        read: list[int] = []
+        get = second.store.get
+
+        def watched(key: str, *, limit_bytes: int) -> bytes:
+            data = get(key, limit_bytes=limit_bytes)
+            read.append(len(data))
+            return data
+
+        monkeypatch.setattr(second.store, "get", watched)
+        second.worker.handle(Shard("job", 0, 0, SHARD))
+        assert second.ledger.status("job").done == SHARD
+    assert max(read) < 2**16
+    assert "begins anew" in caplog.text
+
+
 def test_a_store_that_takes_no_more_costs_only_the_steps(tmp_path, service, monkeypatch):
     service.enter()
     put = service.store.put
