@@ -85,7 +85,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A finished image: pixels (3, H, W) float32 in [-1, 1] on the CPU.
+    """A finished image: pixels (3, H, W) float32 in [-1, 1] on the CPU; `sd_core.to_pil` makes a
+    picture of them.
 
     evaluations: of the UNet. seconds: from admission to the last pixel, here; shared with
     neighbours. exact: every evaluation ran at the fixed row count of its shape.
