@@ -33,7 +33,7 @@ from sd_core.weights.assemble import Filling, Matched, digest, match
 from sd_core.weights.checkpoint import Checkpoint
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.open import open_checkpoint, open_vae, with_vae
-from sd_core.weights.plausible import check_sizes
+from sd_core.weights.plausible import check_depth, check_sizes
 from sd_core.weights.stored import Shape
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def load_model(
         checkpoint = with_vae(checkpoint, replacement)
     spec = checkpoint.spec
     check_sizes(spec, str(source), checkpoint.tokenizer)
+    check_depth(checkpoint)
     empty = partial(_empty, dtype=number_type, source=source)
 
     def parts() -> tuple[UNet, AutoencoderKL]:

@@ -102,7 +102,7 @@ class PromptTokenizer:
         parts = {}
         for token in sorted(added):
             count = 1
-            while f"{token}_{count}" in added:
+            while count < MAX_TOKENS and f"{token}_{count}" in added:  # more would be cut off
                 count += 1
             if count > 1:
                 parts[token] = " ".join([token, *(f"{token}_{n}" for n in range(1, count))])

@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sd_core.spec import MAX_SIDE, ModelSpec, TextSpec, UNetSpec, VAESpec
 from sd_core.tokenizer import MAX_TOKENS, TokenizerSpec
 from sd_core.weights.errors import CheckpointError, shown
+
+if TYPE_CHECKING:
+    from sd_core.weights.checkpoint import Checkpoint
 
 CLIP_VOCABULARY = 49_408
 """Entries of CLIP's own vocabulary."""
@@ -21,6 +24,7 @@ CLIP_VOCABULARY = 49_408
 MAX_SIZE = 1_000_000
 MAX_DEPTH = 100  # layers of one kind in a row; v1 has 12
 MAX_LEVELS = 8  # v1 has 4
+SHALLOW = 100  # layers that are built without a look at how many weights there are; v1 has 28
 ACTIVATIONS = ("quick_gelu", "gelu")  # of ViT-L/14, and of other CLIP text towers
 
 _DEPTHS = ("layers", "num_res_blocks")
@@ -91,6 +95,18 @@ def check_sizes(spec: ModelSpec, source: str, tokenizer: TokenizerSpec | None = 
     if text.width % text.heads:
         raise CheckpointError(
             f"{source}: the text's width {text.width} does not divide into {text.heads} heads"
+        )
+
+
+def check_depth(checkpoint: Checkpoint) -> None:
+    """Raises `CheckpointError` where many more layers would be built than a file's weights fill."""
+    spec = checkpoint.spec
+    stages = sum(len(p.channel_mult) * p.num_res_blocks for p in (spec.unet, spec.vae))
+    layers = stages + spec.text.layers
+    held = sum(len(part.stored) for part in checkpoint.parts.values())
+    if layers > max(held, SHALLOW):
+        raise CheckpointError(
+            f"{checkpoint.path}: its sizes describe {layers} layers, its files hold {held} weights"
         )
 
 

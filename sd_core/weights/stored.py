@@ -91,9 +91,14 @@ class StoredTensor:
         return replace(self, shape=shape)
 
     def view(self) -> Tensor:
-        """The tensor as it lies in the map, contiguous. Copy it before the map is released."""
+        """The tensor as it lies in the map, contiguous. Copy it before the map is released.
+
+        Raises `CheckpointError` where strides repeat elements until it is larger than the file.
+        """
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
+        if self.numel * self.dtype.itemsize > self.file.size:
+            raise CheckpointError(f"{self.file.path}: a tensor of {self.numel} elements is in it")
         flat = torch.frombuffer(
             self.file.map,
             dtype=self.dtype,

@@ -43,6 +43,7 @@ from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import text_config, unet_config, vae_config
 from sd_core.weights.open import open_checkpoint
 from sd_core.weights.single_file import read_weights
+from sd_core.weights.tokenizer_files import read_tokenizer
 from tests.fuzz.mutations import damaged, odd_json
 from tests.sd_core.small import ODD
 from tests.sd_core.test_weights_single_file import original_config
@@ -323,6 +324,30 @@ def _read_config(data: bytes, folder: Path) -> None:
             read()
 
 
+ENTRY = {"id": 2, "content": "<cat>", "lstrip": False, "normalized": True, "special": False}
+TOKENIZER = {
+    "model": {"type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1, "aa": 2}, "merges": ["a a"]},
+    "added_tokens": [ENTRY],
+}
+TOKENIZER_CONFIG = {"pad_token": "a", "unk_token": ENTRY, "added_tokens_decoder": {"2": ENTRY}}
+
+
+def _read_tokenizer(data: bytes, folder: Path) -> None:
+    """As one of the files that it may be, beside sound ones."""
+    place = folder / "tokenizer"
+    place.mkdir()
+    sound = {
+        "tokenizer.json": TOKENIZER,
+        "tokenizer_config.json": {},
+        "special_tokens_map.json": {"pad_token": "a"},
+        "added_tokens.json": {"<cat>": 2},
+    }
+    name = list(sound)[sum(data) % len(sound)]
+    for other, values in sound.items():
+        (place / other).write_bytes(data if other == name else json.dumps(values).encode())
+    read_tokenizer(folder, None)
+
+
 TARGETS: dict[str, Target] = {
     "manifest": Target(
         odd_json([MANIFEST]).map(lambda v: json.dumps(v).encode())
@@ -352,6 +377,11 @@ TARGETS: dict[str, Target] = {
     "config": Target(
         damaged([ORIGINAL]) | odd_json(CONFIGS).map(lambda v: json.dumps(v).encode()),
         _read_config,
+        (CheckpointError,),
+    ),
+    "tokenizer": Target(
+        odd_json([TOKENIZER, TOKENIZER_CONFIG]).map(lambda v: json.dumps(v).encode()),
+        _read_tokenizer,
         (CheckpointError,),
     ),
 }

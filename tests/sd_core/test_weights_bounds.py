@@ -228,6 +228,15 @@ def test_sizes_made_to_be_large(tmp_path, counted, name):
     assert len(messages[0]) < MESSAGE
 
 
+def test_many_layers_in_a_file_without_their_weights(tmp_path):
+    """Building them takes seconds, for a file of 2 kB."""
+    names = ("model.diffusion_model.a", "first_stage_model.a", "cond_stage_model.a")
+    deep = json.loads(spec_of(num_res_blocks=100)) | {"vae": {"num_res_blocks": 100}}
+    state = {"state_dict": {n: torch.zeros(1) for n in names}, "sdbatch.spec": json.dumps(deep)}
+    torch.save(state, tmp_path / "a.ckpt")
+    assert "describe 812 layers, its files hold 3 weights" in refused(tmp_path / "a.ckpt")
+
+
 def test_native_sizes_that_no_image_has(tmp_path):
     """It is laid out for, which takes memory by its square."""
     save_single_file(
