@@ -176,13 +176,13 @@ def _to_do(ledger: Ledger, job_id: str, images: int) -> set[int] | None:
 
 
 def rendered_before(store: Store, keys: JobKeys, images: int) -> bytearray:
-    """For each image 1 if it has a record and is in the store, else 0.
+    """For each image 1 if it has a record and is in the store, of the size recorded, else 0.
 
     Those without a record are not among them: the worker that looks at them mends it.
     One list of the images and the records are read, however many there are. Raises `StoreError`.
     """
-    there = {hash(keys.path(info.key)) for info in store.list(keys.images_prefix)}
+    there = {hash((keys.path(i.key), i.size_bytes)) for i in store.list(keys.images_prefix)}
     rendered = bytearray(images)
     for record in read_records(store, keys, images=images):
-        rendered[record["index"]] = hash(record["path"]) in there
+        rendered[record["index"]] = hash((record["path"], record.get("bytes"))) in there
     return rendered

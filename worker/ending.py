@@ -12,6 +12,7 @@ from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.plan import PlanReader
 from jobs.records import Failure, write_failures
 from jobs.storage import JobKeys, Store
+from worker.mend import BrokenImagesError
 from worker.tail import end_job
 from worker.trouble import note_error
 
@@ -95,7 +96,12 @@ class Ender:
             status = self._ledger.status(job_id)
             if not status.settled:
                 return  # the reconciler finds it again when it is
-            self._write_end(status)
+            try:
+                self._write_end(status)
+            except BrokenImagesError as error:
+                log.warning("job %s: %s", job_id, error)
+                self._ledger.reopen(job_id, error.indices)
+                return
             state = self._ledger.set_state(job_id, JobState.DONE, failed=status.failed)
             if state is JobState.DONE and self._ledger.status(job_id).failed == status.failed:
                 log.info("job %s is done", job_id)

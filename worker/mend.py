@@ -1,4 +1,4 @@
-"""Records that are missing though their image is there, before a job ends.
+"""Records that are missing though their image is there, and the other way round, before a job ends.
 
 A shard's file of records is rewritten whole. A worker that slept through the end of its lease may
 write it once more, over lines that its successor added meanwhile; the images are safe, and hold all
@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from jobs.errors import DamagedError, NotFoundError, StoreError
-from jobs.formatting import counted
+from jobs.formatting import agreeing, counted
 from jobs.pin import read_pin
 from jobs.plan import PlanReader, read_plan
 from jobs.records import WHOLE, Record, read_records
@@ -26,11 +26,42 @@ from worker.stored import record_in_store
 log = logging.getLogger(__name__)
 
 
+class BrokenImagesError(StoreError):
+    """Images that were made are gone from the store, or damaged. indices: theirs."""
+
+    def __init__(self, indices: Sequence[int], first: str) -> None:
+        self.indices = list(indices)
+        gone = agreeing(len(self.indices), "is", "are")
+        super().__init__(
+            f"{counted(len(self.indices), 'image')} {gone} gone or damaged, though made before "
+            f"({first}); run the job again, or sdbatch resume it"
+        )
+
+
+def check_images(store: Store, keys: JobKeys, *, images: int) -> None:
+    """Raises `BrokenImagesError` if recorded images are gone, or of another size than was recorded.
+
+    images: of the job. One list of the images and the records are read, and some hundred bytes an
+    image kept. Raises `StoreError`.
+    """
+    # Hashes, as a million paths would take more memory.
+    there = {hash((keys.path(o.key), o.size_bytes)) for o in store.list(keys.images_prefix)}
+    broken: dict[int, str] = {}
+    for record in read_records(store, keys, needs=WHOLE, images=images, skip_damaged=True):
+        if hash((record["path"], record["bytes"])) not in there:
+            key = keys(record["path"])
+            info = store.head(key)  # the list may lag behind
+            if info is None or info.size_bytes != record["bytes"]:
+                broken[record["index"]] = key
+    if broken:
+        raise BrokenImagesError(list(broken), store.url(next(iter(broken.values()))))
+
+
 def mend_records(store: Store, keys: JobKeys, *, images: int, failed: Set[int]) -> int:
     """Writes the lines of images that have none; how many shards the job has.
 
-    images: of the job. failed: those that are not expected. Raises `StoreError`, also if an image
-    is neither recorded nor in the store, whole.
+    images: of the job. failed: those that are not expected. Raises `BrokenImagesError` if images
+    are neither recorded nor in the store, whole, once the others have their lines; `StoreError`.
     """
     shards = ShardTable(images)
     deque(shards.watch(read_plan(store, keys)), maxlen=0)
@@ -39,15 +70,21 @@ def mend_records(store: Store, keys: JobKeys, *, images: int, failed: Set[int]) 
         seen[record["index"]] = 1
     missing = (index for index in range(images) if not seen[index] and index not in failed)
     plan, mended = PlanReader(store, keys), 0
+    broken: dict[int, str] = {}
     for shard, indices in itertools.groupby(missing, shards.shard_of):
         with ShardRecords(store, keys, shard) as records:
             # The file itself says more than the list of files, which may lag behind.
             lacking = [index for index in indices if not _is_whole(records.line(index))]
             for task in plan.tasks(lacking):
-                records.add(_line_of(store, keys, task))
-        mended += len(lacking)
+                try:
+                    records.add(_line_of(store, keys, task))
+                    mended += 1
+                except (NotFoundError, DamagedError) as error:
+                    broken[task.index] = str(error)
     if mended:
         log.warning("%s without a record: written anew", counted(mended, "image"))
+    if broken:
+        raise BrokenImagesError(list(broken), next(iter(broken.values())))
     return len(shards.ends)
 
 
@@ -56,13 +93,7 @@ def _is_whole(line: Record | None) -> bool:
 
 
 def _line_of(store: Store, keys: JobKeys, task: Task) -> Record:
-    """Read off the task's image. Raises `StoreError` if that is gone or damaged."""
+    """Read off the task's image. Raises `NotFoundError`, `DamagedError` and `StoreError`."""
     spec = spec_digest(task, read_pin(store, keys)["digest"])
-    try:
-        line = record_in_store(store, keys, keys.image(task.name, spec, task.format), spec)
-    except (NotFoundError, DamagedError) as error:
-        raise StoreError(
-            f"{error}, though it was made; sdbatch resume {keys.job_id} renders it again, and so "
-            "does the sdbatch run that made it"
-        ) from None
-    return line | {"index": task.index}
+    key = keys.image(task.name, spec, task.format)
+    return record_in_store(store, keys, key, spec) | {"index": task.index}

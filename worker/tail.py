@@ -10,7 +10,7 @@ from jobs.errors import DamagedError, StoreError
 from jobs.records import WHOLE, Failure, Record, Totals, done_document, read_records, write_done
 from jobs.report import write_report
 from jobs.storage import JobKeys, Store
-from worker.mend import mend_records
+from worker.mend import check_images, mend_records
 from worker.record import software_versions
 from worker.saved import SavedImages
 
@@ -33,8 +33,9 @@ def end_job(
     written anew first: another writer may have written over them, or the list of files lags behind.
 
     images: of the job. model: named in `done.json` if no record names one, because all images
-    failed. Raises `StoreError`, also if an image is not there.
+    failed. Raises `BrokenImagesError` if images are gone or damaged, `StoreError`.
     """
+    check_images(store, keys, images=images)
     try:
         _write_tail(store, keys, failures, model, images)
     except (IncompleteError, DamagedError) as error:

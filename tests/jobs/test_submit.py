@@ -82,7 +82,7 @@ def render(store, job, indices):
     for index in indices:
         key = keys.image(f"{index:06d}", f"{index:064x}", "jpeg")
         store.put(key, b"x")
-        records.append({"index": index, "path": keys.path(key)})
+        records.append({"index": index, "path": keys.path(key), "bytes": 1})
     store.put(keys.records(0), dump_lines(records))
 
 
@@ -317,6 +317,16 @@ class TestResume:
         assert (resumed.done, resumed.gone, resumed.new) == (8, 2, False)
         assert ledger.pending(job, 0, 12) == [3, 5, 10, 11]
         assert again(job, store, ledger).gone == 0
+
+    @pytest.mark.parametrize("damage", [b"", b"longer than it was"])
+    def test_images_of_another_size_than_recorded_run_again(self, manifest, store, damage):
+        job = enter(manifest, store, MemoryLedger()).job
+        render(store, job, range(3))
+        key = JobKeys(job).image("000001", f"{1:064x}", "jpeg")
+        store.put(key, damage, overwrite=True)
+        ledger = MemoryLedger()
+        assert again(job, store, ledger).done == 2
+        assert list(ledger.pending(job, 0, 3)) == [1]
 
     def test_a_done_job_with_images_gone_runs_again(self, manifest, store):
         ledger, queue = MemoryLedger(), Messages()

@@ -392,7 +392,7 @@ def test_a_run_whose_image_is_gone_at_its_end_is_not_done(
 
     job, expected = undisturbed
     store = Forgetting(tmp_path / "out")
-    with pytest.raises(StoreError, match=r"though it was made; .* the sdbatch run that made it"):
+    with pytest.raises(StoreError, match=r"1 image is gone or damaged.*; run the job again"):
         run(manifest_path, checkpoint, store)
     store = LocalStore(tmp_path / "out")
     assert store.head(JobKeys(job).done) is None

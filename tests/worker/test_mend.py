@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.errors import StoreError
 from jobs.records import dump_lines, read_records
 from jobs.storage import JobKeys
 from tests.worker.services import Service
-from worker.mend import mend_records
+from worker.mend import BrokenImagesError, mend_records
 
 KEYS = JobKeys("job")
 IMAGES = 6
@@ -109,5 +108,8 @@ def test_an_image_that_is_gone_or_damaged_is_named(service, data):
     service.store.delete(KEYS(lost["path"]))
     if data is not None:
         service.store.put(KEYS(lost["path"]), data)
-    with pytest.raises(StoreError, match=f"{lost['path']}.* though .* sdbatch resume job"):
+    with pytest.raises(BrokenImagesError, match=f"1 image is gone .*{lost['path']}") as caught:
         mend(service)
+    assert caught.value.indices == [3]
+    kept = [record for record in lines(service) if record["index"] != 3]
+    assert len(kept) == IMAGES - 1  # the others have theirs again

@@ -179,6 +179,14 @@ def a_record(index):
     }
 
 
+def put_images(store, keys, shard, indices):
+    """As small as their records say, and the records."""
+    records = [a_record(index) for index in indices]
+    for record in records:
+        store.put(keys(record["path"]), b"x", overwrite=True)
+    store.put(keys.records(shard), dump_lines(records), overwrite=True)
+
+
 def settle_all(ledger, queue, reconciler, store):
     """As workers do it: the record of each image is there before the ledger knows of it."""
     while queue.length("demo"):
@@ -187,7 +195,7 @@ def settle_all(ledger, queue, reconciler, store):
         failed = [Failure(7, "seven", "a ring", 0, "broke")] if shard.number == 7 else []
         done = [] if failed else list(claim.indices)
         if done:
-            store.put(KEYS.records(shard.number), dump_lines(map(a_record, done)))
+            put_images(store, KEYS, shard.number, done)
         assert ledger.settle(claim.lease, done, failed)
         assert ledger.release(claim.lease) == 0
         if not queue.length("demo"):
@@ -220,8 +228,7 @@ def test_the_end_is_that_of_the_images_as_they_are(
         if ledger.retry("job"):
             (shard,) = ledger.publish("job", 1)
             claim = ledger.claim("job", shard.number, "w2")
-            lines = [*map(a_record, range(shard.start, shard.stop))]
-            store.put(KEYS.records(shard.number), dump_lines(lines), overwrite=True)
+            put_images(store, KEYS, shard.number, range(shard.start, shard.stop))
             ledger.settle(claim.lease, claim.indices)
             ledger.release(claim.lease)
             if ended:
@@ -253,11 +260,47 @@ def test_a_store_that_is_away_leaves_the_end_for_later(reconciler, queue, ledger
     assert ledger.status("job").state is JobState.DONE
 
 
+@pytest.mark.parametrize("data", [None, b"", b"longer than it was"])
+def test_what_is_gone_or_damaged_at_the_end_is_rendered_again(
+    reconciler, queue, ledger, tmp_path, data
+):
+    store = LocalStore(tmp_path)
+    enter_settled(ledger, store, "broken")
+    key = JobKeys("broken")(a_record(0)["path"])
+    store.delete(key)
+    if data is not None:
+        store.put(key, data)
+    one = reconciler()
+    one.round()
+    one._ender.wait()
+    status = ledger.status("broken")
+    assert (status.state, status.done, status.failed) == (JobState.ACTIVE, 0, 0)
+    assert store.head(JobKeys("broken").done) is None
+    store.put(key, b"x", overwrite=True)
+    assert ledger.settle(ledger.claim("broken", 0, "w1").lease, [0])
+    one.round()
+    one._ender.wait()
+    assert ledger.status("broken").state is JobState.DONE
+
+
+def test_a_list_of_images_that_lags_behind_is_no_damage(reconciler, ledger, tmp_path):
+    class Lagging(LocalStore):
+        def list(self, prefix):
+            return (info for info in super().list(prefix) if "/images/" not in info.key)
+
+    enter_settled(ledger, LocalStore(tmp_path), "lagging")
+    one = reconciler(store=Lagging(tmp_path))
+    one.round()
+    one._ender.wait()
+    assert ledger.status("lagging").state is JobState.DONE
+
+
 def enter_settled(ledger, store, job, record=None):
     """A job of one image that is done, and its record."""
-    records = [a_record(0) if record is None else record]
     ledger.create(NewJob(job, job, "p" * 64, "out", "demo", [1], evaluations=1), done=[0])
-    store.put(JobKeys(job).records(0), dump_lines(records))
+    put_images(store, JobKeys(job), 0, [0])
+    if record is not None:
+        store.put(JobKeys(job).records(0), dump_lines([record]), overwrite=True)
 
 
 def test_an_odd_record_keeps_no_other_job_from_its_end(reconciler, ledger, tmp_path, caplog):
