@@ -202,11 +202,21 @@ def forget(terminal: Terminal, job: str, force: bool, redis: str | None) -> None
     "`sdbatch local`, else out]",
 )
 @endpoint_option
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Read every image first, and delete those that are not what their records say.",
+)
 @redis_option
 @json_option
 @click.pass_obj
 def resume(
-    terminal: Terminal, job: str, store: str | None, endpoint: str | None, redis: str | None
+    terminal: Terminal,
+    job: str,
+    store: str | None,
+    endpoint: str | None,
+    check: bool,
+    redis: str | None,
 ) -> None:
     """Enter a job again from its folder, as after a lost Redis. The folder is the truth: only what
     is missing there runs, also images that the ledger takes for done.
@@ -228,6 +238,7 @@ def resume(
         ledger,
         CeleryQueue(settings.redis),
         address=store_address(opened, address),
+        check=check,
         status=terminal.status,
     )
     say_submitted(terminal, ledger, resumed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def collect(
     containing: str | None,
     redis: str | None,
 ) -> int:
-    """Copy the images of a job into DEST/JOB, each checked; again for only what is missing.
+    """Copy the images of a job into DEST/JOB, each checked; again for only what is missing. What is
+    damaged is named, with what repairs it, and the exit code is 5.
 
     \b
     Example:
@@ -177,16 +179,29 @@ def collect(
     refuse_same(opened, dest)
     with terminal.counting("collecting", total if containing is None else None) as tick:
         collected = copy(opened, JobKeys(job), dest, containing=containing, tick=tick)
+    repairs = list(_repairs(collected.damaged, job, store, endpoint))
     if terminal.json:
-        terminal.document(collected.to_json())
+        terminal.document({**collected.to_json(), "repairs": repairs})
     else:
         copied = f"{counted(collected.copied, 'image')} copied ({size(collected.bytes_copied)})"
         were = agreeing(collected.present, "was", "were")
         terminal.say(f"{copied}, {collected.present:,} {were} there already")
         for path in collected.damaged:
             terminal.say(f"not what its record says, not copied: {path}")
+        for repair in repairs:
+            terminal.say(f"repair    {repair}")
         terminal.say(f"folder    {collected.folder}")
     return ExitCode.STORE if collected.damaged else ExitCode.DONE
+
+
+def _repairs(damaged: Sequence[str], job: str, store: str, endpoint: str | None) -> Iterator[str]:
+    """What to do about what is damaged in a job's folder."""
+    if any(path.startswith("inputs/") for path in damaged):
+        yield "submit or run its manifest again, which writes damaged inputs anew"
+    if not all(path.startswith("inputs/") for path in damaged):
+        words = ["sdbatch", "resume", job, "--store", store, "--check"]
+        yield shlex.join(words if endpoint is None else [*words, "--endpoint", endpoint])
+        yield "or, of a job that sdbatch run makes: delete these images there, and run it again"
 
 
 COMMANDS: Sequence[click.Command] = (submit, watch, collect)

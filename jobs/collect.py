@@ -6,20 +6,18 @@ import hashlib
 import itertools
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.check import AT_ONCE, THREADS, chunks, whole_image
 from jobs.errors import DamagedError, NotFoundError, StoreError
 from jobs.limits import MAX_RENDERED_BYTES
 from jobs.records import MAX_FAILURES_BYTES, Record, read_records
-from jobs.storage import JobKeys, LocalStore, Store, get_verified
+from jobs.storage import JobKeys, LocalStore, Store
 from jobs.storage.keys import content_type
-
-THREADS = 8  # a download waits most of its time
-AT_ONCE = 4 * THREADS  # records between the reading and the copying, whatever the job's size
 
 _INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
 
@@ -92,7 +90,7 @@ def collect(
     )
     found = False
     with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-collect") as pool:
-        for chunk in _chunks(records, AT_ONCE):
+        for chunk in chunks(records, AT_ONCE):
             found = True
             list(pool.map(take, chunk))
     if not found and containing is None:
@@ -114,7 +112,7 @@ def _copy(store: Store, target: LocalStore, key: str, sha256: str) -> int | None
     """
     if _is_right(target, key, sha256):
         return 0
-    data = _checked(store, key, sha256)
+    data = whole_image(store, key, sha256)
     if data is None:
         return None
     target.put(key, data, overwrite=True, content_type=content_type(key))
@@ -129,24 +127,10 @@ def _is_right(target: LocalStore, key: str, sha256: str) -> bool:
     return hashlib.sha256(data).hexdigest() == sha256
 
 
-def _checked(store: Store, key: str, sha256: str) -> bytes | None:
-    """The object's bytes; None if they are gone or not what the record says."""
-    try:
-        return get_verified(store, key, sha256, limit_bytes=MAX_RENDERED_BYTES)
-    except (NotFoundError, DamagedError):
-        return None
-
-
 def _besides(store: Store, keys: JobKeys) -> Iterator[str]:
     for path in _BESIDES:
         for info in store.list(keys.prefix + path):
             yield info.key
-
-
-def _chunks(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    iterator = iter(records)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
 
 
 def refuse_same(store: Store, destination: Path) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from jobs.check import remove_damaged
 from jobs.errors import InputError, NotFoundError
 from jobs.job_file import read_job_file
 from jobs.ledger.base import Ledger
@@ -24,19 +25,24 @@ def resume(
     queue: ShardQueue,
     *,
     address: str,
+    check: bool = False,
     status: Callable[[str], AbstractContextManager[object]],
 ) -> Submitted:
     """Enters a job from its folder: images that are there count as done, the others run, also those
     that the ledger takes for done.
 
     A job that the ledger still knows goes on. job: the folder's name, or its unique beginning.
-    address: of the store, as workers are to open it. status: shows what takes its time.
+    address: of the store, as workers are to open it. check: delete images that are not what their
+    records say first, which takes reading them all. status: shows what takes its time.
     Raises `NotFoundError`, `InputError`, `JobConflictError`, `StoreError` and `LedgerError`.
     """
     ledger.ping()
     keys = _find(store, job, status)
     described = read_job_file(store, keys)
     address = agreed_address(ledger, keys, described.plan, address)
+    if check:
+        with status("comparing images with their records"):
+            remove_damaged(store, keys, images=described.images)
     with status("reading the plan"):
         shards = ShardTable(described.images)
         deque(shards.watch(read_plan(store, keys)), maxlen=0)

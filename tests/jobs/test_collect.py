@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
+from jobs.check import remove_damaged
+from jobs.cli import main
 from jobs.collect import collect, refuse_same
-from jobs.errors import NotFoundError, StoreError
+from jobs.errors import ExitCode, NotFoundError, StoreError
 from jobs.records import dump_lines
 from jobs.storage import JobKeys, LocalStore
 
@@ -95,6 +98,45 @@ def test_an_image_that_is_not_its_record_s_is_named_and_not_copied(store, tmp_pa
     assert sorted(collected.damaged) == ["images/000007.png", "images/000008.png"]
     assert collected.copied == COUNT - 2
     assert not (tmp_path / "mine" / "job" / "images" / "000007.png").exists()
+
+
+def test_what_is_damaged_is_deleted_to_be_rendered_again(store):
+    store.put(KEYS("images/000007.png"), b"image 8", overwrite=True)  # of the same size
+    store.put(KEYS("images/000050.png"), b"cut", overwrite=True)
+    store.delete(KEYS("images/000009.png"))
+    before = files(store.root)
+    assert remove_damaged(store, KEYS, images=COUNT) == 2
+    gone = {"job/images/000007.png", "job/images/000050.png"}
+    assert files(store.root) == {k: v for k, v in before.items() if k not in gone}
+    assert remove_damaged(store, KEYS, images=COUNT) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "repairs"),
+    [
+        ([], []),
+        (["images/000007.png"], ["sdbatch resume job --store '{store}' --check", "or, of a job"]),
+        (["inputs/{name}"], ["submit or run its manifest again"]),
+    ],
+)
+def test_the_command_says_what_repairs_it(tmp_path, store, capsys, damage, repairs):
+    name = f"{hashlib.sha256(b'picture').hexdigest()}.png"
+    folder = tmp_path / "my store"
+    store.root.rename(folder)
+    store = LocalStore(folder)
+    store.put(KEYS.input(name), b"picture")
+    for path in damage:
+        store.put(KEYS(path.format(name=name)), b"other", overwrite=True)
+    code = ExitCode.STORE if damage else ExitCode.DONE
+    command = ["collect", "job", str(tmp_path / "mine"), "--store", str(folder)]
+    assert main(command) == code
+    said = capsys.readouterr().out
+    found = [line.split(maxsplit=1)[1] for line in said.splitlines() if line[:6] == "repair"]
+    assert len(found) == len(repairs)
+    for line, wanted in zip(found, repairs, strict=True):
+        assert line.startswith(wanted.format(store=folder))
+    assert main([*command, "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["repairs"] == found
 
 
 def test_by_prompt(store, tmp_path):

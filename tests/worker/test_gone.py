@@ -52,3 +52,24 @@ def test_resume_renders_what_was_deleted(tmp_path):
         assert images(service, job) == before
         assert ledger.settled_jobs() == [job]
         assert [r["index"] for r in read_records(store, JobKeys(job))] == list(range(6))
+
+
+def test_resume_with_a_check_renders_what_was_damaged(tmp_path):
+    """Also where neither size nor file system say so."""
+    path = tmp_path / "small.yaml"
+    path.write_text(MANIFEST.format(prompts=PROMPTS))
+    with Service(tmp_path) as service:
+        queue, ledger, store = Messages(), service.ledger, service.store
+        at = {"address": "out", "status": quiet}
+        job = submit(load_manifest(path), store, ledger, queue, **at).job
+        render_all(service, queue)
+        before = images(service, job)
+        assert ledger.set_state(job, JobState.DONE) is JobState.DONE
+        key, *_ = before
+        flipped = bytearray(before[key])
+        flipped[-40] ^= 1
+        store.put(key, bytes(flipped), overwrite=True)
+        assert resume(job, store, ledger, queue, **at).gone == 0
+        assert resume(job, store, ledger, queue, check=True, **at).gone == 1
+        render_all(service, queue)
+        assert images(service, job) == before
