@@ -59,7 +59,7 @@ class Commands:
             for path in paths.values():
                 self.store.put(keys(path), b"x")
             records = [
-                {"index": index, "path": path, "sha256": DIGEST, "prompt": "a ring"}
+                {"index": index, "path": path, "sha256": DIGEST, "bytes": 1, "prompt": "a ring"}
                 for index, path in paths.items()
             ]
             self.store.put(keys.records(shard), dump_lines(records))
