@@ -1,4 +1,4 @@
-"""What files hold besides the model and no picture depends on: left out on purpose, only this."""
+"""Lists what files hold besides the model and no picture depends on: only this is left out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def is_routine(name: str) -> bool:
 
 
 def harmless_kind(name: str) -> str | None:
-    """What a tensor that may be left out is of, to be named in a line; None for all others."""
+    """Names the kind of a tensor that may be left out with a word; None for all others."""
     found = (kind for kind, pattern in _NAMED_PATTERNS.items() if pattern.fullmatch(name))
     return next(found, None)
 

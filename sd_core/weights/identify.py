@@ -30,7 +30,7 @@ _BARE_PICKLE = (
 
 
 def what_bytes_seem(file: MappedFile) -> str:
-    """What a file that is neither safetensors nor one of torch's formats seems to be."""
+    """Says what a file seems to be that is neither safetensors nor one of torch's formats."""
     head = bytes(file.map[:_HEAD_BYTES])
     for magic, name in _MAGIC:
         if head.startswith(magic):
@@ -145,7 +145,7 @@ def _is_embedding(shapes: Mapping[str, Shape]) -> bool:
 
 
 def foreign_autoencoder(kind: str) -> str | None:
-    """What an autoencoder's class in a config seems to be if not v1's, else None."""
+    """Says what an autoencoder's class in a config seems to be if not v1's, else None."""
     if kind == "AutoencoderTiny":
         return TAESD
     return None if kind in ("", "AutoencoderKL") else f"an {kind}"

@@ -51,7 +51,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _without_strings(text: bytes, max_values: int) -> bytes:
-    """What stands outside of strings. Up to the first mistake that is exact; json stops there."""
+    """Leaves what stands outside of strings, exact up to the first mistake, where json stops."""
     plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     if plain.count(b'"') > 2 * max_values:
         raise ValueError(f"it has more than {max_values} values")

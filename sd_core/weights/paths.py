@@ -46,7 +46,7 @@ def require_there(source: str | Path, expected: str) -> Path:
 
 
 def _hint(path: Path) -> str:
-    """How to write a model of the hub, where a path looks like one: `owner/name`."""
+    """Says how to write a model of the hub, where a path looks like one: `owner/name`."""
     name = "/".join(path.parts[-2:])
     looks_so = _HUB_NAME.fullmatch(name) and not name.endswith(_WEIGHTS)
     # In a model list it is further down, relative to the list.

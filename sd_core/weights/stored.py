@@ -22,7 +22,7 @@ from sd_core.weights.errors import CheckpointError
 Shape = tuple[int, ...]
 
 MAX_DIMENSIONS = 8
-"""Of a tensor. A model's have 4 at most."""
+"""Most dimensions of a tensor. A model's have 4."""
 
 
 def is_count(value: object) -> bool:

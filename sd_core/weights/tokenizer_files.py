@@ -57,7 +57,7 @@ def read_tokenizer(folder: Path, kind: str | None) -> TokenizerSpec | None:
 
 
 def _is_clips_own(spec: TokenizerSpec) -> bool:
-    """Whether it makes the ids that CLIP's own makes.
+    """Says whether it makes the ids that CLIP's own makes.
 
     How start and end are looked for in a prompt is no difference: published folders say it in
     several ways, and no prompt holds them.
@@ -128,7 +128,7 @@ class _Files:
             vocabulary = self._json("vocab.json")
             text = read_bounded(self._place / "merges.txt", MAX_FILE_BYTES).decode("utf-8")
             lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-            pairs = _pairs([line for line in lines if not line.startswith("#version")])
+            pairs = _pairs(lines[1:] if "#version:" in lines[0] else lines)
         else:
             raise ValueError(
                 "it has no vocabulary: neither tokenizer.json, nor vocab.json with merges.txt"

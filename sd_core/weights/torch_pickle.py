@@ -1,4 +1,4 @@
-"""What torch's pickles name: storages, tensors that lie in them, and training state around them.
+"""Stands for what torch's pickles name: storages, tensors in them, training state around them.
 
 Both of torch's formats pickle a tensor as a call that says where it lies in a storage, and a
 storage as a persistent id. No function of torch's is called; the table below says what stands for
@@ -41,7 +41,7 @@ class Storage(NamedTuple):
 
 
 class StorageId(NamedTuple):
-    """What a pickle says of a storage. key: its name in the file. numel: elements."""
+    """A storage as a pickle describes it. key: its name in the file. numel: elements."""
 
     dtype: torch.dtype
     key: str
@@ -67,7 +67,7 @@ def no_such_storage(key: Any) -> PickleError:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
-    """What `torch._utils._rebuild_tensor_v2` says of a tensor: where it lies in its storage."""
+    """Places a tensor in its storage, as `torch._utils._rebuild_tensor_v2` is told to."""
     sound = (
         isinstance(storage, Storage)
         and isinstance(shape, tuple)

@@ -1,4 +1,4 @@
-"""What reading a checkpoint takes is bounded by its size, however it was made.
+"""Reading a checkpoint takes time and memory bounded by its size, however it was made.
 
 Memory is counted, not measured in seconds: what takes endless time here builds endless values.
 """
@@ -316,7 +316,7 @@ def test_yaml_made_to_be_large(tmp_path, text, message):
 
 
 def test_aliases_are_what_yaml_has_them_for():
-    """With the standard loader, the example above does hold 2^12 texts."""
+    """The standard loader does make 2^12 texts of the example above."""
     assert str(yaml.safe_load(LAUGHS)).count("x") > 4096
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints hold besides the model and no picture depends on is left out and named."""
+"""Weights that a checkpoint has and no picture depends on are left out and named."""
 
 from __future__ import annotations
 
@@ -380,7 +380,7 @@ def test_other_autoencoders_in_a_folder(copied, folder, kind, message):
 
 
 def test_fewer_text_layers_than_the_file_has(copied, folder, lines):
-    """As clip skip is done with diffusers: the states of an earlier layer, by the final norm."""
+    """Clip skip is done so with diffusers: the states of an earlier layer, by the final norm."""
     path = copied / "text_encoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
     peer = type(small_model().text.transformer).from_pretrained(copied / "text_encoder").eval()

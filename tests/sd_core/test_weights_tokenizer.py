@@ -102,7 +102,7 @@ def fresh(of):
 
 
 def write_as_version_4(place, marks, config, added=None, of=SMALL_VOCABULARY):
-    """What transformers 4 wrote for the slow tokenizer, the first one of the published folders."""
+    """Writes what transformers 4 did for the slow tokenizer, as in the published folders."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     vocabulary, pairs = of
@@ -230,7 +230,7 @@ OWN = {
 
 @pytest.mark.parametrize("name", OWN)
 def test_ids_are_those_of_the_folders_tokenizer(place, name):
-    """And its digest is the same in whichever form it is saved: transformers writes another one."""
+    """Its digest is the same in whichever form it is saved: transformers writes another one."""
     OWN[name](place)
     spec = read_tokenizer(place.parent, "CLIPTokenizer")
     assert PromptTokenizer(spec)(PROMPTS) == ids_of(place, PROMPTS)
@@ -310,7 +310,7 @@ def test_tokens_of_several_vectors_are_spelled_out_as_diffusers_does(place):
 
 
 def test_smaller_vocabularies(copied):
-    """As the tiny models that people test with have."""
+    """Tiny models that people test with have such."""
     write_as_version_4(copied / "tokenizer", MARKS, CONFIG)
     enlarge(copied, len(SMALL_VOCABULARY[0]))
     loaded = load_model(copied)
