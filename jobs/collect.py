@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +15,14 @@ from typing import Any
 
 from jobs.check import AT_ONCE, THREADS, chunks, whole_image
 from jobs.errors import DamagedError, NotFoundError, StoreError
+from jobs.job_file import read_job_file
 from jobs.limits import MAX_RENDERED_BYTES
-from jobs.records import MAX_FAILURES_BYTES, Record, read_records
+from jobs.records import MAX_FAILURES_BYTES, Record, read_failures, read_records
+from jobs.report import write_unfinished_report
 from jobs.storage import JobKeys, LocalStore, Store
 from jobs.storage.keys import content_type
+
+log = logging.getLogger(__name__)
 
 _INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
 
@@ -61,8 +66,9 @@ def collect(
     """Copies a job's images, each checked against the sha256 of its record, and then the rest.
 
     The folder gets the layout of the store: `destination/<job>/images/…`. Images that are there
-    already, and right, are not copied again. containing: only images whose prompt has this text,
-    whatever its case, and nothing else. tick: called with the number of images looked at.
+    already, and right, are not copied again. A job that is not finished gets its gallery here.
+    containing: only images whose prompt has this text, whatever its case, and nothing else. tick:
+    called with the number of images looked at.
     Raises `StoreError`, `NotFoundError` if the job has no records.
     """
     collected = Collected(destination / keys.job_id)
@@ -100,10 +106,23 @@ def collect(
             digest = _INPUT.match(info.key, len(keys.inputs_prefix))
             if digest is not None and _copy(store, target, info.key, digest[0]) is None:
                 collected.damaged.append(keys.path(info.key))
-        for key in _besides(store, keys):
-            data = store.get(key, limit_bytes=MAX_FAILURES_BYTES)
-            target.put(key, data, overwrite=True, content_type=content_type(key))
+        last = ""
+        for last in _besides(store, keys):
+            data = store.get(last, limit_bytes=MAX_FAILURES_BYTES)
+            target.put(last, data, overwrite=True, content_type=content_type(last))
+        if last != keys.done:  # not finished, so what gallery there may be is of another moment
+            _write_gallery(store, keys, target)
     return collected
+
+
+def _write_gallery(store: Store, keys: JobKeys, target: LocalStore) -> None:
+    """Of what was collected so far; the pictures are there whatever is wrong with it."""
+    try:
+        planned = None if store.head(keys.job) is None else read_job_file(store, keys).images
+        failures = read_failures(target, keys)
+        write_unfinished_report(target, keys, failures, planned=planned)
+    except DamagedError as error:
+        log.warning("there is no gallery: %s", error)
 
 
 def _copy(store: Store, target: LocalStore, key: str, sha256: str) -> int | None:

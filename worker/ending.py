@@ -1,8 +1,12 @@
-"""Ends jobs whose every image is settled: failures, gallery, and `done.json`, last of all."""
+"""Ends jobs whose every image is settled: failures, gallery, and `done.json`, last of all.
+
+Jobs that were cancelled get a gallery of what they have.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,6 +15,7 @@ from jobs.errors import DamagedError, DamagedLedgerError, LedgerError, NotFoundE
 from jobs.ledger.base import JobState, JobStatus, Ledger
 from jobs.plan import PlanReader
 from jobs.records import Failure, write_failures
+from jobs.report import write_unfinished_report
 from jobs.storage import JobKeys, Store
 from worker.mend import BrokenImagesError
 from worker.tail import end_job
@@ -25,6 +30,13 @@ MOST_TRIES = 3
 """To write a job's end before it is left for another round."""
 
 
+SHOW_WITHIN_S = 24 * 3600.0
+"""A job that was cancelled longer ago gets no gallery any more."""
+
+SHOW_AGAIN_S = 300.0
+"""After so long it is looked again at a job whose gallery failed, or was another worker's."""
+
+
 class Ender:
     """In a thread of its own, because the gallery of a million images takes minutes. owner: this
     worker.
@@ -37,21 +49,26 @@ class Ender:
         self._thread: threading.Thread | None = None
         self._ending: str | None = None  # the job whose lock is held
         self._lock = threading.Lock()  # of that
+        self._look_at_s: dict[str, float] = {}  # a cancelled job's end -> when by the ledger
 
-    def round(self) -> None:
+    def round(self, cancelled: Sequence[JobStatus] = ()) -> None:
         """Begins to end what is settled, unless it is still at it. Raises `LedgerError`.
 
-        To be called more often than every `HOLD_S`.
+        cancelled: jobs that may be without their gallery. To be called more often than every
+        `HOLD_S`.
         """
         with self._lock:
             if self._ending is not None:
                 self._ledger.lock(_lock(self._ending), self._owner, HOLD_S)
         if self._thread is not None and self._thread.is_alive():
             return
-        job_ids = self._ledger.settled_jobs()
-        if job_ids:
+        work = [(job_id, self._end) for job_id in self._ledger.settled_jobs()]
+        if any(map(_can_be_shown, cancelled)):
+            now_s = self._ledger.time_s()
+            work += [(job.job_id, self._show) for job in cancelled if self._is_due(job, now_s)]
+        if work:
             self._thread = threading.Thread(
-                target=self._end_all, args=(job_ids,), name="sdbatch-end-jobs", daemon=True
+                target=self._end_all, args=(work,), name="sdbatch-end-jobs", daemon=True
             )
             self._thread.start()
 
@@ -60,10 +77,20 @@ class Ender:
         if self._thread is not None:
             self._thread.join()
 
-    def _end_all(self, job_ids: Sequence[str]) -> None:
-        for job_id in job_ids:
+    def _is_due(self, job: JobStatus, now_s: float) -> bool:
+        """Whether a cancelled job may be without its gallery; then it is looked at."""
+        ended_s = job.ended_s
+        if ended_s is None or now_s - ended_s > SHOW_WITHIN_S or not _can_be_shown(job):
+            return False
+        if now_s < self._look_at_s.get(_end_of(job), 0.0):
+            return False
+        self._look_at_s[_end_of(job)] = now_s + SHOW_AGAIN_S
+        return True
+
+    def _end_all(self, work: Sequence[tuple[str, Callable[[str], None]]]) -> None:
+        for job_id, end in work:
             try:
-                self._end_if_free(job_id)
+                self._if_free(job_id, end)
             except DamagedLedgerError as error:
                 log.error("job %s cannot be finished: %s", job_id, error)
             except LedgerError as error:
@@ -75,13 +102,13 @@ class Ender:
             except Exception:  # one job is not to keep the others from their end
                 log.exception("job %s cannot be finished", job_id)
 
-    def _end_if_free(self, job_id: str) -> None:
+    def _if_free(self, job_id: str, end: Callable[[str], None]) -> None:
         if not self._ledger.lock(_lock(job_id), self._owner, HOLD_S):
             return
         with self._lock:
             self._ending = job_id
         try:
-            self._end(job_id)
+            end(job_id)
         finally:
             with self._lock:
                 self._ending = None
@@ -108,11 +135,34 @@ class Ender:
                 return
         log.warning("job %s moved on while its end was written", job_id)
 
+    def _show(self, job_id: str) -> None:
+        """Writes the gallery of a cancelled job, once: who did it keeps a lock on the job's end."""
+        job = self._ledger.status(job_id)
+        end = _end_of(job)
+        if job.state is not JobState.CANCELLED or not self._ledger.lock(end, self._owner, HOLD_S):
+            return
+        keys, store = JobKeys(job_id), self._open_store(job.store)
+        failures = with_prompts(self._ledger.failures(job_id), PlanReader(store, keys))
+        write_failures(store, keys, failures)
+        write_unfinished_report(store, keys, failures, planned=job.total)
+        self._ledger.lock(end, self._owner, 2 * SHOW_WITHIN_S)
+        self._look_at_s[end] = math.inf
+        log.info("job %s was cancelled; its gallery is written", job_id)
+
     def _write_end(self, status: JobStatus) -> None:
         keys, store = JobKeys(status.job_id), self._open_store(status.store)
         failures = with_prompts(self._ledger.failures(status.job_id), PlanReader(store, keys))
         write_failures(store, keys, failures)
         end_job(store, keys, failures, {"name": status.model}, images=status.total)
+
+
+def _can_be_shown(job: JobStatus) -> bool:
+    """Whether a cancelled job has pictures, and nobody renders any more."""
+    return job.done > 0 and job.leased == 0
+
+
+def _end_of(job: JobStatus) -> str:
+    return f"shown:{job.job_id}:{job.ended_s}"
 
 
 def _lock(job_id: str) -> str:

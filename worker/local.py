@@ -9,21 +9,23 @@ that and the model take ten seconds and more.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.errors import InputError, Interrupted, JobConflictError
+from jobs.errors import InputError, Interrupted, JobConflictError, StoreError
 from jobs.formatting import counted
 from jobs.job_file import JobFile, Reproducible, check_folder
 from jobs.manifest import Manifest
 from jobs.pin import check_pin, pin_model
 from jobs.plan import check_plan
 from jobs.prepare import prepare
-from jobs.records import write_failures
+from jobs.records import Failure, write_failures
+from jobs.report import write_unfinished_report
 from jobs.storage import JobKeys, Store
 from worker import known
 from worker.complete import is_complete
@@ -33,6 +35,8 @@ from worker.tail import end_job
 
 if TYPE_CHECKING:
     from worker.runner import Observer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,11 @@ def run_job(
     render_s = time.monotonic() - started
     write_failures(store, keys, outcome.failures)
     if outcome.settled < manifest.total:
-        raise Interrupted(
-            f"stopped after {outcome.rendered + outcome.reused:,} of "
-            f"{counted(manifest.total, 'image')}, "
-            f"kept in {url}; the same command continues"
-        )
+        with status("writing the gallery"):
+            shown = _write_gallery_so_far(store, keys, outcome.failures, manifest.total)
+        done = f"{outcome.rendered + outcome.reused:,} of {counted(manifest.total, 'image')}"
+        places = f"\npictures  {url}/images\ngallery   {url}/index.html" if shown else ""
+        raise Interrupted(f"stopped after {done}; the same command continues{places}")
     with status("writing the gallery"):
         end_job(store, keys, outcome.failures, info.to_json(), images=manifest.total)
     return RunSummary(
@@ -141,6 +145,19 @@ def run_job(
         render_s=render_s,
         equal=outcome.equal,
     )
+
+
+def _write_gallery_so_far(
+    store: Store, keys: JobKeys, failures: Sequence[Failure], planned: int
+) -> bool:
+    """The gallery of a run that was stopped, which it is, whatever is wrong here; whether there is
+    one.
+    """
+    try:
+        return write_unfinished_report(store, keys, failures, planned=planned)
+    except StoreError as error:  # also a record of another version, without what a gallery shows
+        log.warning("there is no gallery: %s", error)
+        return False
 
 
 def _check_plan(manifest: Manifest, store: Store, keys: JobKeys, *, force: bool) -> None:

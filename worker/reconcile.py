@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jobs.errors import DamagedLedgerError, SdbatchError
 from jobs.formatting import agreeing, counted
@@ -68,6 +68,7 @@ class Reconciler:
 
     def round(self) -> None:
         """One round, if no other worker is at it. Raises `LedgerError`."""
+        cancelled: list[JobStatus] = []
         if self._ledger.lock("reconcile", self._owner, LOCK_S):
             for expired in self._ledger.expire():
                 log.warning(
@@ -77,13 +78,14 @@ class Reconciler:
                     expired.owner,
                     expired.deaths,
                 )
-            self._publish()
-        self._ender.round()
+            jobs = self._ledger.jobs()
+            self._publish(jobs)
+            cancelled = [job for job in jobs if job.state is JobState.CANCELLED]
+        self._ender.round(cancelled)
         if self._notifier is not None:
             self._notifier.round()
 
-    def _publish(self) -> None:
-        jobs = self._ledger.jobs()
+    def _publish(self, jobs: Sequence[JobStatus]) -> None:
         active = [job for job in jobs if job.state is JobState.ACTIVE and not job.settled]
         workers = Counter(worker.model for worker in self._ledger.workers())
         published: Counter[str] = Counter()

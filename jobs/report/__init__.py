@@ -5,17 +5,18 @@ Both are made from records and images in the store, so they can be made again at
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any
 
-from jobs.records import Failure, Record
+from jobs.formatting import counted
+from jobs.records import WHOLE, Failure, Record, read_records
 from jobs.report.gallery import GALLERY_LIMIT, gallery_page
 from jobs.report.sheets import SHEET_LIMIT, SHEET_SIZE, contact_sheet
 from jobs.storage import JobKeys, Store
 from jobs.storage.keys import content_type
 
-__all__ = ["GALLERY_LIMIT", "SHEET_LIMIT", "SHEET_SIZE", "write_report"]
+__all__ = ["GALLERY_LIMIT", "SHEET_LIMIT", "SHEET_SIZE", "write_report", "write_unfinished_report"]
 
 
 def write_report(
@@ -23,26 +24,51 @@ def write_report(
     keys: JobKeys,
     records: Iterable[Record],
     failures: Iterable[Failure] = (),
+    *,
+    planned: int | None = None,
 ) -> int:
     """Write `grid-0000.jpg`, … and `index.html`; returns the number of records.
 
+    planned: images of the job; if there are fewer, page and sheets say that it is not finished.
     Earlier ones are replaced. Of a huge job the first `GALLERY_LIMIT` images are on the page and
     the first `SHEET_LIMIT` times `SHEET_SIZE` on sheets; `records` is read once, as it comes.
     """
     rest = iter(records)
     shown = list(islice(rest, GALLERY_LIMIT))
     total = len(shown) + sum(1 for _ in rest)
+    failed = list(failures)
+    note = None
+    if planned is not None and total + len(failed) < planned:
+        of = counted(planned, "picture")
+        note = f"This job is not finished: it has {total:,} of {of} so far"
 
     def write(key: str, data: bytes) -> str:
         store.put(key, data, overwrite=True, content_type=content_type(key))
         return keys.path(key)
 
     sheets = [
-        write(keys.sheet(number), contact_sheet(store, keys, part))
+        write(keys.sheet(number), contact_sheet(store, keys, part, note))
         for number, part in enumerate(_sheets(shown))
     ]
-    write(keys.index, gallery_page(keys.job_id, shown, total, failures, sheets).encode())
+    page = gallery_page(keys.job_id, shown, total, failed, sheets, note)
+    write(keys.index, page.encode())
     return total
+
+
+def write_unfinished_report(
+    store: Store, keys: JobKeys, failures: Sequence[Failure] = (), *, planned: int | None
+) -> bool:
+    """Write the report of a job that was stopped, from the records that there are; False if there
+    is nothing to show.
+
+    planned: images of the job, if that is known. Raises `StoreError`.
+    """
+    records = read_records(store, keys, needs=WHOLE)
+    first = list(islice(records, 1))
+    if not first and not failures:
+        return False
+    write_report(store, keys, chain(first, records), failures, planned=planned)
+    return True
 
 
 def _sheets(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

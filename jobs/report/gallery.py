@@ -62,8 +62,11 @@ def gallery_page(
     total: int,
     failures: Iterable[Failure],
     sheets: Sequence[str],
+    note: str | None = None,
 ) -> str:
-    """The page. total: images of the job, of which `records` are shown; sheets: relative paths."""
+    """The page. total: images of the job, of which `records` are shown; sheets: relative paths.
+    note: stands above all, also where the page's script does not run.
+    """
     common, images = _split([_shown(record) for record in records])
     failed = [asdict(failure) for failure in failures]
     data = {
@@ -81,6 +84,7 @@ def gallery_page(
         "title": html.escape(title),
         "policy": f"default-src 'none'; img-src 'self' file:; style-src '{_source_hash(style)}'; "
         f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'",
+        "note": "" if note is None else f'<p id="unfinished">{html.escape(note)}</p>',
         "style": style,
         "script": script,
         "data": embeddable_json(data),

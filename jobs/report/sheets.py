@@ -32,23 +32,26 @@ INK = (82, 82, 78)
 QUALITY = 88
 
 
-def contact_sheet(store: Store, keys: JobKeys, records: Sequence[Record]) -> bytes:
+def contact_sheet(
+    store: Store, keys: JobKeys, records: Sequence[Record], note: str | None = None
+) -> bytes:
     """A JPEG of the images of `records`, each above its index and seed; at least one record.
 
-    An image that is missing or damaged leaves its place empty and says so.
+    An image that is missing or damaged leaves its place empty and says so. note: a line above all.
     """
     columns = columns_of(records)
     rows = math.ceil(len(records) / columns)
     height = _cell_height(records)
-    sheet = Image.new(
-        "RGB",
-        (GAP + columns * (CELL + GAP), GAP + rows * (height + CAPTION + GAP)),
-        BACKGROUND,
-    )
+    top = 0 if note is None else CAPTION
+    width = GAP + columns * (CELL + GAP)
+    size = width, top + GAP + rows * (height + CAPTION + GAP)
+    sheet = Image.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(sheet)
+    if note is not None:
+        _write(pen, note, (width / 2, (GAP + CAPTION) / 2), width - 2 * GAP)
     for place, record in enumerate(records):
         x = GAP + place % columns * (CELL + GAP)
-        y = GAP + place // columns * (height + CAPTION + GAP)
+        y = top + GAP + place // columns * (height + CAPTION + GAP)
         picture = _thumbnail(store, keys(record["path"]), height)
         caption = f"{record['index']}  ·  seed {record['seed']}"
         if picture is None:
@@ -62,12 +65,14 @@ def contact_sheet(store: Store, keys: JobKeys, records: Sequence[Record]) -> byt
     return buffer.getvalue()
 
 
-def _write(pen: ImageDraw.ImageDraw, text: str, centre: tuple[float, float]) -> None:
-    """One line, set smaller where it is wider than a cell: seeds have up to 20 digits."""
+def _write(
+    pen: ImageDraw.ImageDraw, text: str, centre: tuple[float, float], room: float = CELL
+) -> None:
+    """One line, set smaller where it is wider than its room: seeds have up to 20 digits."""
     font = ImageFont.load_default(FONT)
     width = font.getlength(text)
-    if width > CELL:
-        font = ImageFont.load_default(FONT * CELL / width)
+    if width > room:
+        font = ImageFont.load_default(FONT * room / width)
     pen.text(centre, text, INK, font, anchor="mm")
 
 

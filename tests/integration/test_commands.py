@@ -252,6 +252,10 @@ def test_a_cancelled_job_ends_for_all_who_watch_it(shell):
     assert (ended["state"], ended["published"], ended["leased"]) == ("cancelled", 0, 0)
     assert 0 < ended["done"] < 200
     assert len(shell.digests(job_id)) == ended["done"]
+    page = shell.folder / "out" / job_id / "index.html"
+    wait_for(page.exists, f"its gallery\n{shell.logs()}")
+    assert f"{ended['done']} of 200 pictures so far" in page.read_text()
+    assert not page.with_name("done.json").exists()
     assert "state        cancelled\n" in shell.says("status", "cancelling", code=ExitCode.CANCELLED)
     assert "  cancelled  " in shell.says("watch", "cancelling", code=ExitCode.CANCELLED)
     refused = shell.json("unpause", "cancelling", code=ExitCode.BAD_INPUT)

@@ -12,10 +12,21 @@ from jobs.check import remove_damaged
 from jobs.cli import main
 from jobs.collect import collect, refuse_same
 from jobs.errors import ExitCode, NotFoundError, StoreError
-from jobs.records import dump_lines
+from jobs.job_file import JobFile, write_job_file
+from jobs.records import dump_lines, read_records
 from jobs.storage import JobKeys, LocalStore
 
 KEYS = JobKeys("job")
+MORE = {
+    "bytes": 7,
+    "seed": 0,
+    "width": 64,
+    "height": 64,
+    "evaluations": 1,
+    "model": {"name": "demo", "digest": "5a" * 32},
+}
+"""What a gallery needs beside what is collected by."""
+
 COUNT = 100  # more than are copied at once
 
 
@@ -79,6 +90,32 @@ def test_inputs_come_along_each_checked_by_its_name(store, tmp_path):
         f"inputs/{names[b'prompts']}",
     }
     assert mine["manifest.resolved.yaml"] == b"version: 1"
+
+
+def test_a_job_that_is_not_finished_gets_its_gallery_here(store, tmp_path):
+    store.delete(KEYS.done)
+    store.put(KEYS.index, b"of an hour ago", overwrite=True)
+    lines = [record | MORE for record in read_records(store, KEYS)]
+    store.put(KEYS.records(0), dump_lines(lines[:50]), overwrite=True)
+    store.delete(KEYS.records(1))
+    job = JobFile("job", "demo", "0f" * 32, images=COUNT, quality=95)
+    write_job_file(store, KEYS, job)
+    collect(store, KEYS, tmp_path / "mine")
+    mine = files(tmp_path / "mine" / "job")
+    assert b"is not finished: it has 50 of 100 pictures so far" in mine["index.html"]
+    assert mine["grid-0000.jpg"].startswith(b"\xff\xd8")
+    assert "done.json" not in mine
+    # And the final one once it is.
+    store.put(KEYS.index, b"final", overwrite=True)
+    store.put(KEYS.done, b"{}")
+    collect(store, KEYS, tmp_path / "mine")
+    assert files(tmp_path / "mine" / "job")["index.html"] == b"final"
+
+
+def test_records_that_no_gallery_can_be_made_of_are_collected_all_the_same(store, tmp_path, caplog):
+    store.delete(KEYS.done)
+    assert collect(store, KEYS, tmp_path / "mine").copied == COUNT
+    assert "there is no gallery: " in caplog.text
 
 
 def test_only_what_is_missing_or_wrong(store, tmp_path):

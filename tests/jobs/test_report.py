@@ -27,7 +27,7 @@ from jobs.records import (
     write_done,
     write_failures,
 )
-from jobs.report import write_report
+from jobs.report import write_report, write_unfinished_report
 from jobs.report.gallery import embeddable_json, gallery_page
 from jobs.report.sheets import columns_of, contact_sheet
 from jobs.storage import JobKeys, LocalStore
@@ -203,6 +203,34 @@ def test_report_of_a_job(store: LocalStore):
     before = store.get(KEYS.index)
     write_report(store, KEYS, records, [_failure("x")])
     assert store.get(KEYS.index) == before
+
+
+@pytest.mark.parametrize(
+    ("planned", "said"),
+    [
+        (1200, "This job is not finished: it has 3 of 1,200 pictures so far"),
+        (5, "This job is not finished: it has 3 of 5 pictures so far"),
+        (4, None),  # the fourth failed
+        (None, None),
+    ],
+)
+def test_report_of_a_job_that_is_not_finished(store: LocalStore, planned, said):
+    records = [put_image(store, index) for index in range(3)]
+    plain = contact_sheet(store, KEYS, records)
+    store.put(KEYS.records(0), dump_lines(records))
+    assert write_unfinished_report(store, KEYS, [_failure("x")], planned=planned)
+    page = Page(store.get(KEYS.index).decode())
+    assert page.texts.get("unfinished") == said  # in the page itself, so without its script, too
+    sheet = store.get(KEYS.sheet(0))
+    assert (sheet != plain) == (said is not None)
+    assert opened(sheet).height == opened(plain).height + 22 * (said is not None)
+
+
+def test_without_anything_to_show_there_is_no_report(store: LocalStore):
+    assert not write_unfinished_report(store, KEYS, planned=3)
+    assert list(store.list("")) == []
+    assert write_unfinished_report(store, KEYS, [_failure("x")], planned=3)
+    assert [info.key for info in store.list("")] == [KEYS.index]
 
 
 def test_report_without_images(store: LocalStore):

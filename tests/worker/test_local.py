@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -229,12 +230,45 @@ def test_a_stopped_run_keeps_what_is_finished(manifest_path, checkpoint, tmp_pat
     job = load_manifest(manifest_path).job_id()
     stop = threading.Event()
     recorder = Recorder(on_rendered=lambda count: stop.set())
-    with pytest.raises(Interrupted, match="the same command continues"):
+    with pytest.raises(Interrupted, match="the same command continues") as stopped:
         run(manifest_path, checkpoint, store, recorder=recorder, stop=stop)
+    assert f"\ngallery   {store.root}/{job}/index.html" in str(stopped.value)
     kept = digests(store, job)
     assert 1 <= len(kept) < LONG_IMAGES
     assert {r["path"]: r["sha256"] for r in read_records(store, JobKeys(job))} == kept
     assert store.head(JobKeys(job).done) is None
+    page = store.get(JobKeys(job).index).decode()
+    assert f"is not finished: it has {len(kept)} of {LONG_IMAGES} pictures so far" in page
+    assert Image.open(io.BytesIO(store.get(JobKeys(job).sheet(0)))).width > 0
+
+
+def test_a_run_stopped_before_its_first_image_has_no_gallery(manifest_path, checkpoint, tmp_path):
+    store, stop = LocalStore(tmp_path / "out"), threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted, match="stopped after 0 of 7 images"):
+        run(manifest_path, checkpoint, store, stop=stop)
+    assert store.head(JobKeys(load_manifest(manifest_path).job_id()).index) is None
+
+
+def test_trouble_with_the_gallery_of_a_stopped_run_hides_no_stop(
+    manifest_path, checkpoint, tmp_path, monkeypatch, caplog
+):
+    manifest_path.write_text(LONG_MANIFEST)
+
+    def broken(*_, **__):
+        raise StoreError("the disk is gone")
+
+    monkeypatch.setattr("worker.local.write_unfinished_report", broken)
+    stop = threading.Event()
+    with pytest.raises(Interrupted):
+        run(
+            manifest_path,
+            checkpoint,
+            LocalStore(tmp_path / "out"),
+            recorder=Recorder(on_rendered=lambda count: stop.set()),
+            stop=stop,
+        )
+    assert "there is no gallery: the disk is gone" in caplog.text
 
 
 def command(path: Path, checkpoint: Path, store: Path) -> list[str]:

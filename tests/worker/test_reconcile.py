@@ -18,7 +18,7 @@ from jobs.storage import JobKeys, LocalStore
 from jobs.task import Task
 from sd_core.spec import Sampling
 from tests.servers import wait_for
-from worker.ending import HOLD_S, Ender
+from worker.ending import HOLD_S, SHOW_AGAIN_S, SHOW_WITHIN_S, Ender
 from worker.notify import Notifier
 from worker.reconcile import LOCK_S, LOST_AFTER_S, MISSED_AFTER_S, Reconciler
 
@@ -212,6 +212,76 @@ def test_a_settled_job_is_finished_in_the_store(reconciler, queue, ledger, tmp_p
     assert json.loads(store.get(KEYS.done))["failed"] == 1
     assert [failure.index for failure in read_failures(store, KEYS)] == [7]
     assert store.head(KEYS.index) is not None
+
+
+def test_a_cancelled_job_gets_a_gallery_of_what_it_has(reconciler, queue, ledger, tmp_path, clock):
+    store = LocalStore(tmp_path)
+    one, other = reconciler("w1"), reconciler("w2")
+    one.round()
+    leases = []
+    for number in range(3):
+        claim = ledger.claim("job", queue.take().number, "w1")
+        failed = [Failure(2, "2", "a ring", 0, "broke")] if number == 2 else []
+        done = [] if failed else list(claim.indices)
+        store.put(KEYS.records(number), dump_lines(map(a_record, done)))
+        ledger.settle(claim.lease, done, failed)
+        leases.append(claim.lease)
+    ledger.set_state("job", JobState.CANCELLED)
+    one.round()
+    one._ender.wait()
+    assert store.head(KEYS.index) is None  # a worker is still at it
+    for lease in leases:
+        ledger.release(lease)
+    one.round()
+    one._ender.wait()
+    page = store.get(KEYS.index).decode()
+    assert "This job is not finished: it has 2 of 20 pictures so far" in page
+    assert [failure.index for failure in read_failures(store, KEYS)] == [2]
+    assert store.head(KEYS.sheet(0)) is not None
+    assert store.head(KEYS.done) is None
+    # Written once, by whoever comes first.
+    store.delete(KEYS.index)
+    for reconciling in (one, other) * 3:
+        clock.now += SHOW_AGAIN_S + LOCK_S
+        reconciling.round()
+        reconciling._ender.wait()
+    assert store.head(KEYS.index) is None
+    # Once more if it goes on and is cancelled anew.
+    ledger.create(NewJob("job", "job", "p" * 64, "out", "demo", range(1, 21), evaluations=20))
+    ledger.set_state("job", JobState.CANCELLED)
+    clock.now += LOCK_S
+    other.round()
+    other._ender.wait()
+    assert store.head(KEYS.index) is not None
+
+
+def test_a_gallery_that_failed_is_tried_again_by_and_by(
+    reconciler, ledger, tmp_path, clock, monkeypatch
+):
+    store = LocalStore(tmp_path)
+    enter_settled(ledger, store, "stopped")
+    ledger.set_state("stopped", JobState.CANCELLED)
+    asked = []
+
+    def write(*_, **__):
+        asked.append(clock.now)
+        raise StoreError("the bucket is gone")
+
+    monkeypatch.setattr("worker.ending.write_unfinished_report", write)
+    one = reconciler()
+    for _ in range(5):
+        one.round()
+        one._ender.wait()
+    assert len(asked) == 1
+    assert "the bucket is gone" in ledger.status("stopped").error
+    clock.now += SHOW_AGAIN_S
+    one.round()
+    one._ender.wait()
+    assert len(asked) == 2
+    clock.now += SHOW_WITHIN_S
+    one.round()
+    one._ender.wait()
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("ended", [False, True])
