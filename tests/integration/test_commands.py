@@ -134,11 +134,12 @@ def test_from_submit_to_pictures(shell, tmp_path):
     job_id = ended["job_id"]
     assert (ended["state"], ended["done"], ended["failed"]) == ("done", 5, 0)
 
-    assert shell.json("status", "plain") == ended
+    assert shell.json("status", "plain") == {**ended, "workers": 1}
     assert "images       5 of 5 done, 0 failed\n" in shell.says("status", job_id)
     assert shell.json("watch", "plain") == ended
-    assert ended in shell.json("jobs")["jobs"]
-    assert [job_id, "done", "5"] in [line.split()[:3] for line in shell.says("jobs").splitlines()]
+    assert {**ended, "workers": 1} in shell.json("jobs")["jobs"]
+    listed = [line.split()[:4] for line in shell.says("jobs").splitlines()]
+    assert [job_id, "odd", "done", "5"] in listed
     assert shell.json("failures", "plain") == {"failures": []}
     assert shell.says("failures", "plain") == ""
 
@@ -190,18 +191,20 @@ def test_a_failed_image_is_told_of_and_tried_again(shell):
     Image.new("RGB", (64, 64), "teal").save(shell.folder / "start.png")
     picture = (shell.folder / "start.png").read_bytes()
     key = JobKeys("broken").input(f"{hashlib.sha256(picture).hexdigest()}.png")
-    shell.store.put(key, b"no picture")  # submit leaves it, for it is there already
     manifest = shell.write("broken", more=FROM_A_PICTURE)
-    submit = ("submit", manifest, "--store", shell.out, "--job", "broken", "--wait")
-    ended = shell.json(*submit, code=ExitCode.SOME_FAILED)
+    shell.workers[0].send_signal(signal.SIGSTOP)
+    shell.json("submit", manifest, "--store", shell.out, "--job", "broken")
+    shell.store.put(key, b"no picture", overwrite=True)  # before the worker reads it
+    shell.workers[0].send_signal(signal.SIGCONT)
+    ended = shell.json("watch", "broken", code=ExitCode.SOME_FAILED)
     assert (ended["state"], ended["done"], ended["failed"]) == ("done", 5, 1)
-    assert shell.json("status", "brok", code=ExitCode.SOME_FAILED) == ended
+    assert shell.json("status", "brok", code=ExitCode.SOME_FAILED) == {**ended, "workers": 1}
     assert "5 of 6 done, 1 failed" in shell.says("status", "brok", code=ExitCode.SOME_FAILED)
     assert "5 of 6 (83 %), 1 failed" in shell.says("watch", "brok", code=ExitCode.SOME_FAILED)
 
     (failure,) = shell.json("failures", "brok")["failures"]
     assert (failure["index"], failure["prompt"]) == (5, "a green star")
-    assert "is no readable image" in failure["reason"]
+    assert "is damaged: its sha256 is" in failure["reason"]
     assert f"5  {failure['name']}  {failure['reason']}" in shell.says("failures", "brok")
 
     # Still damaged, so it fails again; then not.
