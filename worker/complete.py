@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from jobs.check import AT_ONCE, THREADS, chunks
 from jobs.errors import DamagedError, NotFoundError
-from jobs.records import MAX_DONE_BYTES, read_records
-from jobs.storage import JobKeys, Store
+from jobs.records import MAX_DONE_BYTES, Record, read_records
+from jobs.storage import JobKeys, LocalStore, Store
 from jobs.task import Task, spec_digest
 
 
@@ -19,8 +21,9 @@ def is_complete(
     """Whether `done.json` says that no image failed, and each task's image by the model with this
     digest is in the store, as large as its record says, with the gallery.
 
-    tasks: all of the job. images: how many. Two lists, and the records, are read, and some hundred
-    bytes an image kept. Raises `StoreError`.
+    tasks: all of the job. images: how many. The list of images and the records are read, and some
+    hundred bytes an image kept; where the store notes digests, it is asked for each. Raises
+    `StoreError`.
     """
     done = _done(store, keys)
     if done.get("images") != images or done.get("failed") != 0 or store.head(keys.index) is None:
@@ -39,7 +42,23 @@ def is_complete(
         path = keys.path(key)
         if paths[task.index] != hash(path) or hash((path, sizes[task.index])) not in there:
             return False
-    return True
+    return _are_as_noted(store, keys)
+
+
+def _are_as_noted(store: Store, keys: JobKeys) -> bool:
+    """Whether the digest that the store notes of each image, as S3 does, is that of its record."""
+    if isinstance(store, LocalStore):
+        return True  # it notes none
+
+    def is_so(record: Record) -> bool:
+        info = store.head(keys(record["path"]))
+        return (
+            info is not None and info.metadata.get("sha256", record["sha256"]) == (record["sha256"])
+        )
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-look") as pool:
+        records = read_records(store, keys, needs=("sha256",))
+        return all(all(pool.map(is_so, chunk)) for chunk in chunks(records, AT_ONCE))
 
 
 def _done(store: Store, keys: JobKeys) -> dict[str, Any]:

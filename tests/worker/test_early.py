@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ExitCode, JobConflictError
-from jobs.storage import JobKeys, LocalStore
+from jobs.storage import JobKeys, LocalStore, open_store
 from sd_core.weights.export import save_single_file
 from tests.sd_core.small import ODD, small_model
 from tests.worker.test_local import digests, run
@@ -189,6 +189,18 @@ def test_what_is_missing_is_made_again(place, harm):
     assert digests(place.store, keys.job_id) == before
     assert json.loads(place.store.get(keys.done))["images"] == JOB_IMAGES
     assert place.store.head(keys.index) is not None
+
+
+def test_a_bucket_s_image_that_was_replaced_is_made_again(place, s3_address, monkeypatch):
+    """By one of the same size, which the server's note of its digest tells."""
+    place.store = open_store(s3_address)
+    job = place.run().job
+    before = digests(place.store, job)
+    assert place.run().reused == JOB_IMAGES
+    key = f"{job}/{sorted(before)[1]}"
+    place.store.put(key, bytes(len(place.store.get(key))), overwrite=True)
+    assert place.run().rendered == 1
+    assert digests(place.store, job) == before
 
 
 def test_all_is_rendered_anew_if_that_is_asked_for(place):
