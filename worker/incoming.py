@@ -109,6 +109,11 @@ class _CarefulQoS(redis.QoS):
         with self._not_noted(delivery_tag):
             super().reject(delivery_tag, requeue)
 
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Looks for messages that somebody took long ago, which there is time for later."""
+        with contextlib.suppress(RefusedError):
+            super().restore_visible(*args, **options)
+
     @contextlib.contextmanager
     def _not_noted(self, delivery_tag: str) -> Iterator[None]:
         """Makes room for the next message whatever the broker says of the end of this one.

@@ -11,6 +11,7 @@ import kombu
 import kombu.exceptions
 import kombu.transport.redis
 import pytest
+from kombu.asynchronous import Hub
 
 from tests.servers import wait_for
 from tests.worker.garbage import ENVELOPES, QUEUE, with_body, with_properties
@@ -196,6 +197,15 @@ def test_a_server_that_refused_is_not_asked_again_at_once(valkey, caplog, monkey
             loop.read(lambda: len(begun) >= 4)
     pauses = [after - before for before, after in itertools.pairwise(begun[1:])]
     assert min(pauses) >= 0.5
+
+
+@pytest.mark.parametrize("name", ["full", "a replica", "too few replicas"])
+def test_a_worker_can_be_started_while_the_server_refuses_to_write(channel, name):
+    """Kombu begins by looking for messages that somebody took long ago, under a lock."""
+    connection, client = channel
+    with REFUSALS[name].under_way(client):
+        connection.connect()
+        connection.transport.register_with_event_loop(connection.connection, Hub())
 
 
 def test_a_server_that_is_full_still_gives_its_messages(valkey, caplog):
