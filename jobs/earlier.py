@@ -15,7 +15,8 @@ from jobs.errors import NotFoundError, StoreError
 from jobs.formatting import agreeing, counted
 from jobs.job_file import JobFile, read_job_file
 from jobs.manifest import Manifest
-from jobs.plan import PART_SIZE, read_plan
+from jobs.plan import read_plan
+from jobs.plan_part import PART_SIZE
 from jobs.problems import found
 from jobs.storage import JobKeys, Store
 from jobs.storage.base import MOST_FOLDERS

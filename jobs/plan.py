@@ -5,42 +5,33 @@ Tasks come and go one at a time here, so memory does not grow with the job.
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
-import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
-from jobs.errors import DamagedError, InputError, JobConflictError, NotFoundError
-from jobs.gunzip import gunzip_lines
-from jobs.job_file import JobFile, read_job_file
-from jobs.storage import JobKeys, Store, get_verified
-from jobs.storage.keys import content_type
+from jobs.errors import DamagedError, NotFoundError
+from jobs.plan_part import (
+    PART_SIZE,
+    WRITE_ANEW,
+    conflict,
+    damage_named,
+    describe,
+    dump,
+    read_part,
+    same_part,
+    unpacked,
+    write_part,
+)
+from jobs.storage import JobKeys, Store
 from jobs.task import Task
-from jobs.task_line import MAX_LINE_BYTES, read_task
+from jobs.task_line import read_task
 from sd_core.samplers import evaluations
-
-log = logging.getLogger(__name__)
-
-PART_SIZE = 10_000
-"""Tasks in one part of a plan: a few hundred kilobytes compressed."""
-
-MAX_PART_BYTES = 64 * 2**20
-"""One part of a plan, compressed."""
-
-MAX_PART_TEXT_BYTES = 512 * 2**20
-"""The lines of one part. Those of ordinary prompts are a few megabytes."""
 
 PARTS_KEPT = 2
 """Parts of a plan that a reader keeps, compressed; unpacking one again takes milliseconds."""
-
-_WRITE_ANEW = "submit or run the job's manifest again, which writes it anew"
 
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.4, "webp": 0.25}
 """Of photographs from Stable Diffusion at quality 95; flat drawings take a tenth. An estimate for
@@ -48,8 +39,6 @@ buying disks, good to a factor of two."""
 
 _BYTES_PER_IMAGE = 3000
 """Metadata inside the image, its record and its line of the plan."""
-
-_GZIP_LEVEL = 6
 
 
 @dataclass
@@ -158,54 +147,10 @@ def write_plan(
     source = iter(tasks)
     digests: list[str] = []
     while part := list(itertools.islice(source, part_size)):
-        digests.append(_write_part(store, keys, len(digests), _dump(part), replace=replace))
+        digests.append(write_part(store, keys, len(digests), dump(part), replace=replace))
     if store.head(keys.plan_part(len(digests))) is not None:
-        raise _conflict(store, keys)
+        raise conflict(store, keys)
     return digests
-
-
-def _write_part(store: Store, keys: JobKeys, number: int, lines: bytes, *, replace: bool) -> str:
-    key = keys.plan_part(number)
-    data = gzip.compress(lines, _GZIP_LEVEL, mtime=0)
-    if len(lines) > MAX_PART_TEXT_BYTES or len(data) > MAX_PART_BYTES:
-        raise InputError(
-            f"the prompts of {PART_SIZE:,} images in a row, from image {number * PART_SIZE:,} on, "
-            f"are too long together: {len(lines):,} bytes, {len(data):,} compressed; at most "
-            f"{MAX_PART_TEXT_BYTES:,} and {MAX_PART_BYTES:,} are allowed"
-        )
-    if store.put(key, data, content_type=content_type(key)):
-        return sha256(data).hexdigest()
-    try:
-        return sha256(_same(store, keys, number, lines)).hexdigest()
-    except (JobConflictError, DamagedError):
-        if not replace:
-            raise
-    log.warning("%s is damaged; it is written anew", store.url(key))
-    store.put(key, data, overwrite=True, content_type=content_type(key))
-    return sha256(data).hexdigest()
-
-
-def _same(store: Store, keys: JobKeys, number: int, lines: bytes) -> bytes:
-    """The part as it is stored, compressed, which must hold these lines. What is inside counts:
-    another version of zlib may have compressed it otherwise.
-
-    Raises `JobConflictError` if it has others, `DamagedError` and `StoreError`.
-    """
-    key = keys.plan_part(number)
-    data = store.get(key, limit_bytes=MAX_PART_BYTES)
-    place = 0
-    try:
-        if not data:
-            raise ValueError("it is empty")
-        for line in _unpacked(data, PART_SIZE):
-            if not lines.startswith(line, place):
-                raise _conflict(store, keys)
-            place += len(line)
-    except ValueError as error:
-        raise _damaged(store, key, f"{error}; delete it, and run or submit again") from error
-    if place != len(lines):
-        raise _conflict(store, keys)
-    return data
 
 
 def check_plan(
@@ -218,33 +163,33 @@ def check_plan(
     for number in itertools.count():
         if store.head(keys.plan_part(number)) is None:
             return
-        _same(store, keys, number, _dump(itertools.islice(source, part_size)))
+        same_part(store, keys, number, dump(itertools.islice(source, part_size)))
 
 
 def read_plan(store: Store, keys: JobKeys) -> Iterator[Task]:
     """The tasks of a job in order. Raises `NotFoundError` if the job has no plan, `DamagedError`
     if it is not what was submitted, and `StoreError`.
     """
-    described = _described(store, keys)
+    described = describe(store, keys)
     index = 0
     for number in itertools.count():
         key = keys.plan_part(number)
         try:
-            data = _read_part(store, keys, number, described)
+            data = read_part(store, keys, number, described)
         except NotFoundError:
             if number == 0:
                 raise NotFoundError(
                     f"{store.url(keys.prefix.rstrip('/'))} has no plan, so it is no job's folder"
                 ) from None
             break
-        with _damage_named(store, key):
-            for line in _unpacked(data, PART_SIZE):
+        with damage_named(store, key):
+            for line in unpacked(data, PART_SIZE):
                 yield read_task(line, index)
                 index += 1
     if described is not None and index != described.images:
         raise DamagedError(
             f"{store.url(keys.plan_prefix.rstrip('/'))} has {index:,} of {described.images:,} "
-            f"images; {_WRITE_ANEW}"
+            f"images; {WRITE_ANEW}"
         )
 
 
@@ -269,8 +214,8 @@ class PlanReader:
 
     def _of_part(self, part: int, indices: Iterable[int]) -> Iterator[Task]:
         data, place = self._part(part), part * self._part_size
-        with _damage_named(self._store, self._keys.plan_part(part)):
-            lines = _unpacked(data, self._part_size)
+        with damage_named(self._store, self._keys.plan_part(part)):
+            lines = unpacked(data, self._part_size)
             for index in indices:
                 line = next(itertools.islice(lines, index - place, None), None)
                 if line is None:
@@ -280,70 +225,9 @@ class PlanReader:
                 place = index + 1
 
     def _read(self, part: int) -> bytes:
-        described = _described(self._store, self._keys)
-        data = _read_part(self._store, self._keys, part, described)
+        described = describe(self._store, self._keys)
+        data = read_part(self._store, self._keys, part, described)
         if described is None or described.parts is None:
-            with _damage_named(self._store, self._keys.plan_part(part)):
-                deque(_unpacked(data, self._part_size), maxlen=0)  # by gzip's own checksum
+            with damage_named(self._store, self._keys.plan_part(part)):
+                deque(unpacked(data, self._part_size), maxlen=0)  # by gzip's own checksum
         return data
-
-
-def _described(store: Store, keys: JobKeys) -> JobFile | None:
-    """None before the plan is complete."""
-    try:
-        return read_job_file(store, keys)
-    except NotFoundError:
-        return None
-
-
-def _read_part(store: Store, keys: JobKeys, number: int, described: JobFile | None) -> bytes:
-    """The part, compressed, compared with its digest if there is one; it is not empty.
-
-    Raises `DamagedError`, `NotFoundError` and `StoreError`.
-    """
-    key = keys.plan_part(number)
-    digests = None if described is None else described.parts
-    if digests is None:
-        data = store.get(key, limit_bytes=MAX_PART_BYTES)
-    elif number < len(digests):
-        try:
-            data = get_verified(store, key, digests[number], limit_bytes=MAX_PART_BYTES)
-        except DamagedError as error:
-            raise DamagedError(f"{error}; {_WRITE_ANEW}") from None
-    else:
-        raise NotFoundError(f"{store.url(key)} is no part of the plan")
-    if not data:
-        raise _damaged(store, key, f"it is empty; {_WRITE_ANEW}")
-    return data
-
-
-def _unpacked(data: bytes, most_lines: int) -> Iterator[bytes]:
-    """The lines of a part. Raises `ValueError`."""
-    return gunzip_lines(
-        data, most_lines=most_lines, line_bytes=MAX_LINE_BYTES, total_bytes=MAX_PART_TEXT_BYTES
-    )
-
-
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-
-
-def _dump(tasks: Iterable[Task]) -> bytes:
-    return "".join(f"{_encode(task.to_json())}\n" for task in tasks).encode("ascii")
-
-
-@contextmanager
-def _damage_named(store: Store, key: str) -> Iterator[None]:
-    """Whatever is wrong with the lines of a part says which part it is."""
-    try:
-        yield
-    except ValueError as error:
-        raise _damaged(store, key, str(error)) from error
-
-
-def _damaged(store: Store, key: str, flaw: str) -> DamagedError:
-    return DamagedError(f"{store.url(key)} is damaged: {flaw}")
-
-
-def _conflict(store: Store, keys: JobKeys) -> JobConflictError:
-    folder = store.url(keys.prefix.rstrip("/"))
-    return JobConflictError(f"{folder} holds another job; choose another folder or job name")

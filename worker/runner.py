@@ -287,6 +287,9 @@ class Runner:
                 begun_anew = self._submit(task, spec, pool, anew=True)
             elif self._finish(task, future, evaluations_left):
                 self._saved.drop(task.index, spec)
+        except Exception as failed:  # nobody looks at what this thread raises
+            self._fatal = failed
+            self._cancel()
         finally:
             self._meter.left()
             with self._lock:

@@ -143,7 +143,7 @@ class TestParts:
         assert parts(store) == before
 
     def test_prompts_that_nobody_would_read_back_are_not_written(self, store, monkeypatch):
-        monkeypatch.setattr("jobs.plan.MAX_PART_TEXT_BYTES", 1000)
+        monkeypatch.setattr("jobs.plan_part.MAX_PART_TEXT_BYTES", 1000)
         with pytest.raises(InputError, match=r"from image 0 on, are too long together"):
             write_plan(store, KEYS, row_of(25))
         assert parts(store) == {}

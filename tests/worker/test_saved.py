@@ -178,6 +178,30 @@ def test_no_more_is_read_than_a_state_has(tmp_path, service, monkeypatch, caplog
     assert "begins anew" in caplog.text
 
 
+@pytest.mark.parametrize("error", [StoreError("away"), OSError("odd")])
+def test_trouble_while_an_image_begins_anew_is_the_shards(tmp_path, service, monkeypatch, error):
+    service.enter()
+    drained_after(service, 2)
+    with continued(tmp_path, service) as second:
+        for key in saved(second):
+            second.store.put(key, b"half a file", overwrite=True)
+        submit = second.engine.submit
+
+        def refusing(request, *, on_step=None, state=None):
+            if state is None:
+                raise error
+            return submit(request, on_step=on_step, state=state)
+
+        monkeypatch.setattr(second.engine, "submit", refusing)
+        second.worker.handle(Shard("job", 0, 0, SHARD))
+        job = second.ledger.status("job")
+        assert (job.done, job.failed, job.leased) == (0, 0, 0)
+        assert str(error) in job.error
+        monkeypatch.undo()
+        second.worker.handle(Shard("job", 0, 0, SHARD))
+        assert second.ledger.status("job").done == SHARD
+
+
 def test_a_store_that_takes_no_more_costs_only_the_steps(tmp_path, service, monkeypatch):
     service.enter()
     put = service.store.put

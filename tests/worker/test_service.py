@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,11 +102,11 @@ class Asking(FailingStore):
         return super().get(key, **limit)
 
 
-def again(service: Service) -> None:
+def again(service: Service, store: type[Asking] = Asking) -> None:
     """The first shard once more, as after a lost ledger; its store then counts what it is asked."""
     service.ledger.forget("job")
     service.enter_without_folder("job")
-    service.store.__class__, service.store.asked = Asking, []
+    service.store.__class__, service.store.asked = store, []
     service.handle()
 
 
@@ -146,6 +148,27 @@ def test_a_damaged_image_is_rendered_again(service, recorded, damage):
 
 def without_timings(line: dict) -> dict:
     return {name: line[name] for name in line.keys() - {"timings_s", "finished"}}
+
+
+def test_another_picture_of_the_same_size_is_known_where_the_store_notes_digests(service):
+    """As `S3Store` does."""
+
+    class Noting(Asking):
+        def head(self, key):
+            info = super().head(key)
+            sha256 = hashlib.sha256(self.get(key)).hexdigest()
+            return replace(info, metadata={"sha256": sha256})
+
+    service.enter()
+    service.handle()
+    before = images(service)
+    first = min(before)
+    other = before[first][:-1] + b"x"
+    service.store.put(first, other, overwrite=True)
+    again(service)
+    assert images(service)[first] == other  # a folder notes nothing
+    again(service, Noting)
+    assert images(service) == before
 
 
 def test_another_picture_of_another_size_is_not_taken_for_the_recorded_one(service):
@@ -286,6 +309,16 @@ def test_a_plan_that_nobody_could_have_submitted_stops_its_job_alone(service, pa
     service.handle()
     assert service.ledger.status("job").done == 2
     assert service.worker.stopped is None
+
+
+def test_a_plan_that_was_mended_is_rendered_by_the_same_worker(service):
+    service.enter()
+    service.store.put(JobKeys("job").plan_part(0), b"damaged", overwrite=True)
+    service.handle()
+    assert "submit or run the job's manifest again" in service.ledger.status("job").error
+    prepare(load_manifest(service.folder / "job.yaml"), service.store, JobKeys("job"))
+    service.handle()
+    assert service.ledger.status("job").done == SHARD
 
 
 def test_trouble_that_nobody_expects_is_its_shards_and_the_lease_goes_back(service, monkeypatch):
