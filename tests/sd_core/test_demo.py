@@ -165,5 +165,11 @@ def test_float16_draws_the_same():
     with Engine(load_model("demo", device="cpu", dtype="float16")) as half:
         found = render(half, prompts, steps=20)
     for picture, other in zip(found, expected, strict=True):
+        seen, wanted = judge(picture), judge(other)
+        assert (seen.shape, seen.colour, seen.background) == (
+            wanted.shape,
+            wanted.colour,
+            wanted.background,
+        )
         difference = np.asarray(picture, dtype=int) - np.asarray(other, dtype=int)
-        assert np.abs(difference).max() <= 2
+        assert np.abs(difference).mean() < 0.5  # edges move by a fraction of a pixel
