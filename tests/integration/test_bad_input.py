@@ -377,6 +377,8 @@ def test_a_worker_reads_no_foreign_files(
         line["mask" if line["index"] % 2 else "init_image"] = name
     changed = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     cluster.store.put(part, gzip.compress(changed), overwrite=True)
+    described = json.loads(cluster.store.get(keys.job)) | {"parts": None}  # which has its digest
+    cluster.store.put(keys.job, json.dumps(described).encode(), overwrite=True)
 
     worker = cluster.start_worker()
     shards = {line["index"] // SHARD for line in with_picture}
