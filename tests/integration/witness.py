@@ -99,9 +99,11 @@ def write_down(path: Path) -> None:
         future.add_done_callback(left)
         return future
 
-    def noting_finish(finisher: Finisher, pixels: Any, task: Any, render: Any) -> Any:
+    def noting_finish(
+        finisher: Finisher, pixels: Any, task: Any, render: Any, **options: Any
+    ) -> Any:
         try:
-            finished = finish(finisher, pixels, task, render)
+            finished = finish(finisher, pixels, task, render, **options)
         except BaseException:
             note("failed", task.sampling.seed)
             raise
