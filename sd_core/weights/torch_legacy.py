@@ -12,10 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 from sd_core.weights import pickle_machine
-from sd_core.weights.errors import CheckpointError
 from sd_core.weights.pickle_machine import PickleError
 from sd_core.weights.stored import MappedFile, is_count
-from sd_core.weights.torch_pickle import ALLOWED, Storage, StorageId, no_such_storage, storage_id
+from sd_core.weights.torch_pickle import (
+    ALLOWED,
+    Storage,
+    StorageId,
+    no_such_storage,
+    read_dict,
+    storage_id,
+)
 
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _VERSION = 1001
@@ -31,15 +37,7 @@ def read_torch_legacy(file: MappedFile) -> dict[Any, Any]:
     """The pickled dict, its tensors as `StoredTensor`s. Raises `CheckpointError`, as
     `read_torch_zip` does.
     """
-    try:
-        content = _Legacy(file).load()
-    except PickleError as error:
-        raise CheckpointError(f"{file.path}: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file.path}: it holds a {type(content).__name__}; expected a dict of weights"
-        )
-    return content
+    return read_dict(file, _Legacy(file).load)
 
 
 class _Legacy:

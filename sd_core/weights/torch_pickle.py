@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sd_core.weights.errors import shown
+from sd_core.weights.errors import CheckpointError, shown
 from sd_core.weights.pickle_machine import Global, GlobalTable, Inert, PickleError
 from sd_core.weights.stored import MAX_DIMENSIONS, MappedFile, Shape, StoredTensor, is_count
 
@@ -29,6 +29,21 @@ _STORAGES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+
+
+def read_dict(file: MappedFile, load: Callable[[], Any]) -> dict[Any, Any]:
+    """The dict that `load` unpickles from the file. Raises `CheckpointError`, with the file's path
+    where `load` raises `PickleError`.
+    """
+    try:
+        content = load()
+    except PickleError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file.path}: it holds a {type(content).__name__}; expected a dict of weights"
+        )
+    return content
 
 
 class Storage(NamedTuple):

@@ -16,7 +16,7 @@ from sd_core.weights import pickle_machine
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.pickle_machine import PickleError
 from sd_core.weights.stored import MappedFile
-from sd_core.weights.torch_pickle import ALLOWED, Storage, no_such_storage, storage_id
+from sd_core.weights.torch_pickle import ALLOWED, Storage, no_such_storage, read_dict, storage_id
 
 MAX_DIRECTORY_BYTES = 4 * 2**20
 """A v1 checkpoint with all its training state has some 4,000 members, of about 100 bytes each."""
@@ -34,15 +34,7 @@ def read_torch_zip(file: MappedFile) -> dict[Any, Any]:
     Raises `CheckpointError`, among others where the pickle asks for a global that is not in
     `ALLOWED`; it is named, and nothing is run.
     """
-    try:
-        content = _Archive(file).load()
-    except PickleError as error:
-        raise CheckpointError(f"{file.path}: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file.path}: it holds a {type(content).__name__}; expected a dict of weights"
-        )
-    return content
+    return read_dict(file, lambda: _Archive(file).load())
 
 
 class _Archive:
