@@ -338,11 +338,11 @@ class Disorder:
         collected = self.cluster.command(*command, *self.store_options)
         if collected.returncode == ExitCode.DONE and not job.failed:
             return True
-        named = re.search(r"sdbatch (resume \S+)", collected.stdout + collected.stderr)
+        named = re.search(r"sdbatch (resume .+)", collected.stdout + collected.stderr)
         if named is None:
             self.problems.append(f"collect names no repair: {collected.stdout}{collected.stderr}")
             return True
-        self.cluster.command(*named[1].split(), *self.store_options)
+        self.cluster.command(*named[1].split(), "--endpoint", self.s3.endpoint)
         self.mended += 1
         return False
 
