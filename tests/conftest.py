@@ -19,10 +19,12 @@ from tests.servers_s3 import aws, s3_address, s3_server  # noqa: F401 - fixtures
 # torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts what it runs in the background with SIGINT ignored; tests are about what a terminal
-# starts.
+# A shell starts what it runs in the background with SIGINT ignored, and nohup does so with SIGHUP;
+# tests are about what a terminal starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Where no cluster is. Else one that the developer runs would take the tests' jobs.
 os.environ["SDBATCH_LOCAL"] = f"{tempfile.gettempdir()}/sdbatch-no-cluster-{os.getpid()}"
