@@ -80,6 +80,8 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
             todo = images - ledger.status(job_id).done
             wait_until_settled(ledger, job_id)
             used_s, seconds = cpu_s(seen[0].pid) - before, time.monotonic() - began
+        if failed := ledger.status(job_id).failed:
+            raise RuntimeError(f"{failed} images failed:\n{(folder / 'workers.log').read_text()}")
     return {
         "counted": todo,
         "cpu_ms_per_image": round(1000 * used_s / todo, 2),
