@@ -3,53 +3,59 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test test-slow test-cpus bench lint reference sbom install clean
+.PHONY: help demo test test-slow test-cpus bench lint format reference sbom install clean
 
-install: .venv/.installed
+help:  ## This list
+	@sed -n "s/^\([a-z-]*\):[^#]*## /\1\t/p" $(MAKEFILE_LIST) | expand -t 12
 
-.venv/.installed: pyproject.toml infra/constraints.txt $(wildcard sd_core/cpp/*)
+install: .venv/.installed  ## Create .venv with everything pinned
+
+.venv/.installed: pyproject.toml infra/constraints.txt $(wildcard sd_core/cpu/cpp/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c infra/constraints.txt -e '.[dev]'
 	touch $@
 
-demo: install
+demo: install  ## Render the quickstart with the demo model
 	$(BIN)/sdbatch run jobs/examples/quickstart.yaml
 
-lint: install
+lint: install  ## Lint, format, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# docs/reference.md, from the code.
-reference: install
+format: install  ## Mend lint and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+reference: install  ## Write docs/reference.md from the code
 	$(RUN) -m tests.reference
 
-test: lint
+test: lint  ## All checks that take minutes: run before a commit
 	$(RUN) -m pytest -n auto --dist worksteal -m 'not slow'
 
-test-slow: install
+test-slow: install  ## Checks that take long or gigabytes
 	$(RUN) -m pytest -m slow
 
 # The model and the engine as on lesser CPUs: without AVX-512, without AVX. CPUS=avx2 is one of them.
 CPUS ?= avx2 sse41
-MODEL_TESTS := tests/parity $(wildcard $(foreach part,device engine execution kept kernels mkldnn \
-	model products saving,tests/sd_core/test_$(part).py))
+MODEL_TESTS := tests/parity $(addprefix tests/sd_core/,cpu engine model test_device.py \
+	test_execution.py test_weight_cache.py)
 cpu-avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 cpu-sse41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
-test-cpus: install
+test-cpus: install  ## Model and engine as on lesser CPUs
 	$(foreach cpu,$(CPUS),$(cpu-$(cpu)) $(RUN) -m pytest -n auto --dist worksteal -m 'not slow' \
 		$(MODEL_TESTS) &&) true
 
 # OpenVINO is only ever a peer; --no-deps leaves out its telemetry.
-bench: install
+bench: install  ## Speed beside peers, as JSON
 	$(BIN)/pip install --quiet --no-deps -c infra/constraints.txt openvino
 	$(RUN) -m tests.bench
 
 # What is installed, with licences, as CycloneDX; fails where a licence or a version is not as wanted.
-sbom: install
+sbom: install  ## Licences of what is installed
 	$(RUN) -m infra.sbom build/sbom.json
 
-clean:
+clean:  ## Remove what was built
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

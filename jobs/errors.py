@@ -15,18 +15,18 @@
     │   └── LedgerError           9  the ledger cannot be reached, or refuses
     │       └── DamagedLedgerError 9  what it holds of a job cannot be read
     └── Stop                         not an error: somebody wanted it
-        ├── Cancelled             8  the job was cancelled
         └── Interrupted         130  Ctrl-C or a signal; what is finished is kept
 
-Two codes belong to no exception: 0, done, and 3, done but some images failed.
+Three codes belong to no exception: 0, done, 3, done but some images failed, and 8, cancelled.
 `exit_code` is the one place where an exception becomes a code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -142,12 +142,6 @@ class Stop(Exception):  # noqa: N818 - not an error
     exit_code = ExitCode.INTERRUPTED
 
 
-class Cancelled(Stop):
-    """The job was cancelled."""
-
-    exit_code = ExitCode.CANCELLED
-
-
 class Interrupted(Stop):
     """Ctrl-C or a signal. What is finished is kept, and the same command continues."""
 
@@ -159,3 +153,15 @@ def exit_code(error: BaseException) -> ExitCode:
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     return ExitCode.UNEXPECTED
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestWarning:
+    """kind: a word for programs. first: what and where, the first time. count: how many times."""
+
+    kind: str
+    first: Problem
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "count": self.count, **asdict(self.first)}

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Required, get_args
-
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
+from typing import TYPE_CHECKING, get_args
 
 from jobs.errors import InputError, StoreError
-from jobs.explain import NodePlace, plain
-from jobs.job_file import Reproducible
+from jobs.formatting import one_of, quote, suggest
 from jobs.local.address import LocalCluster, running_cluster
-from jobs.problems import ProblemList, found, one_of, quote, suggest
-from jobs.sources import read_file, reason
 from jobs.storage.folders import check_folder
-from jobs.storage.s3_address import S3Access
-from jobs.yaml_reader import YamlFile
-from sd_core.spec import EXECUTIONS
+from jobs.storage.s3.address import S3Access
+from jobs.task import Reproducible
+from sd_core.spec import DTYPES, EXECUTIONS
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+if TYPE_CHECKING:
+    from jobs.models import ModelSource
+
 LOG_FORMATS = ("text", "json")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _ADDRESS = re.compile(r"(?P<host>[^\s:]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})")
-_MAX_LIST_BYTES = 2**20
 _AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model is, as `sd_core.load_model` takes it, and its digest if it is pinned.
-
-    digest: sha256 of the weights, 64 hex digits.
-    """
-
-    source: str
-    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +70,7 @@ class Settings:
         elsewhere = "SDBATCH_REDIS" in values or "SDBATCH_STORE" in values
         local = None if elsewhere else running_cluster(values)
         return cls(
-            models={} if models is None else load_models(models),
+            models={} if models is None else _models(models),
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
             dtype=dtype,
@@ -128,6 +111,8 @@ class Settings:
         if name in self.models:
             return self.models[name]
         if name == "demo":
+            from jobs.models import ModelSource
+
             return ModelSource("demo")
         close = suggest(name, self.models)
         known = ", ".join(["demo", *self.models])
@@ -136,6 +121,12 @@ class Settings:
             f"model {quote(name)} is not in the model list; {hint} (SDBATCH_MODELS names the list; "
             "--model gives a checkpoint for one run)"
         )
+
+
+def _models(given: str) -> dict[str, ModelSource]:
+    from jobs.models import load_models  # pydantic and YAML, which a command without models spares
+
+    return load_models(given)
 
 
 def _reproducible(text: str) -> Reproducible:
@@ -186,61 +177,3 @@ def check_device(text: str, where: str) -> None:
 def debugging(environ: Mapping[str, str]) -> bool:
     """Whether unexpected errors show their traceback. Never fails: it is asked after a failure."""
     return environ.get("SDBATCH_DEBUG", "0") not in ("", "0")
-
-
-@with_config(ConfigDict(extra="forbid", strict=True))
-class _Pinned(TypedDict, total=False):
-    source: Required[Annotated[str, Field(min_length=1)]]
-    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-_SOURCE: TypeAdapter[Any] = TypeAdapter(Annotated[str, Field(min_length=1)] | _Pinned)
-
-
-def load_models(given: Path | str) -> dict[str, ModelSource]:
-    """A model list, YAML or JSON. Paths in it are relative to it.
-
-    given: its path; or, as a text that begins with {, the list itself, whose paths are relative to
-    the working directory.
-    Raises `InputError`, for mistakes in the list as `ManifestError` with their places.
-    """
-    if isinstance(given, str) and given.lstrip().startswith("{"):
-        name, folder, source = "SDBATCH_MODELS", Path(), given.encode()
-    else:
-        path = Path(given)
-        with contextlib.suppress(RuntimeError):  # nobody knows whose home: it is not there
-            path = path.expanduser()
-        name, folder, source = str(path), path.parent, _read_list(path)
-    problems = ProblemList()
-    top, _ = YamlFile(source, name, problems).mapping()
-    models = {}
-    for model, listed in plain(top).items():
-        try:
-            value = _SOURCE.validate_python(listed)
-        except ValidationError:
-            message = (
-                f"found {found(listed)}, expected a source (demo, a checkpoint, a diffusers "
-                "folder, hf:owner/name, s3://bucket/key) or {source: …, digest: 64 hex digits}"
-            )
-            problems.at(NodePlace(name, "", top), (model,), message)
-            continue
-        pinned = {"source": value} if isinstance(value, str) else value
-        models[model] = ModelSource(_located(pinned["source"], folder), pinned.get("digest"))
-    problems.raise_if_any()
-    return models
-
-
-def _read_list(path: Path) -> bytes:
-    try:
-        return read_file(path, _MAX_LIST_BYTES)
-    except (OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
-        raise InputError(f"SDBATCH_MODELS: {path} cannot be read: {why}") from None
-
-
-def _located(source: str, folder: Path) -> str:
-    """A path relative to the list, or a source that is no path."""
-    below_home = source.startswith("~") and "/" in source  # what reads it knows whose
-    if source == "demo" or source.startswith(("hf:", "s3://")) or below_home:
-        return source
-    return str(folder / source)

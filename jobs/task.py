@@ -6,12 +6,18 @@ import json
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from sd_core.spec import Sampling
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 """What a picture can be written as; the first is the default."""
+
+DEFAULT_QUALITY = 95
+"""Of pictures in jpeg and webp, 1 to 100."""
+
+Reproducible = Literal["exact", "fast"]
+"""How an image's bytes may depend on what else is rendered: not at all, or in their last bits."""
 
 _INPUT_NAME = re.compile(r"([0-9a-f]{64})\.(png|jpg|webp)")
 
@@ -94,3 +100,15 @@ def spec_digest(task: Task, model_digest: str) -> str:
     digest.update(b"\n")
     digest.update(model_digest.encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be made: a line of `failures.jsonl`."""
+
+    index: int
+    name: str
+    prompt: str
+    seed: int
+    reason: str
+    attempts: int = 1

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from jobs.errors import InputError
-from jobs.ledger.base import JobStatus
+from jobs.ledger.types import JobStatus
 
 MAX_URL_CHARS = 2048
 TOLERANCE_S = 300.0

@@ -1,7 +1,7 @@
 """The latent diffusion model and its mathematics.
 
-The public names are resolved on first use, so that `sd_core.spec` and `sd_core.samplers` can be
-used where torch is not installed.
+The public names are resolved on first use, so that `sd_core.spec` and `sd_core.sampling.samplers`
+can be used where torch is not installed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sd_core.engine import Engine, Request
+    from sd_core.engine.engine import Engine
+    from sd_core.engine.request import Request
+    from sd_core.engine.sample import sample_latents
     from sd_core.execution import make_ready
     from sd_core.loading import load_model
-    from sd_core.model import LatentDiffusion
+    from sd_core.model.diffusion import LatentDiffusion
     from sd_core.pixels import to_pil
-    from sd_core.samplers import step_table
-    from sd_core.sampling import sample_latents
+    from sd_core.sampling.samplers import step_table
     from sd_core.spec import Sampling
     from sd_core.weights.errors import CheckpointError
 
@@ -35,14 +36,14 @@ __all__ = [
 
 _MODULES = {
     "CheckpointError": "sd_core.weights.errors",
-    "Engine": "sd_core.engine",
-    "LatentDiffusion": "sd_core.model",
-    "Request": "sd_core.engine",
+    "Engine": "sd_core.engine.engine",
+    "LatentDiffusion": "sd_core.model.diffusion",
+    "Request": "sd_core.engine.engine",
     "Sampling": "sd_core.spec",
     "load_model": "sd_core.loading",
     "make_ready": "sd_core.execution",
-    "sample_latents": "sd_core.sampling",
-    "step_table": "sd_core.samplers",
+    "sample_latents": "sd_core.engine.sample",
+    "step_table": "sd_core.sampling.samplers",
     "to_pil": "sd_core.pixels",
 }
 

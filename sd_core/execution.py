@@ -1,8 +1,9 @@
 """How a loaded model runs fast on its device: the one place that decides it.
 
-eager: as it is. packed: eager, with weights in the layout of the CPU's kernels (`sd_core.packing`).
-fused: packed, with kernels of our own for the UNet's attention, for norms and, on CPUs without AMX,
-for convolutions and linear layers (`sd_core.kernels`).
+eager: as it is.
+packed: eager, with weights in the layout of the CPU's kernels (`sd_core.cpu.packing`).
+fused: packed, with kernels of our own (`sd_core.cpu.kernels`) for the UNet's attention, for norms
+and, on CPUs without AMX, for convolutions and linear layers.
 compiled: by `torch.compile`, one program for each shape, kept on disk for the next start.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
@@ -21,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sd_core.kernels import attention, group_norm, have_amx, have_kernels, layer_norm
-from sd_core.layers import CrossAttention, GroupNorm, LayerNorm
-from sd_core.model import LatentDiffusion
-from sd_core.packing import can_pack, pack
+from sd_core.cpu.kernels import attention, group_norm, have_amx, have_kernels, layer_norm
+from sd_core.cpu.packing import can_pack, pack
+from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.layers import CrossAttention, GroupNorm, LayerNorm
+from sd_core.model.unet import UNet
+from sd_core.model.vae import AutoencoderKL
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR, ModelSpec
-from sd_core.unet import UNet
-from sd_core.vae import AutoencoderKL
 
 PACKED = ("packed", "fused")
 """The ways of running that have weights laid out for the CPU's kernels."""
@@ -92,10 +93,10 @@ def pack_part(
     part: UNet | AutoencoderKL,
     spec: ModelSpec,
     execution: str,
-    lend: Callable[[str], None] = lambda name: None,
+    load_layer_weights: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Lays out the weights of a model's part for the native size, for a way of running that is one
-    of `PACKED`. spec: of the model. lend: see `sd_core.packing.pack`.
+    of `PACKED`. spec: of the model. load_layer_weights: see `sd_core.cpu.packing.pack`.
     """
     if execution == "fused":
         _use_kernels(part)
@@ -109,7 +110,7 @@ def pack_part(
     with torch.no_grad():
         # oneDNN's products are by AMX where that is, which is several times as fast as ours.
         own = execution == "fused" and not have_amx()
-        pack(part, rows, side, linears=linears, own=own, lend=lend)
+        pack(part, rows, side, linears=linears, own=own, load_layer_weights=load_layer_weights)
 
 
 def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> LatentDiffusion:

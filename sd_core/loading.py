@@ -20,21 +20,21 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from sd_core.cpu.mkldnn_tensor import can_rebuild
 from sd_core.device import resolve_device, resolve_dtype
 from sd_core.execution import PACKED, pack_part, resolve_execution, run_as
-from sd_core.kept import LEAST_BYTES, Kept, Shelf, put_back
-from sd_core.model import LatentDiffusion, Provenance
-from sd_core.opaque import can_rebuild
-from sd_core.text import TextEncoder, weight_shapes
-from sd_core.tokenizer import PromptTokenizer
-from sd_core.unet import UNet
-from sd_core.vae import AutoencoderKL
-from sd_core.weights.assemble import Filling, Matched, digest, match
+from sd_core.model.diffusion import LatentDiffusion, Provenance
+from sd_core.model.text import TextEncoder, weight_shapes
+from sd_core.model.tokenizer import PromptTokenizer
+from sd_core.model.unet import UNet
+from sd_core.model.vae import AutoencoderKL
+from sd_core.weight_cache import LEAST_BYTES, Kept, WeightCache, put_back
+from sd_core.weights.assemble import Matched, WeightLoader, digest, match
 from sd_core.weights.checkpoint import Checkpoint
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.open import open_checkpoint, open_vae, with_vae
-from sd_core.weights.plausible import check_depth, check_sizes
 from sd_core.weights.stored import Shape
+from sd_core.weights.validate_sizes import check_depth, check_sizes
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +102,13 @@ def load_model(
     unet, autoencoder = parts()
     shapes = {"text": weight_shapes(spec.text), "unet": _shapes(unet), "vae": _shapes(autoencoder)}
     stored = match(shapes, checkpoint)
-    shelf = None
+    weight_cache = None
     worth_it = execution in PACKED and _nbytes(stored, number_type) >= LEAST_BYTES
     if cache is not None and worth_it and can_rebuild():
-        shelf = Shelf(cache / "laid-out", spec, number_type, execution)
+        weight_cache = WeightCache(cache / "laid-out", spec, number_type, execution)
     with ThreadPoolExecutor(1) as beside:
         digested = beside.submit(digest, spec, stored, checkpoint.tokenizer)
-        looking = None if shelf is None else beside.submit(_find, shelf, digested)
+        looking = None if weight_cache is None else beside.submit(_find, weight_cache, digested)
         text = empty(lambda: TextEncoder(spec.text))  # imports transformers
         tokenizer = _tokenizer(checkpoint)
         model = LatentDiffusion(spec, text=text, unet=unet, vae=autoencoder, tokenizer=tokenizer)
@@ -127,8 +127,8 @@ def load_model(
         vae_revision=vae_revision,
     )
     run_as(model.requires_grad_(False).eval(), execution, cache)
-    if shelf is not None and kept is None:
-        shelf.keep(model.digest, model)
+    if weight_cache is not None and kept is None:
+        weight_cache.keep(model.digest, model)
     return model
 
 
@@ -145,8 +145,8 @@ def _tokenizer(checkpoint: Checkpoint) -> PromptTokenizer:
     return tokenizer
 
 
-def _find(shelf: Shelf, digested: Future[str]) -> Kept | None:
-    return shelf.find(digested.result())
+def _find(weight_cache: WeightCache, digested: Future[str]) -> Kept | None:
+    return weight_cache.find(digested.result())
 
 
 def _nbytes(stored: Mapping[str, Matched], dtype: torch.dtype) -> int:
@@ -158,10 +158,12 @@ def _bring(
     model: LatentDiffusion, stored: Mapping[str, Matched], execution: str, device: torch.device
 ) -> None:
     """Fills an empty model with the weights of its files, and lays them out."""
-    fillings = {name: Filling(part, stored[name], device) for name, part in model.named_children()}
+    fillings = {
+        name: WeightLoader(part, stored[name], device) for name, part in model.named_children()
+    }
     if execution in PACKED:
-        pack_part(model.unet, model.spec, execution, fillings["unet"].lend)
-        pack_part(model.vae, model.spec, execution, fillings["vae"].lend)
+        pack_part(model.unet, model.spec, execution, fillings["unet"].load_layer_weights)
+        pack_part(model.vae, model.spec, execution, fillings["vae"].load_layer_weights)
     for filling in fillings.values():
         filling.bring()
 

@@ -36,7 +36,7 @@ MAX_STEPS = 1000
 """As many as the schedule has training timesteps."""
 
 SAMPLERS = ("plms", "ddim", "euler", "euler_a", "heun", "lms", "dpmpp_2m", "ddpm")
-"""Names that `sd_core.samplers.step_table` accepts; the first is the default."""
+"""Names that `sd_core.sampling.samplers.step_table` accepts; the first is the default."""
 
 KARRAS_SAMPLERS = ("euler", "heun", "lms", "dpmpp_2m")
 """Samplers that work in noise levels and so may use Karras spacing."""
@@ -238,3 +238,6 @@ def _number(name: str, value: object, allowed: str) -> int | float:
             as_float = float(value)
             return value if isinstance(value, int) else as_float
     raise ValueError(f"{name} {value!r:.80} is no number; expected one {allowed}")
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")

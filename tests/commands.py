@@ -10,7 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
-from jobs.cli import main
+import click
+
+from jobs.cli.root import cli, main
+
+
+def _commands() -> dict[str, click.Command]:
+    context = click.Context(cli)
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    assert None not in found.values()
+    return found
+
+
+COMMANDS = _commands()
+"""Every subcommand, imported."""
 
 
 def run_command(

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.ledger.base import ClaimAnswer, JobState, Lease, Ledger, NewJob
-from jobs.ledger.memory import MemoryLedger
-from jobs.ledger.redis import RedisLedger
-from jobs.records import Failure
+from jobs.ledger.base import Ledger
+from jobs.ledger.memory.ledger import MemoryLedger
+from jobs.ledger.redis.ledger import RedisLedger
+from jobs.ledger.types import ClaimAnswer, JobState, Lease, NewJob
+from jobs.task import Failure
 from tests.servers import wait_for
 
 PLAN = "ab" * 32

@@ -1,8 +1,8 @@
 """Writes `docs/reference.md` from the code: `make reference`.
 
-Keys of a manifest come from `jobs.schema`, commands and options from `jobs.cli`, variables from
-`jobs.variables`, exit codes from `jobs.errors`, limits from `jobs.limits`. A test fails while the
-file is not what this module would write.
+Keys of a manifest come from `jobs.manifest.schema`, commands and options from `jobs.cli`, variables
+from `jobs.variables`, exit codes from `jobs.errors`, limits from `jobs.limits`. A test fails while
+the file is not what this module would write.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import click
 
 from jobs import limits
-from jobs.cli import cli
-from jobs.console import EXIT_CODES
-from jobs.schema import json_schema
+from jobs.cli.root import EXIT_CODES
+from jobs.manifest.schema import json_schema
 from jobs.variables import OTHERS, VARIABLES, Variable
+from tests.commands import COMMANDS
 
 PAGE = Path(__file__).parents[1] / "docs/reference.md"
 
@@ -150,9 +150,7 @@ def _figure(value: float) -> str:
 
 
 def _commands() -> Iterator[str]:
-    often = Counter(
-        _told(option) for command in cli.commands.values() for option in _options(command)
-    )
+    often = Counter(_told(option) for command in COMMANDS.values() for option in _options(command))
     shared = {told for told, count in often.items() if count >= SHARED_BY}
     yield "## Commands\n"
     yield (
@@ -162,7 +160,7 @@ def _commands() -> Iterator[str]:
     yield f"{_words(EXIT_CODES)}\n"
     yield "These options mean the same wherever a command has them:\n"
     yield _table(("option", "meaning"), sorted(shared))
-    for name, command in cli.commands.items():
+    for name, command in COMMANDS.items():
         yield f"### sdbatch {name}\n"
         yield from _command(name, command, shared)
 

@@ -14,16 +14,17 @@ import pytest
 import torch
 
 from jobs.variables import OTHERS, VARIABLES
-from sd_core.kept import LEAST_BYTES, MOST_BYTES
-from sd_core.memory import decode_bytes, evaluation_bytes
-from sd_core.rows import DECODED_TOGETHER, batch_rows
+from sd_core.engine.batch_rows import DECODED_TOGETHER, batch_rows
+from sd_core.engine.memory import decode_bytes, evaluation_bytes
+from sd_core.model.text import weight_shapes
+from sd_core.model.unet import UNet
+from sd_core.model.vae import AutoencoderKL
 from sd_core.spec import EXECUTIONS, ModelSpec
-from sd_core.text import weight_shapes
-from sd_core.unet import UNet
-from sd_core.vae import AutoencoderKL
+from sd_core.weight_cache import LEAST_BYTES, MOST_BYTES
 from tests.test_readme import README, ROOT, check_command
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES += [ROOT / "sd_core/cpu/README.md", ROOT / "sd_core/demo/README.md"]
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
 CPU = PAGES["docs/cpu.md"]
 

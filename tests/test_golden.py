@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from jobs.ledger.base import Shard
-from jobs.manifest import load_manifest
-from jobs.queue import from_message, to_message
-from jobs.storage import JobKeys
+from jobs.folder.layout import JobKeys
+from jobs.ledger.types import Shard
+from jobs.manifest.load import load_manifest
+from jobs.plan.task_line import read_task
+from jobs.queue.messages import from_message, to_message
 from jobs.task import Task, spec_digest
-from jobs.task_line import read_task
 from tests.worker.samples import MODEL, RENDER
-from worker.record import image_record, record_line
+from worker.output.record import image_record, record_line
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 EXAMPLES = Path(__file__).parents[1] / "jobs/examples"

@@ -7,7 +7,13 @@ import sys
 
 import pytest
 
-TORCH_FREE = ("sd_core", "sd_core.spec", "sd_core.samplers", "jobs.cli", "jobs.manifest")
+TORCH_FREE = (
+    "sd_core",
+    "sd_core.spec",
+    "sd_core.sampling.samplers",
+    "jobs.cli",
+    "jobs.manifest.load",
+)
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

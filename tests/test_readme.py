@@ -11,11 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.cli import cli, main
+from jobs.cli.root import main
 from jobs.errors import ExitCode
-from jobs.manifest import load_manifest
-from jobs.run import summary_lines
-from worker.local import RunSummary
+from jobs.manifest.load import load_manifest
+from tests.commands import COMMANDS
+from worker.run import RunSummary
+from worker.run_command import summary_lines
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -55,7 +56,7 @@ def mentioned() -> set[str]:
 def check_command(line: str) -> None:
     """That a command line names a command, options and files that there are."""
     _, name, *words = shlex.split(line)
-    command = cli.commands[name]
+    command = COMMANDS[name]
     options = {option for p in command.params if isinstance(p, click.Option) for option in p.opts}
     assert {word for word in words if word.startswith("--")} <= options
     for word in words:
@@ -69,7 +70,7 @@ def test_commands_and_options_exist(line):
 
 
 def test_every_command_is_mentioned():
-    assert {line.split()[1] for line in mentioned()} == set(cli.commands)
+    assert {line.split()[1] for line in mentioned()} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", sessions())

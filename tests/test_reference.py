@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import pytest
 
-from jobs.cli import cli
-from jobs.schema import KEYS, PROMPT_KEYS, TOP_KEYS
+from jobs.manifest.schema import KEYS, PROMPT_KEYS, TOP_KEYS
 from jobs.variables import VARIABLES
 from tests import reference
+from tests.commands import COMMANDS
 
 MAKE = "run `make reference`: docs/reference.md is not what the code says any more"
 
@@ -23,15 +23,15 @@ def test_everything_is_in_it():
     named = {
         *(f"`{key}`" for key in keys),
         *(f"`{variable.name}`" for variable in VARIABLES),
-        *(f"### sdbatch {name}\n" for name in cli.commands),
+        *(f"### sdbatch {name}\n" for name in COMMANDS),
     }
     assert {text for text in named if text not in page} == set()
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_says_what_it_is(name):
     """More than its default."""
-    command = cli.commands[name]
+    command = COMMANDS[name]
     assert command.help
     assert "Example:" in command.help
     for option in (p for p in command.params if isinstance(p, click.Option)):

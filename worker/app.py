@@ -17,19 +17,19 @@ import click
 from celery import Celery, signals
 from click.core import ParameterSource
 
-from jobs.queue import celery_settings, queue_name
+from jobs.queue.messages import celery_settings, queue_name
 from jobs.settings import Settings
-from worker import incoming, lifecycle, logs
+from worker import kombu_guard, logs, process
 
 settings = Settings.from_env(os.environ)
-owner = lifecycle.new_owner()
+owner = process.new_owner()
 
-incoming.be_careful()
+kombu_guard.be_careful()
 app = Celery("sdbatch", include=["worker.tasks"])
 app.conf.update(celery_settings(settings.redis))
 app.conf.update(
     task_default_queue=queue_name(settings.worker_model),
-    worker_concurrency=lifecycle.SLOTS,
+    worker_concurrency=process.SLOTS,
     worker_hijack_root_logger=False,
 )
 
@@ -74,14 +74,14 @@ def _set_level(loglevel: int, **_: object) -> None:
 @signals.worker_init.connect
 def _start(**_: object) -> None:
     """The model first: a worker without one must not take messages."""
-    lifecycle.start(settings, owner)
+    process.start(settings, owner)
 
 
 @signals.worker_shutting_down.connect
 def _drain(**_: object) -> None:
-    lifecycle.drain()
+    process.drain()
 
 
 @signals.worker_shutdown.connect
 def _stop(sender: Any, **_: object) -> None:
-    lifecycle.stop(sender.exitcode)
+    process.stop(sender.exitcode)

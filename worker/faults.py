@@ -1,11 +1,16 @@
-"""What an error says about the image, the device and the worker."""
+"""Errors of a worker: what they say of the image and the device, and whom they are reported to."""
 
 from __future__ import annotations
 
+import contextlib
 from enum import StrEnum
 
-from jobs.errors import InputError, NotFoundError, SdbatchError, StoreError
-from sd_core.memory import is_out_of_memory
+from jobs.errors import InputError, LedgerError, NotFoundError, SdbatchError, StoreError
+from jobs.ledger.base import Ledger
+from sd_core.engine.memory import is_out_of_memory
+from worker.logs import masked
+
+LONGEST = 500  # characters of an error; a ledger is no log
 
 
 class DeviceLostError(SdbatchError):
@@ -45,3 +50,18 @@ def reason_of(error: BaseException, *, rendered: bool) -> Reason:
     if isinstance(error, (ValueError, InputError, NotFoundError)):
         return Reason.FORMAT if rendered else Reason.INPUT
     return Reason.OTHER
+
+
+def report_job_error(ledger: Ledger, job_id: str, owner: str, error: Exception) -> None:
+    """Note in the ledger why a job does not move on: `sdbatch status` shows it.
+
+    owner: the worker that met the error. Nothing happens if it is the ledger that fails.
+    """
+    if isinstance(error, LedgerError):
+        return
+    story = str(error)
+    if not isinstance(error, SdbatchError):
+        story = f"unexpected {type(error).__name__}: {story}; the worker's log has more"
+    text = " ".join(masked(story).split())
+    with contextlib.suppress(LedgerError):
+        ledger.note_error(job_id, f"{owner}: {text}"[:LONGEST])

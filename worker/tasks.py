@@ -7,8 +7,8 @@ import logging
 from celery.exceptions import Reject
 
 from jobs.errors import InputError, LedgerError
-from jobs.queue import TASK, from_message
-from worker import lifecycle, logs
+from jobs.queue.messages import TASK, from_message
+from worker import logs, process
 from worker.app import app
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def render_shard(message: object) -> None:
         return
     with logs.context(job=shard.job_id, shard=shard.number):
         try:
-            taken = lifecycle.worker().handle(shard)
+            taken = process.worker().handle(shard)
         except LedgerError as error:
             # Nothing is lost: the lease runs out, or the shard is found unclaimed.
             log.error("shard left to the ledger: %s", error)

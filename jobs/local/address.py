@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from jobs.errors import InputError
-from jobs.sources import reason
-from jobs.storage.s3_address import S3Access
+from jobs.formatting import reason
+from jobs.storage.s3.address import S3Access
 
 BUCKET = "sdbatch"
 STORE = f"s3://{BUCKET}/jobs"

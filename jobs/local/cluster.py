@@ -13,21 +13,15 @@ from pathlib import Path
 from jobs.errors import Interrupted, LedgerError, SdbatchError, StoreError
 from jobs.formatting import counted
 from jobs.ledger import Ledger, open_ledger
-from jobs.local.address import (
-    STORE,
-    LocalCluster,
-    announce,
-    cluster_file,
-    default_folder,
-)
-from jobs.local.crew import CrewMember, Stage, worker_environ, worker_part
+from jobs.local.address import STORE, LocalCluster, announce, cluster_file, default_folder
 from jobs.local.display import Display, Summary, same_folder
 from jobs.local.lock import locked
-from jobs.local.process import Part
 from jobs.local.seaweed import endpoint, remove_sockets, seaweed, seaweed_ready, weed_program
 from jobs.local.state import State, load_state
 from jobs.local.valkey import redis_url, valkey, valkey_program, valkey_ready
-from jobs.signals import Interrupts
+from jobs.local.workers import LocalWorker, Stage, worker_environ, worker_process
+from jobs.supervise.process import LoggedProcess
+from jobs.supervise.signals import Interrupts
 
 POLL_S = 0.1
 START_TIMEOUT_S = 120.0
@@ -89,8 +83,8 @@ class _Cluster:
         self,
         plan: Plan,
         state: State,
-        ledger_server: Part,
-        store_server: Part,
+        ledger_server: LoggedProcess,
+        store_server: LoggedProcess,
         display: Display,
         interrupts: Interrupts,
     ) -> None:
@@ -100,7 +94,7 @@ class _Cluster:
         self._store_server = store_server
         self._display = display
         self._interrupts = interrupts
-        self._crew: list[CrewMember] = []
+        self._workers: list[LocalWorker] = []
 
     def start_servers(self) -> None:
         """Both at once. Returns when they are ready and commands can find them."""
@@ -132,19 +126,21 @@ class _Cluster:
             workers=plan.workers,
         )
         for number in range(1, plan.workers + 1):
-            self._crew.append(CrewMember(worker_part(number, plan.model, logs, theirs), show))
+            self._workers.append(
+                LocalWorker(worker_process(number, plan.model, logs, theirs), show)
+            )
         ledger = open_ledger(redis_url(self._state))
         announced = False
         while True:
             self._check()
-            loading = sum(member.stage is Stage.LOADING for member in self._crew)
+            loading = sum(worker.stage is Stage.LOADING for worker in self._workers)
             ready = _pids(ledger) if loading else set()
-            for member in self._crew:
-                member.look(ready)
-            left = [member for member in self._crew if member.stage is not Stage.GIVEN_UP]
+            for worker in self._workers:
+                worker.look(ready)
+            left = [worker for worker in self._workers if worker.stage is not Stage.GIVEN_UP]
             if not left:
                 raise SdbatchError(f"no worker with model {plan.model} can be kept running")
-            ready_count = sum(member.stage is Stage.READY for member in left)
+            ready_count = sum(worker.stage is Stage.READY for worker in left)
             if ready_count < len(left):
                 workers = counted(plan.workers, "worker")
                 show.doing(f"loading {plan.model}: {ready_count} of {workers} ready")
@@ -160,7 +156,7 @@ class _Cluster:
         with contextlib.suppress(FileNotFoundError):
             cluster_file(self._plan.folder).unlink()
         self._display.doing("stopping: workers hand back what they have not rendered")
-        _end([member.part for member in self._crew], grace_s, self._hurried)
+        _end([worker.process for worker in self._workers], grace_s, self._hurried)
         self._display.doing("stopping the servers")
         _end([self._ledger_server], VALKEY_GRACE_S, self._hurried)
         self._store_server.kill()
@@ -182,7 +178,7 @@ class _Cluster:
         found = same_folder(plan.folder, default_folder(os.environ))
         self._display.ready(summary, needs_folder=not found)
 
-    def _wait_until(self, ready: Callable[[], bool], server: Part) -> None:
+    def _wait_until(self, ready: Callable[[], bool], server: LoggedProcess) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
             self._check()
@@ -209,17 +205,17 @@ class _Cluster:
         return self._interrupts.count > 1
 
 
-def _end(parts: Sequence[Part], grace_s: float, hurried: Callable[[], bool]) -> None:
+def _end(processes: Sequence[LoggedProcess], grace_s: float, hurried: Callable[[], bool]) -> None:
     """Asks them to end, waits, and kills those that are left. hurried: whether not to wait."""
-    for part in parts:
-        part.send(signal.SIGTERM)
+    for process in processes:
+        process.send(signal.SIGTERM)
     deadline = time.monotonic() + grace_s
-    while any(part.running for part in parts):
+    while any(process.running for process in processes):
         if hurried() or time.monotonic() > deadline:
             break
         time.sleep(POLL_S)
-    for part in parts:
-        part.kill()
+    for process in processes:
+        process.kill()
 
 
 def _pids(ledger: Ledger) -> set[int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from jobs.console import Terminal
 from jobs.formatting import counted
+from jobs.terminal.console import Terminal
 
 
 @dataclass(frozen=True)

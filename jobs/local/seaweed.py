@@ -21,9 +21,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs.errors import InputError
 from jobs.local.address import BUCKET, write_private
-from jobs.local.process import Part
 from jobs.local.state import MISSING, SEAWEED_PORTS, State
 from jobs.storage.base import TEMPORARY_PREFIX
+from jobs.supervise.process import LoggedProcess
 
 PROBE_TIMEOUT_S = 5
 
@@ -43,7 +43,7 @@ def endpoint(state: State) -> str:
 
 def seaweed(
     folder: Path, logs: Path, state: State, environ: Mapping[str, str], *, held: int
-) -> Part:
+) -> LoggedProcess:
     """The server over `folder`/seaweed."""
     data = folder / "seaweed"
     (data / "data").mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def seaweed(
     write_private(data / "identities.json", json.dumps({"identities": [identity]}))
     # Neither a configuration in the user's home nor credentials of AWS are meant for this server.
     clean = {name: v for name, v in environ.items() if not name.startswith(("AWS_", "WEED_"))}
-    return Part(
+    return LoggedProcess(
         "SeaweedFS",
         [weed_program(), "-logtostderr=true", "server", *_options(state)],
         logs / "seaweedfs.log",

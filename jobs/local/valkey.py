@@ -12,8 +12,8 @@ from redis.retry import Retry
 
 from jobs.errors import InputError
 from jobs.local.address import write_private
-from jobs.local.process import Part
 from jobs.local.state import MISSING, State
+from jobs.supervise.process import LoggedProcess
 
 PROBE_TIMEOUT_S = 2.0
 
@@ -35,7 +35,7 @@ def redis_url(state: State, *, password: bool = True) -> str:
     return f"redis://{login}127.0.0.1:{state.ports['redis']}/0"
 
 
-def valkey(folder: Path, logs: Path, state: State, *, held: int) -> Part:
+def valkey(folder: Path, logs: Path, state: State, *, held: int) -> LoggedProcess:
     """The server over `folder`/valkey; the password is in a file, as all can read command lines."""
     data = folder / "valkey"
     data.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def valkey(folder: Path, logs: Path, state: State, *, held: int) -> Part:
         'save ""\n'
         "maxmemory-policy noeviction\n",
     )
-    return Part(
+    return LoggedProcess(
         "Valkey",
         [str(valkey_program()), "valkey.conf"],
         logs / "valkey.log",

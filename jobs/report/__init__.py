@@ -9,19 +9,18 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Any
 
+from jobs.folder.layout import JobFolder
+from jobs.folder.records import WHOLE, Record, read_records
 from jobs.formatting import counted
-from jobs.records import WHOLE, Failure, Record, read_records
 from jobs.report.gallery import GALLERY_LIMIT, gallery_page
 from jobs.report.sheets import SHEET_LIMIT, SHEET_SIZE, contact_sheet
-from jobs.storage import JobKeys, Store
-from jobs.storage.keys import content_type
+from jobs.task import Failure
 
 __all__ = ["GALLERY_LIMIT", "SHEET_LIMIT", "SHEET_SIZE", "write_report", "write_unfinished_report"]
 
 
 def write_report(
-    store: Store,
-    keys: JobKeys,
+    folder: JobFolder,
     records: Iterable[Record],
     failures: Iterable[Failure] = (),
     *,
@@ -43,31 +42,31 @@ def write_report(
         note = f"This job is not finished: it has {total:,} of {of} so far"
 
     def write(key: str, data: bytes) -> str:
-        store.put(key, data, overwrite=True, content_type=content_type(key))
-        return keys.path(key)
+        folder.put(key, data, overwrite=True)
+        return folder.keys.path(key)
 
     sheets = [
-        write(keys.sheet(number), contact_sheet(store, keys, part, note))
+        write(folder.keys.sheet(number), contact_sheet(folder, part, note))
         for number, part in enumerate(_sheets(shown))
     ]
-    page = gallery_page(keys.job_id, shown, total, failed, sheets, note)
-    write(keys.index, page.encode())
+    page = gallery_page(folder.keys.job_id, shown, total, failed, sheets, note)
+    write(folder.keys.index, page.encode())
     return total
 
 
 def write_unfinished_report(
-    store: Store, keys: JobKeys, failures: Sequence[Failure] = (), *, planned: int | None
+    folder: JobFolder, failures: Sequence[Failure] = (), *, planned: int | None
 ) -> bool:
     """Write the report of a job that was stopped, from the records that there are; False if there
     is nothing to show.
 
     planned: images of the job, if that is known. Raises `StoreError`.
     """
-    records = read_records(store, keys, needs=WHOLE)
+    records = read_records(folder, needs=WHOLE)
     first = list(islice(records, 1))
     if not first and not failures:
         return False
-    write_report(store, keys, chain(first, records), failures, planned=planned)
+    write_report(folder, chain(first, records), failures, planned=planned)
     return True
 
 

@@ -17,7 +17,8 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from jobs.records import Failure, Record
+from jobs.folder.records import Record
+from jobs.task import Failure
 
 GALLERY_LIMIT = 10_000
 """Most images on the page; their data is about 300 bytes each."""

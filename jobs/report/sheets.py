@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from jobs.errors import DamagedError, NotFoundError
+from jobs.folder.layout import JobFolder
+from jobs.folder.records import Record
 from jobs.limits import MAX_RENDERED_BYTES
-from jobs.pictures import PictureError, opened
-from jobs.records import Record
-from jobs.storage import JobKeys, Store
+from jobs.pictures.rules import PictureError, opened
+from jobs.storage import Store
 
 SHEET_SIZE = 100
 """Most pictures on one sheet."""
@@ -32,9 +33,7 @@ INK = (82, 82, 78)
 QUALITY = 88
 
 
-def contact_sheet(
-    store: Store, keys: JobKeys, records: Sequence[Record], note: str | None = None
-) -> bytes:
+def contact_sheet(folder: JobFolder, records: Sequence[Record], note: str | None = None) -> bytes:
     """A JPEG of the images of `records`, each above its index and seed; at least one record.
 
     An image that is missing or damaged leaves its place empty and says so. note: a line above all.
@@ -52,7 +51,7 @@ def contact_sheet(
     for place, record in enumerate(records):
         x = GAP + place % columns * (CELL + GAP)
         y = top + GAP + place // columns * (height + CAPTION + GAP)
-        picture = _thumbnail(store, keys(record["path"]), height)
+        picture = _thumbnail(folder.store, folder.keys(record["path"]), height)
         caption = f"{record['index']}  ·  seed {record['seed']}"
         if picture is None:
             pen.rectangle((x, y, x + CELL - 1, y + height - 1), fill=EMPTY)

@@ -9,14 +9,13 @@ from urllib.parse import unquote
 
 from jobs.errors import StoreError
 from jobs.storage.base import ObjectInfo, Store
-from jobs.storage.keys import JobKeys
-from jobs.storage.local import LocalStore
+from jobs.storage.filesystem import LocalStore
 from jobs.storage.verified import get_verified
 
 if TYPE_CHECKING:
-    from jobs.storage.s3_address import S3Access
+    from jobs.storage.s3.address import S3Access
 
-__all__ = ["JobKeys", "LocalStore", "ObjectInfo", "Store", "get_verified", "open_store"]
+__all__ = ["LocalStore", "ObjectInfo", "Store", "get_verified", "open_store"]
 
 
 def open_store(url: str, *, endpoint: str | None = None, access: S3Access | None = None) -> Store:
@@ -37,8 +36,8 @@ def open_store(url: str, *, endpoint: str | None = None, access: S3Access | None
             raise StoreError(f"{url}: a file URL has three slashes: file:///folder")
         return _local(path, endpoint)
     if scheme == "s3":
-        from jobs.storage.s3 import S3Store  # boto3 takes a while to import
-        from jobs.storage.s3_address import S3Address, check_endpoint
+        from jobs.storage.s3.address import S3Address, check_endpoint
+        from jobs.storage.s3.store import S3Store  # boto3 takes a while to import
 
         address = S3Address.parse(url)
         return S3Store(address, endpoint if endpoint is None else check_endpoint(endpoint), access)

@@ -39,8 +39,9 @@ _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 class ObjectInfo:
     """One object as `head` and `list` report it.
 
-    metadata: what `put` was given, where the store keeps it; the local one does not. modified_s:
-    when it was written, Unix time by the store's clock; None where `list` or a server does not say.
+    metadata: what the store notes of it, such as its `sha256`; the local one notes nothing.
+    modified_s: when it was written, Unix time by the store's clock; None where `list` or a server
+    does not say.
     """
 
     key: str
@@ -52,16 +53,9 @@ class ObjectInfo:
 class Store(Protocol):
     """A flat map from keys to bytes. Every method raises `StoreError` if the store fails."""
 
-    def put(
-        self,
-        key: str,
-        data: bytes,
-        *,
-        overwrite: bool = False,
-        content_type: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Write an object whole or not at all; True if it was written.
+    def put(self, key: str, data: bytes, *, overwrite: bool = False) -> bool:
+        """Write an object whole or not at all; True if it was written. Its content type, where the
+        store keeps one, is by the key's ending (`content_type`).
 
         False means that the key was there already and `overwrite` is False: the first writer wins.
         Readers see the old bytes or the new ones, never a part.
@@ -158,3 +152,21 @@ def _flaw(segment: str) -> str | None:
     if len(segment.encode()) > MAX_SEGMENT_BYTES:
         return f"a part of it is longer than {MAX_SEGMENT_BYTES} bytes"
     return None
+
+
+_CONTENT_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "html": "text/html; charset=utf-8",
+    "json": "application/json",
+    "jsonl": "application/x-ndjson",
+    "gz": "application/gzip",
+    "yaml": "application/yaml",
+}
+
+
+def content_type(key: str) -> str:
+    """The media type that a browser should be told for this key."""
+    extension = key.rpartition(".")[2]
+    return _CONTENT_TYPES.get(extension, "application/octet-stream")

@@ -39,14 +39,14 @@ from sd_core.demo.scenes import (
     random_scene,
 )
 from sd_core.device import resolve_dtype
-from sd_core.layers import ResBlock, SpatialTransformer
-from sd_core.model import LatentDiffusion
-from sd_core.schedule import alphas_cumprod
+from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.layers import ResBlock, SpatialTransformer
+from sd_core.model.text import TextEncoder
+from sd_core.model.tokenizer import tokenize
+from sd_core.model.unet import UNet
+from sd_core.model.vae import AutoencoderKL
+from sd_core.sampling.schedule import alphas_cumprod
 from sd_core.spec import ModelSpec
-from sd_core.text import TextEncoder
-from sd_core.tokenizer import tokenize
-from sd_core.unet import UNet
-from sd_core.vae import AutoencoderKL
 from sd_core.weights.export import save_single_file
 
 STAGES = ("vae", "text", "unet", "export")

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from sd_core.model.tokenizer import TokenizerSpec
 from sd_core.spec import ModelSpec
-from sd_core.tokenizer import TokenizerSpec
 from sd_core.weights.checkpoint import COMPONENTS, Checkpoint, Part
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.extras import harmless_kind, is_routine, left_out
@@ -33,7 +33,7 @@ SCRATCH = 2**20  # elements: 4 MiB, which stay in a core's caches
 Matched = dict[str, StoredTensor]
 
 
-class Filling:
+class WeightLoader:
     """Brings a component's weights in from their file.
 
     module: built on `meta`, of the type that the weights shall have there. stored: of `match`.
@@ -49,7 +49,7 @@ class Filling:
         for name, parameter in self._missing(""):
             self._put(name, torch.empty_like(parameter, device=self._device))
 
-    def lend(self, part: str) -> None:
+    def load_layer_weights(self, part: str) -> None:
         """The weights of a submodule, until the next call, which takes their memory for its own:
         for weights that are only copied, new memory would cost more than reading them.
         """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sd_core.model.tokenizer import TokenizerSpec
 from sd_core.spec import ModelSpec, VAESpec
-from sd_core.tokenizer import TokenizerSpec
 from sd_core.weights.stored import Shape, StoredTensor
 
 COMPONENTS = ("text", "unet", "vae")

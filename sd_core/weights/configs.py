@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_core.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
+from sd_core.sampling.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
 from sd_core.spec import LATENT_FACTOR, ModelSpec, TextSpec, UNetSpec, VAESpec
 from sd_core.weights.config_files import Config, read_json, read_yaml
 from sd_core.weights.errors import SHOWN, CheckpointError, named, shown
 from sd_core.weights.identify import foreign_autoencoder, foreign_unet
-from sd_core.weights.plausible import native_size, sized, widths
+from sd_core.weights.validate_sizes import native_size, sized, widths
 
 NATIVE_LATENT = 64  # latent pixels along a side of v1's 512x512 training images
 

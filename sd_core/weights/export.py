@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sd_core.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
+from sd_core.model.text import clip_config
+from sd_core.sampling.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
 from sd_core.spec import LATENT_FACTOR, ModelSpec
-from sd_core.text import clip_config
 from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, TOKENIZER
 from sd_core.weights.key_map import clip_names, diffusers_unet_name, diffusers_vae_names
 from sd_core.weights.single_file import SPEC_KEY, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 
 if TYPE_CHECKING:
-    from sd_core.model import LatentDiffusion
+    from sd_core.model.diffusion import LatentDiffusion
 
 Weights = dict[str, Tensor]
 

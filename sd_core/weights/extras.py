@@ -26,7 +26,8 @@ _SCHEDULE_BUFFERS = (
 _ROUTINE = tuple(
     re.compile(pattern)
     for pattern in (
-        # Buffers of the training schedule; v1's are fixed, and computed in `sd_core.schedule`.
+        # Buffers of the training schedule; v1's are fixed, and computed in
+        # `sd_core.sampling.schedule`.
         rf"({'|'.join(_SCHEDULE_BUFFERS)})",
         # Running averages kept while training, beside the weights that are used.
         r"model_ema\..+",

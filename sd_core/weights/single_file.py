@@ -17,12 +17,12 @@ from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.identify import foreign_model, foreign_vae, what_bytes_seem
 from sd_core.weights.json_text import parse_json
 from sd_core.weights.key_map import clip_names, diffusers_vae_names
-from sd_core.weights.plausible import native_size, sized
 from sd_core.weights.safetensors_file import looks_like_safetensors, read_safetensors
 from sd_core.weights.sizes import UnknownSizeError
 from sd_core.weights.stored import MappedFile, StoredTensor
 from sd_core.weights.torch_legacy import looks_like_torch_legacy, read_torch_legacy
 from sd_core.weights.torch_zip import looks_like_torch_zip, read_torch_zip
+from sd_core.weights.validate_sizes import native_size, sized
 
 SPEC_KEY = "sdbatch.spec"
 """Where our own files keep their sizes as JSON: what shapes do not tell need not be assumed."""

@@ -1,9 +1,9 @@
 """Reads a diffusers folder's own tokenizer, which fine-tuning may have given further tokens.
 
 It is read into one canonical form, whichever of transformers' file formats it is in: so the digest
-of a model does not depend on who saved it, and `sd_core.tokenizer` builds it from what was checked.
-transformers' own reading decides what the files mean. Within the limits below that takes at most a
-few seconds and 400 MB.
+of a model does not depend on who saved it, and `sd_core.model.tokenizer` builds it from what was
+checked. transformers' own reading decides what the files mean. Within the limits below that takes
+at most a few seconds and 400 MB.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_core.tokenizer import DEFAULT_NAMES, MAX_TOKENS, Entry, TokenizerSpec, clip_vocabulary
+from sd_core.model.tokenizer import DEFAULT_NAMES, MAX_TOKENS, Entry, TokenizerSpec, clip_vocabulary
 from sd_core.weights.config_files import Config, read_bounded, read_json
 from sd_core.weights.errors import CheckpointError, named, shown
 from sd_core.weights.folder_layout import TOKENIZER, TOKENIZER_FILES

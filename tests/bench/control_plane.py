@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from jobs.folder.layout import JobKeys
 from jobs.ledger import open_ledger
-from jobs.ledger.base import JobState, JobStatus, Ledger
-from jobs.storage import JobKeys
-from jobs.storage.local import LocalStore
+from jobs.ledger.base import Ledger
+from jobs.ledger.types import JobState, JobStatus
+from jobs.storage.filesystem import LocalStore
 from tests.bench.wanted import Wanted, exit_code, judged
 from tests.servers import Valkey
 from tests.servers_s3 import BUCKET, WRITER, S3Server
@@ -93,7 +94,7 @@ def submitted(manifest: Path, store: str) -> dict[str, Any]:
 
 def submit_here(manifest: str, store: str) -> int:
     """What `submitted` runs: the command, then its peak memory in kB on a line."""
-    from jobs.cli import main
+    from jobs.cli.root import main
 
     code = main(["submit", manifest, "--store", store, "--json"])
     # Not getrusage: its peak is that of the process that started this one, if that was larger.

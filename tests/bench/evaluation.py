@@ -23,13 +23,9 @@ from torch import Tensor, nn
 
 from sd_core.device import DTYPES, resolve_dtype
 from sd_core.execution import make_ready
-from sd_core.model import LatentDiffusion
+from sd_core.model.diffusion import LatentDiffusion
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR, ModelSpec
-from sd_core.weights.export import (
-    diffusers_unet_name,
-    unet_config,
-    vae_config,
-)
+from sd_core.weights.export import diffusers_unet_name, unet_config, vae_config
 from tests.bench.measure import (
     SPECS,
     Call,

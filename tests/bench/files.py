@@ -25,8 +25,8 @@ from jobs.task import Task
 from sd_core.demo.scenes import draw, random_scene
 from sd_core.spec import Sampling
 from tests.bench.wanted import Wanted, judged
-from worker.encode import encode_image
-from worker.record import ModelInfo, RenderInfo, image_record
+from worker.output.encode import encode_image
+from worker.output.record import ModelInfo, RenderInfo, image_record
 
 SIDE = 512
 RUNS = 15

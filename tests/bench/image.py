@@ -22,17 +22,18 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from sd_core.device import DTYPES, resolve_dtype
-from sd_core.engine import Engine, Request
+from sd_core.engine.engine import Engine
+from sd_core.engine.request import Request
 from sd_core.execution import make_ready
 from sd_core.loading import load_model
-from sd_core.noise import generator_for
 from sd_core.pixels import to_uint8
+from sd_core.sampling.noise import generator_for
 from sd_core.spec import EXECUTIONS, Sampling
 from sd_core.weights.export import save_diffusers
 from tests.bench.files import record
 from tests.bench.measure import SPECS, compared, interleaved, random_model
 from tests.bench.wanted import Wanted, exit_code, judged
-from worker.encode import encode_image
+from worker.output.encode import encode_image
 
 PROMPT = "a red circle on a blue background"
 SEED = 7

@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 
 from sd_core.device import DTYPES, resolve_dtype
-from sd_core.engine import Batch, Engine, Request, batch_rows
+from sd_core.engine.engine import Batch, Engine, batch_rows
+from sd_core.engine.request import Request
 from sd_core.execution import make_ready
 from sd_core.loading import load_model
-from sd_core.model import LatentDiffusion
+from sd_core.model.diffusion import LatentDiffusion
 from sd_core.spec import Sampling
 from tests.bench.wanted import Wanted, exit_code, judged
 from tests.parity.schedulers import scheduler

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sd_core.demo import DEMO_SPEC
-from sd_core.model import LatentDiffusion
+from sd_core.model.diffusion import LatentDiffusion
 from sd_core.spec import ModelSpec
 
 SPECS = {"v1": ModelSpec(), "demo": DEMO_SPEC}

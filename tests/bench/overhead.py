@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ledger import open_ledger
-from jobs.ledger.base import Ledger, NewJob
+from jobs.ledger.base import Ledger
+from jobs.ledger.types import NewJob
 from tests.bench.control_plane import (
     MILLION,
     PATIENCE_S,

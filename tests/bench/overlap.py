@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ledger import open_ledger
-from jobs.ledger.base import JobState
+from jobs.ledger.types import JobState
 from tests.bench.wanted import Wanted, exit_code, judged
 from tests.servers import Valkey
 
@@ -59,7 +59,7 @@ def wait_at_every_put(seconds: float) -> None:
 def time_the_model(path: Path) -> None:
     """Patches this process's model: a line for each call on the engine's thread, begin and end in
     seconds and how many rows it had."""
-    from sd_core.model import LatentDiffusion
+    from sd_core.model.diffusion import LatentDiffusion
 
     out = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
@@ -142,13 +142,13 @@ def main() -> int:
     parser.add_argument("--worker", type=Path, help="for itself")
     args = parser.parse_args()
     if args.worker is not None:
-        from jobs.cli import main as sdbatch
-        from worker import lifecycle
+        from jobs.cli.root import main as sdbatch
+        from worker import process
 
         wait_at_every_put(PUT_S)
         time_the_model(args.worker)
         if args.slots is not None:
-            lifecycle.SLOTS = args.slots
+            process.SLOTS = args.slots
         return sdbatch(["worker"])
     with tempfile.TemporaryDirectory(prefix="sdbatch-bench-") as folder:
         report = judged(measure(Path(folder), args.images, args.slots), WANTED)

@@ -1,4 +1,4 @@
-"""Where one model evaluation's time goes, beside the arithmetic limit: a table for CONTRIBUTING.
+"""Measure where a model evaluation's time goes, beside the arithmetic limit, as a table.
 
     python -m tests.bench.profile [--model v1|demo] [--rows 2] [--dtype float32]
 
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
+from sd_core.cpu.native_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
+from sd_core.cpu.packing import PackedSelfAttention
 from sd_core.device import DTYPES, resolve_dtype
 from sd_core.execution import make_ready
-from sd_core.layers import CrossAttention, GroupNorm, LayerNorm, Upsample
-from sd_core.model import LatentDiffusion
-from sd_core.own_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
-from sd_core.packing import PackedSelfAttention
+from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.layers import CrossAttention, GroupNorm, LayerNorm, Upsample
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR
 from tests.bench.measure import SPECS, random_model
 

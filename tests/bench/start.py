@@ -29,8 +29,8 @@ WANTED = (Wanted("start_s.ratio_import_and_read", most=1.5),)
 OURS = """
 import sys, time
 from pathlib import Path
-from worker.load import ModelChoice, load
-from sd_core.engine import Engine, Request
+from worker.checkpoint.load import ModelChoice, load
+from sd_core.engine.engine import Engine, Request
 from sd_core.spec import Sampling
 
 model = load(ModelChoice("v1", sys.argv[1], cache=Path(sys.argv[2])))

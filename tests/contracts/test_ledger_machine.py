@@ -24,10 +24,11 @@ from hypothesis.stateful import (
 )
 
 from jobs.errors import SdbatchError
-from jobs.ledger import packing
-from jobs.ledger.base import Beat, ClaimAnswer, JobState, Lease, Ledger, Notice
-from jobs.ledger.memory import MemoryLedger
-from jobs.ledger.redis import RedisLedger
+from jobs.ledger.base import Ledger
+from jobs.ledger.memory.ledger import MemoryLedger
+from jobs.ledger.redis import bitmaps
+from jobs.ledger.redis.ledger import RedisLedger
+from jobs.ledger.types import Beat, ClaimAnswer, JobState, Lease, WebhookDelivery
 from tests.ledgers import SETTABLE, Clock, failure, new_job, run_out
 from tests.servers import Valkey
 
@@ -50,7 +51,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.memory = MemoryLedger(self.clock)
         self.redis = RedisLedger(client)
         self.leases: list[tuple[Lease, Lease]] = []
-        self.notices: list[tuple[Notice, Notice]] = []
+        self.notices: list[tuple[WebhookDelivery, WebhookDelivery]] = []
         self.layouts: dict[str, list[int]] = {}
 
     def both(self, ask: Callable[[Any], Any]) -> Any:
@@ -211,9 +212,9 @@ class LedgerMachine(RuleBasedStateMachine):
             self.both(lambda ledger: ledger.unlock("reconcile", owner))
 
     @rule(hold_s=st.sampled_from([0, 3600]))
-    def take_notice(self, hold_s: float) -> None:
+    def take_delivery(self, hold_s: float) -> None:
         self.clock.now_s += 0.001
-        old, new = (ledger.take_notice(hold_s) for ledger in (self.memory, self.redis))
+        old, new = (ledger.take_delivery(hold_s) for ledger in (self.memory, self.redis))
         if old is None or new is None:
             assert old == new
             return
@@ -222,11 +223,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.notices)
     @rule(data=st.data(), again_after_s=st.sampled_from([None, 0, 3600]))
-    def end_notice(self, data: st.DataObject, again_after_s: float | None) -> None:
+    def end_delivery(self, data: st.DataObject, again_after_s: float | None) -> None:
         old, new = data.draw(st.sampled_from(self.notices))
         self.clock.now_s += 0.001
-        self.memory.end_notice(old, again_after_s)
-        self.redis.end_notice(new, again_after_s)
+        self.memory.end_delivery(old, again_after_s)
+        self.redis.end_delivery(new, again_after_s)
 
     # What is always true
 
@@ -276,13 +277,13 @@ class LedgerMachine(RuleBasedStateMachine):
             open_, waiting = (
                 self.client.get(f"sdbatch:{part}:{job_id}") or b"" for part in ("open", "waiting")
             )
-            places.update(n for n in range(len(ends)) if packing.holds(waiting, n))
+            places.update(n for n in range(len(ends)) if bitmaps.holds(waiting, n))
             places.update(map(int, self.client.zrange(f"sdbatch:published:{job_id}", 0, -1)))
             places.update(map(int, self.client.hkeys(f"sdbatch:claims:{job_id}")))
             assert max(places.values(), default=1) == 1
             for number, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
                 is_open = bool(self.redis.pending(job_id, start, stop))
-                assert packing.holds(open_, number) == is_open
+                assert bitmaps.holds(open_, number) == is_open
                 if is_open and status.state != JobState.CANCELLED:
                     assert number in places, "a shard was lost"
 

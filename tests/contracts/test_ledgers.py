@@ -15,22 +15,22 @@ import pytest
 
 from jobs.errors import ExitCode, JobConflictError, LedgerError, NotFoundError
 from jobs.ledger import open_ledger
-from jobs.ledger.base import (
+from jobs.ledger.base import Ledger
+from jobs.ledger.memory.ledger import MemoryLedger
+from jobs.ledger.redis.ledger import RedisLedger
+from jobs.ledger.types import (
     MOST_DEATHS,
     MOST_IMAGES,
     Beat,
     ClaimAnswer,
     JobState,
     Lease,
-    Ledger,
     NewJob,
-    Notice,
     Shard,
+    WebhookDelivery,
     WorkerInfo,
     given_up,
 )
-from jobs.ledger.memory import MemoryLedger
-from jobs.ledger.redis import RedisLedger
 from tests.ledgers import PLAN, SETTABLE, Clock, World, failure, new_job, run_out, take
 from tests.servers import LossyWire, client_at
 
@@ -508,12 +508,12 @@ class TestReopen:
         status = ledger.status("job")
         assert (status.state, status.ended_s, status.done) == (JobState.ACTIVE, None, 9)
         assert ledger.settled_jobs() == []
-        assert ledger.take_notice(60) is None
+        assert ledger.take_delivery(60) is None
         assert ledger.publish("job", 10) == [SHARDS[2]]
         finish(ledger, 2)
         assert ledger.settled_jobs() == ["job"]
         assert ledger.set_state("job", JobState.DONE) == JobState.DONE
-        assert ledger.take_notice(60) is not None
+        assert ledger.take_delivery(60) is not None
 
     def test_nothing_is_gone(self, ledger):
         ledger.create(new_job(), done=range(10))
@@ -993,12 +993,12 @@ class TestExpire:
         ledger.create(new_job())
         for _ in range(MOST_DEATHS):
             claim = ledger.claim("job", 1, "w1")
-            assert (claim.indices, claim.alone) == ((4, 5, 6, 7), False)
+            assert (claim.indices, claim.isolated) == ((4, 5, 6, 7), False)
             run_out(ledger, claim.lease)
             ledger.expire()
         claim = ledger.claim("job", 1, "w1")
-        assert (claim.indices, claim.alone) == ((4,), True)
-        assert not ledger.claim("job", 0, "w1").alone
+        assert (claim.indices, claim.isolated) == ((4,), True)
+        assert not ledger.claim("job", 0, "w1").isolated
 
     def test_a_poison_image_is_the_last_one(self, ledger):
         ledger.create(new_job(ends=[1]))
@@ -1098,56 +1098,56 @@ class TestNotices:
     def test_of_a_job_that_is_done(self, ledger):
         ledger.create(new_job(webhook=HOOK), done=range(10))
         ledger.set_state("job", JobState.PAUSED)
-        assert ledger.take_notice(60) is None
+        assert ledger.take_delivery(60) is None
         ledger.set_state("job", JobState.DONE)
-        notice = ledger.take_notice(60)
-        assert notice == Notice("job", ledger.status("job").ended_s, 1)
-        assert ledger.take_notice(60) is None  # it is held
-        ledger.end_notice(notice)
-        ledger.end_notice(notice)
-        ledger.end_notice(notice, again_after_s=0)  # too late
-        assert ledger.take_notice(60) is None
+        notice = ledger.take_delivery(60)
+        assert notice == WebhookDelivery("job", ledger.status("job").ended_s, 1)
+        assert ledger.take_delivery(60) is None  # it is held
+        ledger.end_delivery(notice)
+        ledger.end_delivery(notice)
+        ledger.end_delivery(notice, again_after_s=0)  # too late
+        assert ledger.take_delivery(60) is None
 
     def test_of_a_cancelled_job(self, ledger):
         ledger.create(new_job(webhook=HOOK))
         ledger.set_state("job", JobState.CANCELLED)
         ledger.set_state("job", JobState.CANCELLED)
-        assert ledger.take_notice(60).job_id == "job"
-        assert ledger.take_notice(60) is None
+        assert ledger.take_delivery(60).job_id == "job"
+        assert ledger.take_delivery(60) is None
 
     def test_not_of_a_job_without_a_webhook(self, ledger):
         end(ledger, webhook=None)
-        assert ledger.take_notice(60) is None
+        assert ledger.take_delivery(60) is None
 
     def test_a_webhook_that_is_submitted_later(self, ledger):
         ledger.create(new_job(), done=range(10))
         ledger.create(new_job(webhook=HOOK))
         assert ledger.status("job").webhook == HOOK
         ledger.set_state("job", JobState.DONE)
-        assert ledger.take_notice(60) is not None
+        assert ledger.take_delivery(60) is not None
 
     def test_again_after_a_while(self, world):
         end(world.ledger)
-        world.ledger.end_notice(world.ledger.take_notice(60), again_after_s=0.05)
-        assert world.ledger.take_notice(60) is None
-        again = world.eventually(lambda: world.another().take_notice(60), "the notice")
+        world.ledger.end_delivery(world.ledger.take_delivery(60), again_after_s=0.05)
+        assert world.ledger.take_delivery(60) is None
+        again = world.eventually(lambda: world.another().take_delivery(60), "the notice")
         assert again.attempt == 2
-        world.ledger.end_notice(again, again_after_s=3600)
+        world.ledger.end_delivery(again, again_after_s=3600)
         world.moment()
-        assert world.ledger.take_notice(60) is None
+        assert world.ledger.take_delivery(60) is None
 
     def test_of_a_sender_that_died(self, world):
         end(world.ledger)
-        lost = world.ledger.take_notice(0.05)
-        notice = world.eventually(lambda: world.ledger.take_notice(60), "the notice")
-        assert notice == Notice("job", lost.ended_s, 2)
-        world.ledger.end_notice(lost, again_after_s=0)  # it is somebody else's now
+        lost = world.ledger.take_delivery(0.05)
+        notice = world.eventually(lambda: world.ledger.take_delivery(60), "the notice")
+        assert notice == WebhookDelivery("job", lost.ended_s, 2)
+        world.ledger.end_delivery(lost, again_after_s=0)  # it is somebody else's now
         world.moment()
-        assert world.ledger.take_notice(60) is None
-        world.ledger.end_notice(lost)  # but whoever has told the webhook has told it
-        world.ledger.end_notice(notice, again_after_s=0)
+        assert world.ledger.take_delivery(60) is None
+        world.ledger.end_delivery(lost)  # but whoever has told the webhook has told it
+        world.ledger.end_delivery(notice, again_after_s=0)
         world.moment()
-        assert world.ledger.take_notice(60) is None
+        assert world.ledger.take_delivery(60) is None
 
     @pytest.mark.parametrize("how", ["retry", "create", "forget"])
     def test_of_a_job_that_goes_on(self, world, how):
@@ -1155,7 +1155,7 @@ class TestNotices:
         ledger.create(new_job(webhook=HOOK), done=range(9))
         ledger.settle(take(ledger, 2), [], [failure(9)])
         ledger.set_state("job", JobState.CANCELLED if how == "create" else JobState.DONE)
-        old = ledger.take_notice(0)
+        old = ledger.take_delivery(0)
         if how == "retry":
             assert ledger.retry("job") == 1
         elif how == "forget":
@@ -1163,25 +1163,25 @@ class TestNotices:
         if how != "retry":
             ledger.create(new_job(webhook=HOOK))
         world.moment()
-        ledger.end_notice(old, again_after_s=0)
+        ledger.end_delivery(old, again_after_s=0)
         world.moment()
-        assert ledger.take_notice(60) is None
+        assert ledger.take_delivery(60) is None
         ledger.create(new_job(webhook=HOOK), done=range(10))
         assert ledger.set_state("job", JobState.DONE) == JobState.DONE
-        ledger.end_notice(old)  # another end
-        new = ledger.take_notice(60)
-        assert new == Notice("job", ledger.status("job").ended_s, 1)
+        ledger.end_delivery(old)  # another end
+        new = ledger.take_delivery(60)
+        assert new == WebhookDelivery("job", ledger.status("job").ended_s, 1)
         assert new.ended_s > old.ended_s
 
     def test_the_first_that_is_due_comes_first(self, world):
         for job_id in ("c", "a", "b"):
             end(world.ledger, job_id)
             world.moment()
-        taken = [world.ledger.take_notice(60) for _ in range(3)]
+        taken = [world.ledger.take_delivery(60) for _ in range(3)]
         assert [notice.job_id for notice in taken] == ["c", "a", "b"]
-        world.ledger.end_notice(taken[1], again_after_s=0)
+        world.ledger.end_delivery(taken[1], again_after_s=0)
         world.moment()
-        assert world.ledger.take_notice(60).job_id == "a"
+        assert world.ledger.take_delivery(60).job_id == "a"
 
     def test_each_is_taken_once(self, world):
         for number in range(20):
@@ -1190,7 +1190,7 @@ class TestNotices:
 
         def take_all(_: int) -> list[str]:
             ledger = world.another()
-            return [notice.job_id for notice in iter(lambda: ledger.take_notice(60), None)]
+            return [notice.job_id for notice in iter(lambda: ledger.take_delivery(60), None)]
 
         with ThreadPoolExecutor(4) as pool:
             taken = [job_id for jobs in pool.map(take_all, range(4)) for job_id in jobs]

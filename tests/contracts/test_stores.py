@@ -55,7 +55,7 @@ def store(address: str) -> Store:
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listing over S3 takes many requests, as that of a large job does."""
-    monkeypatch.setattr("jobs.storage.s3.PAGE_KEYS", 3)
+    monkeypatch.setattr("jobs.storage.s3.store.PAGE_KEYS", 3)
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
@@ -63,7 +63,7 @@ def keys(store: Store, prefix: str = "") -> list[str]:
 
 
 def test_what_is_put_comes_back(store: Store):
-    assert store.put("job/images/a.png", b"pixels", content_type="image/png", metadata={"k": "v"})
+    assert store.put("job/images/a.png", b"pixels")
     assert store.get("job/images/a.png") == b"pixels"
     info = store.head("job/images/a.png")
     assert info is not None

@@ -20,25 +20,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.errors import InputError, SdbatchError
-from jobs.ledger.base import Shard
-from jobs.manifest import load_manifest
-from jobs.plan import PlanReader
-from jobs.queue import from_message, to_message
-from jobs.records import read_records
-from jobs.storage import JobKeys, LocalStore
+from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.plan import PlanReader
+from jobs.folder.records import read_records
+from jobs.ledger.types import Shard
+from jobs.manifest.load import load_manifest
+from jobs.queue.messages import from_message, to_message
+from jobs.storage import LocalStore
 from jobs.task import Task
-from sd_core.noise import generator_for
-from sd_core.request import Request
-from sd_core.saving import StateError, load_trajectory, save_trajectory
+from sd_core.engine.model_runner import table_of
+from sd_core.engine.request import Request
+from sd_core.engine.snapshot import StateError, load_trajectory, save_trajectory
+from sd_core.sampling.noise import generator_for
+from sd_core.sampling.trajectory import Trajectory, from_noise
 from sd_core.spec import Sampling
-from sd_core.stages import table_of
-from sd_core.trajectory import Trajectory, from_noise
-from sd_core.weights.configs import (
-    compvis_spec,
-    diffusers_text,
-    diffusers_unet,
-    diffusers_vae,
-)
+from sd_core.weights.configs import compvis_spec, diffusers_text, diffusers_unet, diffusers_vae
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import text_config, unet_config, vae_config
 from sd_core.weights.open import open_checkpoint
@@ -46,11 +42,11 @@ from sd_core.weights.single_file import read_weights
 from sd_core.weights.tokenizer_files import read_tokenizer
 from tests.fuzz.mutations import damaged, odd_json
 from tests.sd_core.small import ODD
-from tests.sd_core.test_weights_single_file import original_config
+from tests.sd_core.weights.test_single_file import original_config
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
-from worker.encode import encode_image, read_record
-from worker.inputs import Inputs
-from worker.record import image_record, record_line
+from worker.output.encode import encode_image, read_record
+from worker.output.record import image_record, record_line
+from worker.render.inputs import Inputs
 
 KEYS = JobKeys("job")
 CPU = torch.device("cpu")
@@ -152,7 +148,7 @@ def _tasks() -> list[Task]:
 def _read_plan(data: bytes, folder: Path) -> None:
     store = LocalStore(folder)
     store.put(KEYS.plan_part(0), data)
-    for _ in PlanReader(store, KEYS).tasks([0, 1, 2, 3]):
+    for _ in PlanReader(JobFolder(store, KEYS)).tasks([0, 1, 2, 3]):
         pass
 
 
@@ -180,7 +176,7 @@ def _records() -> list[dict[str, Any]]:
 def _read_records(data: bytes, folder: Path) -> None:
     store = LocalStore(folder)
     store.put(KEYS.records(0), data)
-    for _ in read_records(store, KEYS):
+    for _ in read_records(JobFolder(store, KEYS)):
         pass
 
 
@@ -214,7 +210,7 @@ def _read_picture(data: bytes, folder: Path) -> None:
     store = LocalStore(folder)
     name = f"{'5a' * 32}.png"
     store.put(KEYS.input(name), data)
-    inputs = Inputs(store, KEYS)
+    inputs = Inputs(JobFolder(store, KEYS))
     inputs.picture(name, 64, 64)
     inputs.mask(name, 64, 96)
 

@@ -11,9 +11,9 @@ from typing import Any
 import click
 import yaml
 
-from jobs.cli import cli
 from jobs.settings import Settings
 from jobs.variables import VARIABLES
+from tests.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -68,7 +68,7 @@ def services() -> dict[str, dict[str, Any]]:
 def parsed(arguments: list[str]) -> click.Context:
     """A command line of ours, after `sdbatch`. Raises `click.UsageError` or `KeyError`."""
     name, *rest = arguments
-    return cli.commands[name].make_context(name, list(rest))
+    return COMMANDS[name].make_context(name, list(rest))
 
 
 def known_settings() -> set[str]:

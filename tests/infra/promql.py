@@ -12,7 +12,7 @@ import torch
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.metrics import Metrics, QueueFigures
+from worker.monitor.metrics import Metrics, QueueFigures
 
 OF_THE_SCRAPE = {"job", "instance"}
 """Labels that Prometheus adds to whatever it scrapes."""

@@ -14,8 +14,8 @@ from tests.infra import dockerfiles
 from tests.infra.dockerfiles import let_through
 from tests.infra.files import INFRA, KUBERNETES, ROOT, built, known_settings, one, parsed
 from tests.servers import free_port
-from worker.health import Health, Monitor
-from worker.metrics import Metrics
+from worker.monitor.health import Health, Monitor
+from worker.monitor.metrics import Metrics
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {path.name: dockerfiles.read(path) for path in sorted((INFRA / "docker").glob("*file"))}
@@ -37,7 +37,8 @@ def test_what_is_copied_exists_and_is_sent(file):
 
 @pytest.mark.parametrize("file", FILES.values(), ids=FILES)
 def test_all_packages_and_what_pip_reads_are_copied(file):
-    packages = {name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
+    found = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = {pattern.removesuffix("*") for pattern in found}
     files = {PROJECT["project"]["readme"], "LICENSE"}
     assert packages | files <= set(file.copied)
     for licence in PROJECT["project"]["license-files"]:
@@ -74,7 +75,7 @@ def test_nothing_else_is_sent(path):
 
 def test_no_bytecode_is_sent():
     assert not let_through("jobs/ledger/__pycache__/redis.cpython-311.pyc")
-    assert let_through("jobs/ledger/redis.py")
+    assert let_through("jobs/ledger/redis/ledger.py")
 
 
 @pytest.mark.parametrize("file", FILES.values(), ids=FILES)

@@ -14,7 +14,7 @@ import promql_parser
 import pytest
 import yaml
 
-from jobs.shards import MOST_IMAGES
+from jobs.plan.shards import MOST_IMAGES
 from tests.infra.files import (
     KUBERNETES,
     built,
@@ -28,11 +28,11 @@ from tests.infra.files import (
 )
 from tests.infra.promql import exported, matchers, mistakes, selectors
 from tests.servers import free_port
-from tests.worker.services import Service
-from worker.health import Health, Monitor
-from worker.lifecycle import SLOTS
-from worker.metrics import Metrics
-from worker.report import Reporter
+from tests.worker.serve.services import Service
+from worker.monitor.health import Health, Monitor
+from worker.monitor.metrics import Metrics
+from worker.monitor.presence import Reporter
+from worker.process import SLOTS
 
 FOLDERS = ("base", "scaled", "cpu")
 VERSIONS = ("1.31", kubernetes_validate.latest_version())

@@ -9,13 +9,13 @@ from itertools import combinations
 import promql_parser
 import pytest
 
-from jobs.ledger.base import ClaimAnswer
+from jobs.ledger.types import ClaimAnswer
 from jobs.settings import Settings
 from tests.infra.files import INFRA, find_all, read_yaml, services
 from tests.infra.promql import exported, labels_of, matchers, mistakes, selectors
 from worker.faults import Reason
-from worker.health import STALLED_S
-from worker.report import EVERY_S
+from worker.monitor.health import STALLED_S
+from worker.monitor.presence import EVERY_S
 
 MONITORING = INFRA / "monitoring"
 PROMETHEUS = read_yaml(MONITORING / "prometheus.yml")
@@ -107,7 +107,7 @@ def test_prometheus_asks_every_worker_of_compose():
 
 
 def test_further_gpus_have_the_next_ports():
-    """`worker.fleet.worker_environs` gives them out so."""
+    """`worker.fleet.fleet.worker_environs` gives them out so."""
     first = SCRAPES["sdbatch"]["dns_sd_configs"][0]["port"]
     others = SCRAPES["sdbatch-more-gpus"]["dns_sd_configs"]
     assert [scrape["port"] for scrape in others] == list(range(first + 1, first + 8))

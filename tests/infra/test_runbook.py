@@ -10,9 +10,9 @@ import shlex
 import click
 import pytest
 
-from jobs.cli import cli
 from jobs.errors import ExitCode
-from jobs.ledger.base import LEASE_S, MOST_DEATHS
+from jobs.ledger.types import LEASE_S, MOST_DEATHS
+from tests.commands import COMMANDS
 from tests.infra.files import (
     INFRA,
     KUBERNETES,
@@ -26,11 +26,11 @@ from tests.infra.files import (
     services,
 )
 from worker.faults import Reason
-from worker.health import STALLED_S
-from worker.notify import AGAIN_AFTER_S
-from worker.reconcile import LOST_AFTER_S
-from worker.report import STOPPED_SEEN_S
-from worker.service import STORE_FAILURES
+from worker.monitor.health import STALLED_S
+from worker.monitor.presence import STOPPED_SEEN_S
+from worker.reconcile.reconciler import LOST_AFTER_S
+from worker.reconcile.webhooks import AGAIN_AFTER_S
+from worker.serve.worker import STORE_FAILURES
 
 PAGES = {name: (INFRA / name).read_text() for name in ("README.md", "RUNBOOK.md")}
 RUNBOOK = PAGES["RUNBOOK.md"]
@@ -68,7 +68,7 @@ def ours() -> list[str]:
 @pytest.mark.parametrize("line", ours())
 def test_commands_and_options_exist(line):
     name, *words = shlex.split(line)
-    command = cli.commands[name]
+    command = COMMANDS[name]
     if words:  # else it is only spoken of
         assert isinstance(command.make_context(name, words, resilient_parsing=True), click.Context)
         options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}

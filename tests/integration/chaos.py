@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from jobs.ledger.base import JobState, JobStatus
-from jobs.manifest import load_manifest
-from jobs.plan import evaluations_of
-from jobs.storage import JobKeys
+from jobs.folder.layout import JobKeys
+from jobs.ledger.types import JobState, JobStatus
+from jobs.manifest.load import load_manifest
+from jobs.plan.cost import evaluations_of
 from tests.integration import witness
 from tests.integration.cluster import make_model, undisturbed
 from tests.integration.disorder import IMAGES, Disorder, write_manifest

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.errors import LedgerError
+from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.records import read_records
 from jobs.ledger import open_ledger
-from jobs.ledger.base import JobState, JobStatus
-from jobs.manifest import load_manifest
-from jobs.records import read_records
-from jobs.storage import JobKeys, LocalStore, Store
+from jobs.ledger.types import JobState, JobStatus
+from jobs.manifest.load import load_manifest
+from jobs.storage import LocalStore, Store
 from tests.commands import run_command
 from tests.servers import Valkey, wait_for
 
@@ -112,7 +113,7 @@ class Cluster:
         }
 
     def records(self, job: str) -> dict[str, str]:
-        return {r["path"]: r["sha256"] for r in read_records(self.store, JobKeys(job))}
+        return {r["path"]: r["sha256"] for r in read_records(JobFolder(self.store, JobKeys(job)))}
 
     def close(self) -> None:
         for worker in self.workers:
@@ -134,9 +135,9 @@ def make_model(folder: Path) -> Path:
 
 def undisturbed(manifest: Path, model: Path, folder: Path) -> dict[str, str]:
     """Image path -> sha256 after a run in one process, without a service."""
-    from tests.worker.test_local import Recorder
-    from worker.load import ModelChoice
-    from worker.local import run_job
+    from tests.worker.test_run import Recorder
+    from worker.checkpoint.load import ModelChoice
+    from worker.run import run_job
 
     store = LocalStore(folder)
     summary = run_job(
@@ -150,5 +151,6 @@ def undisturbed(manifest: Path, model: Path, folder: Path) -> dict[str, str]:
         stop=threading.Event(),
     )
     return {
-        record["path"]: record["sha256"] for record in read_records(store, JobKeys(summary.job))
+        record["path"]: record["sha256"]
+        for record in read_records(JobFolder(store, JobKeys(summary.job)))
     }

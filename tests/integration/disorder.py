@@ -18,7 +18,7 @@ import redis
 from PIL import Image
 
 from jobs.errors import ExitCode, LedgerError, StoreError
-from jobs.ledger.base import JobState
+from jobs.ledger.types import JobState
 from jobs.storage import open_store
 from jobs.storage.base import ObjectInfo
 from tests.integration import witness

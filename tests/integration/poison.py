@@ -17,7 +17,8 @@ VARIABLE = "SDBATCH_TEST_POISON"
 
 def be_poisoned_by(prompt: str) -> None:
     """Patches this process's engine."""
-    from sd_core.engine import Engine, Rendered, Request
+    from sd_core.engine.engine import Engine, Rendered
+    from sd_core.engine.request import Request
 
     submit = Engine.submit
 
@@ -41,6 +42,6 @@ def be_poisoned_by(prompt: str) -> None:
 
 if __name__ == "__main__":
     be_poisoned_by(os.environ[VARIABLE])
-    from jobs.cli import main
+    from jobs.cli.root import main
 
     sys.exit(main(["worker"]))

@@ -47,6 +47,6 @@ def be_off_by(seconds: float) -> None:
 
 if __name__ == "__main__":
     be_off_by(float(os.environ[VARIABLE]))
-    from jobs.cli import main
+    from jobs.cli.root import main
 
     sys.exit(main(["worker"]))

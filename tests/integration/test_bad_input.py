@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from jobs.errors import ExitCode
-from jobs.ledger.base import JobState, JobStatus
-from jobs.records import read_records
-from jobs.storage import JobKeys, open_store
+from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.records import read_records
+from jobs.ledger.types import JobState, JobStatus
+from jobs.storage import open_store
 from sd_core.weights.export import save_single_file
 from tests.integration import skewed
 from tests.integration.cluster import Cluster, make_model, undisturbed
@@ -26,7 +27,7 @@ from tests.integration.proxies import S3Wire
 from tests.sd_core.small import ODD, small_model
 from tests.servers import Valkey, wait_for
 from tests.servers_s3 import log_in
-from worker.lifecycle import SLOTS
+from worker.process import SLOTS
 
 MANIFEST = """\
 version: 1
@@ -198,7 +199,9 @@ def test_a_job_is_rendered_with_one_model_only(started, model, tmp_path):
     wait_for(refused, f"the other worker to say why\n{cluster.logs()}")
     check(cluster, undisturbed(tmp_path / "pinned.yaml", model, tmp_path / "calm"))
     assert "is rendered with another model" not in (tmp_path / "worker-0.log").read_text()
-    digests = {r["model"]["digest"] for r in read_records(cluster.store, JobKeys(job_id))}
+    digests = {
+        r["model"]["digest"] for r in read_records(JobFolder(cluster.store, JobKeys(job_id)))
+    }
     assert digests == {json.loads(cluster.store.get(JobKeys(job_id).model))["digest"]}
     assert stranger.poll() is None  # other jobs may want what it has
     # A job that nobody has begun may be the stranger's.
@@ -231,7 +234,7 @@ def test_clocks_two_hours_apart_change_nothing(started, model, tmp_path):
         now = datetime.datetime.now(datetime.UTC)
         return {
             datetime.datetime.fromisoformat(record["finished"]) > now
-            for record in read_records(cluster.store, JobKeys(job_id))
+            for record in read_records(JobFolder(cluster.store, JobKeys(job_id)))
         }
 
     wait_for(lambda: finished() == {True, False}, f"images by both\n{cluster.logs()}")
@@ -397,7 +400,7 @@ def test_a_worker_reads_no_foreign_files(
     assert worker.poll() is None
 
     def made() -> set[int]:
-        return {record["index"] for record in read_records(cluster.store, keys)}
+        return {record["index"] for record in read_records(JobFolder(cluster.store, keys))}
 
     wait_for(lambda: set(range(40)) <= made(), f"the images without pictures\n{cluster.logs()}")
     assert not made() & {line["index"] for line in with_picture}

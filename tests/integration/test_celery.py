@@ -10,8 +10,8 @@ import redis
 
 from tests.integration.cluster import Cluster, make_model
 from tests.servers import wait_for
-from tests.worker.garbage import BODIES, ENVELOPES, QUEUE
-from tests.worker.refusals import REFUSALS, Refusal
+from tests.worker.serve.garbage import BODIES, ENVELOPES, QUEUE
+from tests.worker.serve.refusals import REFUSALS, Refusal
 
 IMAGES = 40
 MANIFEST = f"""\
@@ -114,4 +114,4 @@ def test_plain_celery_starts_a_worker(make_cluster, manifest):
     assert cluster.wait_until_done().done == IMAGES, cluster.logs()
     worker.send_signal(signal.SIGTERM)
     assert worker.wait() == 0, cluster.logs()
-    assert "INFO worker.service: claimed" in cluster.logs()
+    assert "INFO worker.serve.worker: claimed" in cluster.logs()

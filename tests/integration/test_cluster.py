@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.storage import JobKeys
+from jobs.folder.layout import JobKeys
 from sd_core.weights.export import save_single_file
 from tests.integration.cluster import Cluster, undisturbed
 from tests.sd_core.small import ODD, small_model
 from tests.servers import wait_for
-from worker.reconcile import LOST_AFTER_S
+from worker.reconcile.reconciler import LOST_AFTER_S
 
 IMAGES = 63
 MANIFEST = """\

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from jobs.errors import ExitCode
-from jobs.ledger.base import JobState
-from jobs.storage import JobKeys
+from jobs.folder.layout import JobKeys
+from jobs.ledger.types import JobState
 from tests.integration.cluster import Cluster, make_model
 from tests.servers import PATIENCE_S, Valkey, free_port, wait_for
 from tests.servers_s3 import BUCKET, WRITER

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from jobs.errors import ExitCode
-from jobs.ledger.base import JobState, JobStatus
-from jobs.publish import LEAST_WINDOW
+from jobs.ledger.types import JobState, JobStatus
+from jobs.queue.publish import LEAST_WINDOW
 from tests.integration.cluster import Cluster
 from tests.servers import wait_for
-from worker.lifecycle import SLOTS
+from worker.process import SLOTS
 
 IMAGE_S = 0.1
 STEPS = 5
@@ -93,7 +93,7 @@ def test_an_urgent_job_overtakes_a_long_one(cluster):
 def test_cancelling_takes_effect_within_a_second_and_a_step(cluster):
     job_id = submit(cluster, "long", 2000)
     # Its heartbeats are a quarter of an hour apart, so it is not by one of them that it learns it,
-    # but by a look at the job: tests/worker/test_heart.py has how often there is one.
+    # but by a look at the job: tests/worker/serve/test_heartbeat.py has how often there is one.
     cluster.start_worker(SDBATCH_LEASE_S="3600")
     cluster.wait_for_images(10)
     assert cluster.command("cancel", "long").returncode == 0

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ExitCode, InputError
+from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.records import read_records
 from jobs.local.address import STORE, LocalCluster, cluster_file, running_cluster
 from jobs.local.lock import locked
 from jobs.local.seaweed import endpoint, remove_sockets, seaweed, seaweed_ready, weed_program
 from jobs.local.state import SEAWEED_PORTS, load_state
 from jobs.local.valkey import valkey_program
-from jobs.records import read_records
-from jobs.storage import JobKeys, LocalStore, open_store
-from jobs.storage.s3_address import S3Access
+from jobs.storage import LocalStore, open_store
+from jobs.storage.s3.address import S3Access
 from tests.commands import run_command
 from tests.jobs.manifests import write
 from tests.servers import PATIENCE_S, missing, wait_for
@@ -173,8 +174,10 @@ def test_a_cluster_in_one_command(local, tmp_path):
     assert local.answer("run", manifest, "--store", str(calm))["job"] == job
     assert digests(tmp_path / "mine" / job) == digests(calm / job)
     store = open_store(cluster.store, access=cluster.access(cluster.store))
-    recorded = {r["path"]: r["sha256"] for r in read_records(store, JobKeys(job))}
-    undisturbed = {r["path"]: r["sha256"] for r in read_records(LocalStore(calm), JobKeys(job))}
+    recorded = {r["path"]: r["sha256"] for r in read_records(JobFolder(store, JobKeys(job)))}
+    undisturbed = {
+        r["path"]: r["sha256"] for r in read_records(JobFolder(LocalStore(calm), JobKeys(job)))
+    }
     assert recorded == undisturbed
     assert len(recorded) == IMAGES
 

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.ledger.base import JobState
+from jobs.ledger.types import JobState
 from jobs.storage import LocalStore
 from sd_core.weights.export import save_single_file
 from tests.integration.cluster import Cluster
@@ -116,7 +116,7 @@ def test_a_worker_tells_what_it_did(cluster, manifest):
     assert worker.wait(timeout=60) == 0, cluster.logs()
     lines = [json.loads(line) for line in cluster.logs().splitlines()]
     assert all({"time", "level", "logger", "message", "owner"} <= set(line) for line in lines)
-    assert {"celery.worker.consumer.connection", "worker.service"} <= {
+    assert {"celery.worker.consumer.connection", "worker.serve.worker"} <= {
         line["logger"] for line in lines
     }
     claimed = [line for line in lines if line["message"].startswith("claimed")]

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from jobs.errors import ExitCode
-from jobs.ledger.base import MOST_DEATHS, JobState
-from jobs.records import read_failures
-from jobs.storage import JobKeys
+from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.records import read_failures
+from jobs.ledger.types import MOST_DEATHS, JobState
 from tests.integration import poison
 from tests.integration.cluster import Cluster, make_model
 
@@ -65,7 +65,7 @@ def test_it_alone_is_given_up(tmp_path, valkey, workers):
         assert failure.index == INDEX
         assert failure.reason == f"{MOST_DEATHS} workers died while rendering it"
         keys = JobKeys(status.job_id)
-        assert [f.index for f in read_failures(cluster.store, keys)] == [INDEX]
+        assert [f.index for f in read_failures(JobFolder(cluster.store, keys))] == [INDEX]
         assert len(cluster.digests(status.job_id)) == IMAGES - 1
         watched = cluster.command("watch", "poisoned", "--json")
         assert watched.returncode == ExitCode.SOME_FAILED, watched.stderr

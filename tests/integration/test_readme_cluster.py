@@ -19,13 +19,14 @@ import pytest
 import redis
 
 from jobs.errors import ExitCode, InputError
+from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.records import read_records
 from jobs.ledger import Ledger, open_ledger
-from jobs.ledger.base import JobState, JobStatus
+from jobs.ledger.types import JobState, JobStatus
 from jobs.local.address import STORE
 from jobs.local.seaweed import weed_program
 from jobs.local.valkey import valkey_program
-from jobs.records import read_records
-from jobs.storage import JobKeys, open_store
+from jobs.storage import open_store
 from sd_core.weights.export import save_single_file
 from tests.commands import run_command
 from tests.integration.test_local import Local, alive, descendants
@@ -232,7 +233,7 @@ class Reader:
         cluster = self.local.cluster()
         store = open_store(STORE, access=cluster.access(STORE))
         (keys,) = {JobKeys(info.key.partition("/")[0]) for info in store.list("shapes-")}
-        record = next(read_records(store, keys))
+        record = next(read_records(JobFolder(store, keys)))
         store.delete(keys(record["path"]))
         assert store.head(keys(record["path"])) is None
 

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from sd_core.engine import Rendered, Request
+from sd_core.engine.engine import Rendered
+from sd_core.engine.request import Request
 from sd_core.spec import Sampling
 
 
@@ -41,7 +42,7 @@ class WaitingModel:
 
 
 class WaitingEngine:
-    """Stands for `sd_core.engine.Engine`: one thread, images in order."""
+    """Stands for `sd_core.engine.engine.Engine`: one thread, images in order."""
 
     def __init__(self, seconds: float) -> None:
         self.model = WaitingModel()
@@ -108,27 +109,27 @@ class WaitingEngine:
 
 def only_wait(seconds: float) -> None:
     """Patches what a worker of this process loads."""
-    from worker import lifecycle
+    from worker import process
 
-    lifecycle.load = lambda choice: WaitingModel()  # type: ignore[assignment]
-    lifecycle.Engine = lambda model, **_: WaitingEngine(seconds)  # type: ignore[assignment,misc]
+    process.load = lambda choice: WaitingModel()  # type: ignore[assignment]
+    process.Engine = lambda model, **_: WaitingEngine(seconds)  # type: ignore[assignment,misc]
 
 
 def only_settle() -> None:
     """Patches what a worker of this process does with a shard."""
-    from worker import service
+    from worker.serve import worker
 
-    def render_shard(tasks: Iterable[Any], holding: Any, *, ledger: Any, **_: Any) -> int:
+    def render_shard(tasks: Iterable[Any], held: Any, *, ledger: Any, **_: Any) -> int:
         done = [task.index for task in tasks]
-        ledger.settle(holding.lease, done)
+        ledger.settle(held.lease, done)
         return len(done)
 
-    service.render_shard = render_shard  # type: ignore[assignment]
+    worker.render_shard = render_shard  # type: ignore[assignment]
 
 
 def serve(processes: int) -> int:
     """Forks the workers and passes SIGTERM on; the sum of their exit codes. One is not forked."""
-    from jobs.cli import main
+    from jobs.cli.root import main
 
     if processes == 1:
         return main(["worker"])

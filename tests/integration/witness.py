@@ -65,8 +65,9 @@ def total(paths: Iterable[Path]) -> Witnessed:
 
 def write_down(path: Path) -> None:
     """Patches this process's engine and finisher."""
-    from sd_core.engine import Engine, Rendered, Request, Suspended
-    from worker.finish import Finisher
+    from sd_core.engine.engine import Engine, Rendered, Suspended
+    from sd_core.engine.request import Request
+    from worker.output.finish import Finisher
 
     out = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     submit, finish = Engine.submit, Finisher.finish
@@ -116,6 +117,6 @@ def write_down(path: Path) -> None:
 
 if __name__ == "__main__":
     write_down(Path(os.environ[VARIABLE]))
-    from jobs.cli import main
+    from jobs.cli.root import main
 
     sys.exit(main(["worker"]))

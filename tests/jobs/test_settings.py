@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import ExitCode, InputError, ManifestError
-from jobs.settings import ModelSource, Settings, debugging, load_models
+from jobs.models import ModelSource, load_models
+from jobs.settings import Settings, debugging
 from tests.jobs.manifests import write
 
 DIGEST = "ab" * 32

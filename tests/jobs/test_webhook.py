@@ -8,15 +8,16 @@ import socket
 
 import pytest
 
-from jobs.cli import main
+from jobs.cli.root import main
 from jobs.errors import InputError, ManifestError
-from jobs.job_file import read_job_file
+from jobs.folder.job_file import read_job_file
+from jobs.folder.layout import JobFolder, JobKeys
 from jobs.ledger import open_ledger
-from jobs.ledger.base import JobState, JobStatus
-from jobs.ledger.memory import MemoryLedger
-from jobs.manifest import load_manifest
-from jobs.schema import json_schema
-from jobs.storage import JobKeys, LocalStore
+from jobs.ledger.memory.ledger import MemoryLedger
+from jobs.ledger.types import JobState, JobStatus
+from jobs.manifest.load import load_manifest
+from jobs.manifest.schema import json_schema
+from jobs.storage import LocalStore
 from jobs.webhook import (
     AddressRefusedError,
     WebhookUrl,
@@ -249,4 +250,4 @@ def test_submitting_brings_it_into_the_ledger(tmp_path, valkey):
     assert main(["submit", str(manifest), "--store", str(out), "--redis", valkey.url]) == 0
     (job,) = open_ledger(valkey.url).jobs()
     assert job.webhook == "https://example.com/hook"
-    assert read_job_file(LocalStore(out), JobKeys(job.job_id)).webhook == job.webhook
+    assert read_job_file(JobFolder(LocalStore(out), JobKeys(job.job_id))).webhook == job.webhook

@@ -13,11 +13,12 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 
-from sd_core.engine import Engine, Request
-from sd_core.noise import draw_noise, generator_for
+from sd_core.engine.engine import Engine
+from sd_core.engine.request import Request
+from sd_core.engine.sample import sample_latents
 from sd_core.pixels import to_uint8
-from sd_core.samplers import start_point
-from sd_core.sampling import sample_latents
+from sd_core.sampling.noise import draw_noise, generator_for
+from sd_core.sampling.samplers import start_point
 from sd_core.spec import SAMPLERS, ModelSpec, Sampling
 from sd_core.weights.export import save_diffusers
 from tests.parity import schedulers

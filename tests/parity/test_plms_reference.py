@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sd_core.samplers import step_table
+from sd_core.sampling.samplers import step_table
 
 
 def model(x: np.ndarray, t: float) -> np.ndarray:

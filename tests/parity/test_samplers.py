@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from sd_core.noise import draw_noise, generator_for
-from sd_core.samplers import start_point, step_table
-from sd_core.schedule import alphas_cumprod
+from sd_core.sampling.noise import draw_noise, generator_for
+from sd_core.sampling.samplers import start_point, step_table
+from sd_core.sampling.schedule import alphas_cumprod
+from sd_core.sampling.trajectory import Trajectory, advance, from_latents, from_noise
 from sd_core.spec import KARRAS_SAMPLERS, SAMPLERS
-from sd_core.trajectory import Trajectory, advance, from_latents, from_noise
 from tests.parity import schedulers
 
 SHAPE = (6, 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sd_core.model import LatentDiffusion, Provenance
+from sd_core.model.diffusion import LatentDiffusion, Provenance
 from sd_core.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
 
 SMALL = ModelSpec(

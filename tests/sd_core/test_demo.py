@@ -24,7 +24,8 @@ from sd_core.demo.scenes import (
     held_out_triples,
     random_scene,
 )
-from sd_core.engine import Engine, Request
+from sd_core.engine.engine import Engine
+from sd_core.engine.request import Request
 from sd_core.spec import Sampling
 
 SIDE = 128
@@ -96,7 +97,7 @@ def test_training_never_shows_what_is_held_out_but_every_pair_of_it():
 
 @pytest.mark.slow
 def test_training_makes_a_model_from_nothing(tmp_path):
-    """All stages of the command in CONTRIBUTING, a few steps each; the result loads."""
+    """All stages of the command in the README, a few steps each; the result loads."""
     path = tmp_path / "trained.safetensors"
     steps = [f"--{stage}-steps=2" for stage in ("vae", "text", "unet")]
     command = [sys.executable, "-m", "sd_core.demo.train", f"--work={tmp_path}", f"--out={path}"]

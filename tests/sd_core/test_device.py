@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sd_core import kernels
+from sd_core.cpu import kernels
 from sd_core.device import resolve_device, resolve_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -108,7 +108,7 @@ def test_named_types():
 
 
 MAPPING_FLAGS = """
-import sd_core.model
+import sd_core.model.diffusion
 import torch
 
 large = torch.empty(2**24)

@@ -13,13 +13,9 @@ from math import prod
 import pytest
 import torch
 
-from sd_core.execution import make_ready, run_as
-from sd_core.layers import TransformerBlock
-from sd_core.loading import load_model
-from sd_core.model import LatentDiffusion
-from sd_core.own_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
-from sd_core.packed_weight import MOST_PADDING
-from sd_core.packing import (
+from sd_core.cpu.native_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
+from sd_core.cpu.packed_weight import MOST_PADDING
+from sd_core.cpu.packing import (
     PackedConv2d,
     PackedLinear,
     can_pack,
@@ -27,11 +23,15 @@ from sd_core.packing import (
     pack,
     packed_bytes,
 )
+from sd_core.execution import make_ready, run_as
+from sd_core.loading import load_model
+from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.layers import TransformerBlock
+from sd_core.model.unet import UNet
+from sd_core.model.vae import AutoencoderKL
 from sd_core.spec import ModelSpec
-from sd_core.unet import UNet
-from sd_core.vae import AutoencoderKL
 from sd_core.weights.export import save_single_file
-from tests.sd_core.kernel_checks import needs_kernels
+from tests.sd_core.cpu.kernel_checks import needs_kernels
 from tests.sd_core.small import ODD, SMALL, small_model
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ import sys
 
 import torch
 
-from sd_core.packing import PackedConv2d, PackedLinear
+from sd_core.cpu.packing import PackedConv2d, PackedLinear
 
 conv = torch.nn.Conv2d(192, 160, 3, padding=1)
 linear = torch.nn.Linear(192, 160)

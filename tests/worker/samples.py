@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jobs.task import Task
 from sd_core.spec import Sampling
-from worker.record import ModelInfo, RenderInfo
+from worker.output.record import ModelInfo, RenderInfo
 
 MODEL = ModelInfo("demo", "5a" * 32, "/home/somebody/models/secret-project/demo.safetensors")
 RENDER = RenderInfo("cpu", "float32", "packed", evaluations=51, batch_rows=4, render_s=1.25)

@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 from jobs.errors import StoreError
-from tests.worker.services import Service
+from tests.worker.serve.services import Service
 from worker import logs
 from worker.logs import JsonFormatter, TextFormatter
 

@@ -8,10 +8,10 @@ import pytest
 from celery.exceptions import Reject
 
 from jobs.errors import LedgerError
-from jobs.ledger.base import Shard
-from jobs.queue import to_message
-from tests.worker.services import Service
-from worker import lifecycle
+from jobs.ledger.types import Shard
+from jobs.queue.messages import to_message
+from tests.worker.serve.services import Service
+from worker import process
 from worker.tasks import render_shard
 
 MESSAGE = to_message(Shard("job", 0, 0, 2))
@@ -20,8 +20,8 @@ MESSAGE = to_message(Shard("job", 0, 0, 2))
 @pytest.fixture
 def service(tmp_path, monkeypatch):
     with Service(tmp_path) as service:
-        life = lifecycle._Life(service.worker, service.ledger, [], threading.Event(), None)
-        monkeypatch.setattr(lifecycle, "_life", life)
+        life = process._Life(service.worker, service.ledger, [], threading.Event(), None)
+        monkeypatch.setattr(process, "_life", life)
         service.enter()
         yield service
 

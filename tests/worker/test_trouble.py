@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import LedgerError, NotFoundError, StoreError
-from tests.worker.services import Service
-from worker.trouble import LONGEST, note_error
+from tests.worker.serve.services import Service
+from worker.faults import LONGEST, report_job_error
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def test_a_store_without_rights_and_with_a_secret_in_its_address(service):
 
 def test_a_ledger_that_is_away_is_told_nothing(service, monkeypatch):
     service.enter()
-    note_error(service.ledger, "job", "w1", LedgerError("away"))
+    report_job_error(service.ledger, "job", "w1", LedgerError("away"))
     assert service.ledger.status("job").error is None
 
     def away(*_):
         raise LedgerError("away")
 
     monkeypatch.setattr(service.ledger, "note_error", away)
-    note_error(service.ledger, "job", "w1", NotFoundError("gone"))
+    report_job_error(service.ledger, "job", "w1", NotFoundError("gone"))
 
 
 def test_a_long_story_is_cut(service):
     service.enter()
-    note_error(service.ledger, "job", "w1", StoreError("x" * 10_000))
+    report_job_error(service.ledger, "job", "w1", StoreError("x" * 10_000))
     assert len(service.ledger.status("job").error) == LONGEST

@@ -1,0 +1,5 @@
+"""The `sdbatch` command."""
+
+from jobs.cli.root import main
+
+__all__ = ["main"]

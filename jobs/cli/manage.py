@@ -1,0 +1,271 @@
+"""Subcommands that look at jobs in the ledger, and steer them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from jobs.cli.job_text import done_part, job_code, say_submitted
+from jobs.cli.opening import find_job, ledger_at, open_store_at, settings_with, store_address
+from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
+from jobs.client.served import no_worker, served_models, waits_for_worker
+from jobs.errors import ExitCode, InputError
+from jobs.formatting import counted
+from jobs.ledger import Ledger
+from jobs.ledger.types import JobState, JobStatus
+from jobs.terminal.console import Terminal
+from jobs.terminal.figures import figures_of, speed_text
+
+
+@click.command()
+@redis_option
+@json_option
+@click.pass_obj
+def jobs(terminal: Terminal, redis: str | None) -> None:
+    """List jobs, the latest first.
+
+    \b
+    Example:
+      sdbatch jobs
+    """
+    ledger = ledger_at(redis)
+    found, served = ledger.jobs(), served_models(ledger.workers())
+    if terminal.json:
+        terminal.document({"jobs": [_document(job, served) for job in found]})
+        return
+    terminal.table(("JOB", "MODEL", "STATE", "DONE", "FAILED"), [_row(job) for job in found])
+    for job in found:
+        if job.error is not None:
+            label = "" if job.state is JobState.UNKNOWN else "last error: "
+            terminal.say(f"{job.job_id}: {label}{' '.join(job.error.split())}")
+    waiting = {job.model: job for job in found if waits_for_worker(job, served)}
+    terminal.note(no_worker(model, served) for model in sorted(waiting))
+
+
+def _row(job: JobStatus) -> tuple[str, ...]:
+    if job.state is JobState.UNKNOWN:
+        return job.job_id, "", job.state, "", ""
+    return job.job_id, job.model, job.state, done_part(job), f"{job.failed:,}"
+
+
+def _document(job: JobStatus, served: Counter[str]) -> dict[str, Any]:
+    """workers: how many take shards of the job's model."""
+    return {**asdict(job), "workers": served[job.model]}
+
+
+@click.command()
+@job_argument
+@redis_option
+@json_option
+@click.pass_obj
+def status(terminal: Terminal, job: str, redis: str | None) -> ExitCode:
+    """Show where a job stands. JOB may be shortened to a unique beginning.
+
+    The exit code is 0 while the job goes on and when all of it is done, 3 if it is done but for
+    images that failed, 8 if it was cancelled.
+
+    \b
+    Example:
+      sdbatch status shapes-0c7c
+    """
+    ledger = ledger_at(redis)
+    found, served = find_job(ledger, job), served_models(ledger.workers())
+    if terminal.json:
+        terminal.document(_document(found, served))
+    else:
+        for label, text in _status_lines(found, served):
+            terminal.say(f"{label:12} {text}")
+    return job_code(found)
+
+
+@click.command()
+@job_argument
+@redis_option
+@json_option
+@click.pass_obj
+def failures(terminal: Terminal, job: str, redis: str | None) -> None:
+    """List the images of a job that failed, with their reasons.
+
+    \b
+    Example:
+      sdbatch failures shapes
+    """
+    ledger = ledger_at(redis)
+    found = ledger.failures(find_job(ledger, job).job_id)
+    if terminal.json:
+        terminal.document({"failures": [asdict(failure) for failure in found]})
+        return
+    for failure in found:
+        terminal.say(f"{failure.index}  {failure.name}  {failure.reason}")
+
+
+def _changing(name: str, text: str, change: Callable[[Ledger, str], str]) -> click.Command:
+    """A command that changes one job and says what became of it."""
+
+    @click.command(name, help=f"{text}\n\n\b\nExample:\n  sdbatch {name} shapes")
+    @job_argument
+    @redis_option
+    @json_option
+    @click.pass_obj
+    def command(terminal: Terminal, job: str, redis: str | None) -> None:
+        ledger = ledger_at(redis)
+        found = find_job(ledger, job)
+        said = change(ledger, found.job_id)
+        if terminal.json:
+            terminal.document(asdict(ledger.status(found.job_id)))
+        else:
+            terminal.say(f"{found.job_id}: {said}")
+
+    return command
+
+
+def _to(state: JobState) -> Callable[[Ledger, str], str]:
+    def change(ledger: Ledger, job_id: str) -> str:
+        after = ledger.set_state(job_id, state)
+        if after is not state:
+            raise InputError(f"{job_id} is {after} and stays so")
+        return str(after)
+
+    return change
+
+
+def _retry(ledger: Ledger, job_id: str) -> str:
+    return f"{counted(ledger.retry(job_id), 'failed image')} to do again"
+
+
+pause = _changing(
+    "pause", "Let a job rest; images being rendered are finished.", _to(JobState.PAUSED)
+)
+unpause = _changing("unpause", "Let a paused job go on.", _to(JobState.ACTIVE))
+cancel = _changing(
+    "cancel",
+    "End a job: its workers see it within about a second and stop after the step that they are at. "
+    "Finished images stay.",
+    _to(JobState.CANCELLED),
+)
+retry = _changing("retry", "Render the failed images of a job again.", _retry)
+
+
+@click.command()
+@job_argument
+@click.option("--force", is_flag=True, help="Also a job that is neither done nor cancelled.")
+@redis_option
+@json_option
+@click.pass_obj
+def forget(terminal: Terminal, job: str, force: bool, redis: str | None) -> None:
+    """Take a job that is done or cancelled out of the ledger. Its folder stays as it is, pictures
+    and all; `sdbatch resume` enters it again.
+
+    \b
+    Example:
+      sdbatch forget shapes
+    """
+    ledger = ledger_at(redis)
+    found = find_job(ledger, job, unread=True)
+    if not ledger.forget(found.job_id, force=force):
+        state = ledger.status(found.job_id).state
+        raise InputError(
+            f"{found.job_id} is {state}; cancel it first (sdbatch cancel {found.job_id}), or "
+            "forget it as it is with --force"
+        )
+    known = found.state is not JobState.UNKNOWN
+    folder = f"{found.store.rstrip('/')}/{found.job_id}" if known else None
+    if terminal.json:
+        terminal.document({"job": found.job_id, "folder": folder})
+    else:
+        where = "where they are" if folder is None else f"in {folder}"
+        terminal.say(f"{found.job_id}: forgotten; its pictures stay {where}")
+
+
+@click.command()
+@job_argument
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Where the job's folder is. [default: SDBATCH_STORE, else that of a running "
+    "`sdbatch local`, else out]",
+)
+@endpoint_option
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Read every image first, and delete those that are not what their records say.",
+)
+@redis_option
+@json_option
+@click.pass_obj
+def resume(
+    terminal: Terminal,
+    job: str,
+    store: str | None,
+    endpoint: str | None,
+    check: bool,
+    redis: str | None,
+) -> None:
+    """Enter a job again from its folder, as after a lost Redis. The folder is the truth: only what
+    is missing there runs, also images that the ledger takes for done.
+
+    \b
+    Example:
+      sdbatch resume shapes-0c7c52d1c2fe --store s3://bucket/jobs
+    """
+    from jobs.client.resume import resume as enter_again
+    from jobs.queue.messages import CeleryQueue
+
+    settings = settings_with(redis)
+    address = store or settings.job_store
+    opened = open_store_at(settings, address, endpoint, given=store is not None)
+    ledger = ledger_at(redis)
+    resumed = enter_again(
+        job,
+        opened,
+        ledger,
+        CeleryQueue(settings.redis),
+        address=store_address(opened, address),
+        check=check,
+        status=terminal.status,
+    )
+    say_submitted(terminal, ledger, resumed)
+
+
+def _status_lines(job: JobStatus, served: Counter[str]) -> list[tuple[str, Any]]:
+    figures = figures_of(job)
+    speed = [] if figures.images_per_s is None else [("speed", speed_text(figures))]
+    trouble = [] if job.error is None else [("last error", job.error)]
+    if waits_for_worker(job, served):
+        trouble.append(("waits", no_worker(job.model, served)))
+    return [
+        ("job", job.job_id),
+        ("state", job.state),
+        ("model", job.model),
+        ("images", f"{job.done:,} of {job.total:,} done, {job.failed:,} failed"),
+        ("steps", f"{figures.evaluated:,} of {figures.evaluations:,}"),
+        *speed,
+        ("shards", f"{job.leased:,} rendering, {job.published:,} queued, {job.waiting:,} waiting"),
+        ("priority", job.priority),
+        ("store", job.store),
+        *trouble,
+    ]
+
+
+@click.command()
+@redis_option
+@json_option
+@click.pass_obj
+def workers(terminal: Terminal, redis: str | None) -> None:
+    """List workers: where they are, which model they have, what they do.
+
+    \b
+    Example:
+      sdbatch workers
+    """
+    found = ledger_at(redis).workers()
+    if terminal.json:
+        terminal.document({"workers": [asdict(worker) for worker in found]})
+        return
+    rows = [(w.name, w.device, w.model, f"{w.images:,}", w.state) for w in found]
+    terminal.table(("WORKER", "DEVICE", "MODEL", "IMAGES", "STATE"), rows)

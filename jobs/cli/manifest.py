@@ -1,0 +1,129 @@
+"""Subcommands that read a manifest and render nothing: validate, plan, schema."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli.opening import open_store_at, read_manifest
+from jobs.cli.options import allow_outside_option, json_option, manifest_argument
+from jobs.client.earlier_jobs import earlier_job_lines
+from jobs.errors import ManifestError, Problem, SdbatchError
+from jobs.formatting import counted, size
+from jobs.manifest.load import Manifest, Tick
+from jobs.manifest.schema import json_schema
+from jobs.plan.cost import PlanSummary
+from jobs.settings import Settings
+from jobs.task import Task
+from jobs.terminal.console import Terminal
+
+
+@click.command()
+@click.argument(
+    "manifests", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@allow_outside_option
+@json_option
+@click.pass_obj
+def validate(terminal: Terminal, manifests: tuple[Path, ...], allow_outside: bool) -> None:
+    """Check manifests and every file they name; report all problems at once.
+
+    \b
+    Example:
+      sdbatch validate shapes.yaml photos/*.yaml
+    """
+    problems: list[Problem] = []
+    good: list[dict[str, Any]] = []
+    for path in manifests:
+        try:
+            manifest = read_manifest(terminal, path, allow_outside=allow_outside)
+        except ManifestError as error:
+            problems += error.problems
+            continue
+        good.append({"file": str(path), "name": manifest.name, "images": manifest.total})
+        if not terminal.json:
+            terminal.say(f"{path}: ok, {counted(manifest.total, 'image')}")
+    if problems:
+        raise ManifestError(problems)
+    if terminal.json:
+        terminal.document({"files": good})
+
+
+@click.command()
+@manifest_argument
+@allow_outside_option
+@json_option
+@click.pass_obj
+def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
+    """Show what a job will cost, without rendering: images, model evaluations, disk space.
+
+    \b
+    Example:
+      sdbatch plan shapes.yaml
+    """
+    job = read_manifest(terminal, manifest, allow_outside=allow_outside)
+    with terminal.counting("planning", job.total) as tick:
+        expansion = job.expand(_ticking(job.tasks(), tick), keep_parts=False)
+    summary, job_id = expansion.cost, job.job_id_of(expansion.digest)
+    if terminal.json:
+        terminal.document({"job": job_id, "model": job.model, **summary.to_json()})
+    else:
+        for label, text in _plan_lines(job, job_id, summary):
+            terminal.say(f"{label:12} {text}")
+        with terminal.status("looking for earlier jobs"):
+            earlier = _earlier_job_lines(job, job_id)
+        terminal.note(earlier)
+
+
+@click.command()
+@click.pass_obj
+def schema(terminal: Terminal) -> None:
+    """Print the manifest format as JSON Schema, for editors that check and complete.
+
+    \b
+    Example:
+      sdbatch schema > sdbatch.schema.json
+    """
+    terminal.document(json_schema())
+
+
+def _ticking(tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:
+    for task in tasks:
+        if task.index % 1000 == 0:
+            tick(task.index)
+        yield task
+
+
+def _earlier_job_lines(job: Manifest, job_id: str) -> list[str]:
+    """See `earlier_job_lines`; of the store that the job would go to, if it can be reached."""
+    try:
+        settings = Settings.from_env(os.environ)
+        address = job.output.store or settings.job_store
+        store = open_store_at(settings, address, None, given=job.output.store is not None)
+    except SdbatchError:  # a plan needs neither settings nor a store
+        return []
+    return earlier_job_lines(store, job, job_id, job.tasks())
+
+
+def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tuple[str, str]]:
+    shapes = [
+        f"{width}×{height}: {count:,}" for (width, height), count in summary.shapes.most_common(8)
+    ]
+    if len(summary.shapes) > len(shapes):
+        shapes.append(f"and {len(summary.shapes) - len(shapes):,} more")
+    yield "job", job_id
+    yield "model", job.model
+    yield "images", f"{summary.images:,}"
+    yield "evaluations", f"{summary.evaluations:,} of the model, {summary.rows:,} batch rows"
+    yield "shapes", ", ".join(shapes)
+    yield "samplers", ", ".join(f"{name}: {n:,}" for name, n in summary.samplers.most_common())
+    if summary.inputs:
+        yield "inputs", f"{summary.inputs:,}"
+    yield "output", f"about {size(summary.output_bytes)} of {job.output.format}"
+    for label, task in (("first", summary.first), ("last", summary.last)):
+        if task is not None:
+            yield label, f"{task.name}  {' '.join(task.prompt.split())[:80]}"

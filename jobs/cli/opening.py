@@ -1,0 +1,82 @@
+"""Open what a command line names: settings, a manifest, a store, a ledger, a job in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.errors import InputError, NotFoundError
+from jobs.ledger import Ledger, open_ledger
+from jobs.ledger.types import JobStatus, check_readable
+from jobs.settings import Settings
+from jobs.storage import LocalStore, Store, open_store
+from jobs.terminal.console import Terminal
+
+if TYPE_CHECKING:
+    from jobs.manifest.load import Manifest
+
+
+def read_manifest(
+    terminal: Terminal, path: Path, *, allow_outside: bool, model: str | None = None
+) -> Manifest:
+    """`load_manifest` with progress, for commands; says its warnings. Raises `ManifestError`."""
+    # The manifest's side (pydantic, libyaml) takes long to import; most commands do without it.
+    from jobs.manifest.load import load_manifest
+    from jobs.manifest.warnings import WarningList
+
+    found = WarningList()
+    try:
+        with terminal.counting(f"reading {path.name}") as tick:
+            return load_manifest(
+                path, allow_outside=allow_outside, model=model, tick=tick, warnings=found
+            )
+    finally:
+        terminal.warn(found)
+
+
+def settings_with(redis: str | None) -> Settings:
+    """The settings, with the server of --redis if it was given. Raises `InputError`."""
+    return Settings.from_env(os.environ | ({} if redis is None else {"SDBATCH_REDIS": redis}))
+
+
+def ledger_at(redis: str | None) -> Ledger:
+    return open_ledger(settings_with(redis).redis)
+
+
+def open_store_at(settings: Settings, address: str, endpoint: str | None, *, given: bool) -> Store:
+    """The store that a command works with. given: a person named it. Raises `StoreError`."""
+    if endpoint is not None:
+        return open_store(address, endpoint=endpoint)
+    return open_store(address, access=settings.access(address, given=given))
+
+
+def find_job(ledger: Ledger, name: str, *, unread: bool = False) -> JobStatus:
+    """The job of this name, or the only one whose name begins so.
+
+    unread: also one whose entry cannot be read.
+    Raises `NotFoundError` if there is none, `InputError` if there are several or the name is empty,
+    `DamagedLedgerError`.
+    """
+    found = _find_job(ledger, name)
+    return found if unread else check_readable(found)
+
+
+def _find_job(ledger: Ledger, name: str) -> JobStatus:
+    if not name.strip():  # an unset variable in a script must not mean whatever job there is
+        raise InputError("the job's name is empty; `sdbatch jobs` lists them")
+    found = [job for job in ledger.jobs() if job.job_id.startswith(name)]
+    for job in found:
+        if job.job_id == name:
+            return job
+    if not found:
+        raise NotFoundError(f"no job is called {name!r} or begins so; `sdbatch jobs` lists them")
+    if len(found) > 1:
+        names = ", ".join(job.job_id for job in found[:5])
+        raise InputError(f"{name!r} may be any of {len(found)} jobs: {names}")
+    return found[0]
+
+
+def store_address(store: Store, given: str) -> str:
+    """As a worker opens it, which runs in another folder."""
+    return str(store.root.absolute()) if isinstance(store, LocalStore) else given

@@ -1,0 +1,159 @@
+"""Copies what a job made from its store into a folder: checked, resumable, only what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import DamagedError, NotFoundError, StoreError
+from jobs.folder.check import AT_ONCE, THREADS, chunks, whole_image
+from jobs.folder.job_file import read_job_file
+from jobs.folder.layout import JobFolder
+from jobs.folder.records import MAX_FAILURES_BYTES, Record, read_failures, read_records
+from jobs.limits import MAX_RENDERED_BYTES
+from jobs.report import write_unfinished_report
+from jobs.storage import LocalStore, Store
+
+log = logging.getLogger(__name__)
+
+_INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
+
+_BESIDES = (
+    *("manifest.yaml", "manifest.resolved.yaml"),
+    *("records/", "failures.jsonl", "index.html", "grid-", "done.json"),
+)
+"""What is collected besides images and inputs, in this order: `done.json` last, as in the store."""
+
+
+@dataclass
+class Collected:
+    """What came of it. damaged: images that are not what their record says, inputs that are not
+    what their name says, and what is not there.
+    """
+
+    folder: Path
+    copied: int = 0
+    present: int = 0
+    bytes_copied: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "copied": self.copied,
+            "present": self.present,
+            "bytes": self.bytes_copied,
+            "damaged": self.damaged,
+        }
+
+
+def collect(
+    folder: JobFolder,
+    destination: Path,
+    *,
+    containing: str | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Collected:
+    """Copies a job's images, each checked against the sha256 of its record, and then the rest.
+
+    The folder gets the layout of the store: `destination/<job>/images/…`. Images that are there
+    already, and right, are not copied again. A job that is not finished gets its gallery here.
+    containing: only images whose prompt has this text, whatever its case, and nothing else. tick:
+    called with the number of images looked at.
+    Raises `StoreError`, `NotFoundError` if the job has no records.
+    """
+    collected = Collected(destination / folder.keys.job_id)
+    target = LocalStore(destination)
+    target.check_writable()
+    lock = threading.Lock()
+    looked_at = itertools.count(1)
+
+    def take(record: Record) -> None:
+        size = _copy(folder.store, target, folder.keys(record["path"]), record["sha256"])
+        with lock:
+            if size is None:
+                collected.damaged.append(record["path"])
+                return
+            collected.copied += size > 0
+            collected.present += size == 0
+            collected.bytes_copied += size
+            tick(next(looked_at))
+
+    wanted = "" if containing is None else containing.casefold()
+    records = (
+        record
+        for record in read_records(folder, needs=("sha256", "prompt"))
+        if wanted in record["prompt"].casefold()
+    )
+    found = False
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-collect") as pool:
+        for chunk in chunks(records, AT_ONCE):
+            found = True
+            list(pool.map(take, chunk))
+    if not found and containing is None:
+        raise NotFoundError(f"{folder.url} has no finished images")
+    if containing is None:
+        for info in folder.list(folder.keys.inputs_prefix):
+            digest = _INPUT.match(info.key, len(folder.keys.inputs_prefix))
+            if digest is not None and _copy(folder.store, target, info.key, digest[0]) is None:
+                collected.damaged.append(folder.keys.path(info.key))
+        last = ""
+        for last in _besides(folder):
+            data = folder.get(last, limit_bytes=MAX_FAILURES_BYTES)
+            target.put(last, data, overwrite=True)
+        if (
+            last != folder.keys.done
+        ):  # not finished, so what gallery there may be is of another moment
+            _write_gallery(folder, target)
+    return collected
+
+
+def _write_gallery(folder: JobFolder, target: LocalStore) -> None:
+    """Of what was collected so far; the pictures are there whatever is wrong with it."""
+    try:
+        planned = None if folder.head(folder.keys.job) is None else read_job_file(folder).images
+        failures = read_failures(JobFolder(target, folder.keys))
+        write_unfinished_report(JobFolder(target, folder.keys), failures, planned=planned)
+    except DamagedError as error:
+        log.warning("there is no gallery: %s", error)
+
+
+def _copy(store: Store, target: LocalStore, key: str, sha256: str) -> int | None:
+    """The bytes that were copied, 0 of what is there already; None if the store has it no more, or
+    not as it was.
+    """
+    if _is_right(target, key, sha256):
+        return 0
+    data = whole_image(store, key, sha256)
+    if data is None:
+        return None
+    target.put(key, data, overwrite=True)
+    return len(data)
+
+
+def _is_right(target: LocalStore, key: str, sha256: str) -> bool:
+    try:
+        data = target.get(key, limit_bytes=MAX_RENDERED_BYTES)
+    except (NotFoundError, DamagedError):
+        return False
+    return hashlib.sha256(data).hexdigest() == sha256
+
+
+def _besides(folder: JobFolder) -> Iterator[str]:
+    for path in _BESIDES:
+        for info in folder.list(folder.keys.prefix + path):
+            yield info.key
+
+
+def refuse_same(store: Store, destination: Path) -> None:
+    """Raises `StoreError` if the job would be copied onto itself."""
+    if isinstance(store, LocalStore) and store.root == destination.absolute():
+        raise StoreError(f"{destination} is the job's own store; give another folder")

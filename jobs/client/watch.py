@@ -1,0 +1,90 @@
+"""Follows a job in the ledger until it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.text import Text
+
+from jobs.client.served import no_worker, served_models, waits_for_worker
+from jobs.errors import DamagedLedgerError, LedgerError
+from jobs.ledger.base import Ledger
+from jobs.ledger.types import JobState, JobStatus
+from jobs.terminal.figures import figures_of
+from jobs.terminal.progress import ProgressDisplay
+
+EVERY_S = 1.0
+PATIENCE_S = 60.0
+"""How long a ledger may be away before that is an error."""
+
+ENDED = (JobState.DONE, JobState.CANCELLED)
+
+
+def watch(
+    ledger: Ledger,
+    job_id: str,
+    console: Console,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> JobStatus:
+    """Shows images, steps, rate, time left and what holds the job up, until it is done or
+    cancelled; how it ended.
+
+    Raises `NotFoundError` if it is forgotten meanwhile, `LedgerError` if the ledger is away for
+    longer than a restart takes.
+    """
+    status = ledger.status(job_id)
+    if status.state in ENDED:
+        return status
+    answered_at = clock()
+    told = _Told(ledger, console)
+    with ProgressDisplay(lambda: figures_of(status), console, clock=clock) as progress:
+        while status.state not in ENDED:
+            progress.show(at_once=told.tell(status))
+            sleep(EVERY_S)
+            try:
+                status = ledger.status(job_id)
+            except DamagedLedgerError:
+                raise
+            except LedgerError:
+                if clock() - answered_at > PATIENCE_S:
+                    raise
+                continue
+            answered_at = clock()
+    return status
+
+
+class _Told:
+    """What a person was told of a job so far: its state, its last error, what it waits for."""
+
+    def __init__(self, ledger: Ledger, console: Console) -> None:
+        self._ledger = ledger
+        self._console = console
+        self._state = JobState.ACTIVE
+        self._error: str | None = None
+        self._no_worker: str | None = None
+
+    def tell(self, status: JobStatus) -> bool:
+        """Tells what is new; whether the state is."""
+        if status.error is not None and status.error != self._error:
+            self._console.print(Text(f"last error: {status.error}", style="red"))
+        self._error = status.error
+        waits = self._without_worker(status)
+        if waits is not None and waits != self._no_worker:
+            self._console.print(Text(waits))
+        self._no_worker = waits
+        before, self._state = self._state, status.state
+        return self._state is not before
+
+    def _without_worker(self, status: JobStatus) -> str | None:
+        if waits_for_worker(status, Counter()):
+            with contextlib.suppress(LedgerError):  # then the next status tells it
+                served = served_models(self._ledger.workers())
+                if waits_for_worker(status, served):
+                    return no_worker(status.model, served)
+        return None

@@ -1,0 +1,105 @@
+"""`job.json`: what a job is, beside its plan. With it a ledger is rebuilt from the folder alone.
+
+It is written after plan and inputs, so where it is, they are; and it says whose folder it is, so
+nothing that may be another job's is replaced before it was looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from jobs.errors import DamagedError, JobConflictError, NotFoundError
+from jobs.folder.layout import JobFolder
+from jobs.limits import MAX_IMAGES
+from jobs.task import Reproducible
+
+PRIORITIES = range(1, 101)
+
+MAX_JOB_FILE_BYTES = 2**20
+"""Digests of a thousand parts, and all the rest."""
+
+MAX_NAME_CHARS = 1000
+"""More than a manifest allows for the names of jobs and models."""
+
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """plan: `Manifest.digest`. quality: of jpeg and webp. priority, webhook, reproducible: as
+    submitted last; see `sd_core.engine.request.Request` for what exact means. parts: sha256 of each
+    part of the plan, as it is stored; None in the job of a version that did not note them.
+    """
+
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    model: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    plan: Sha256
+    images: Annotated[int, Field(ge=0, le=MAX_IMAGES)]
+    quality: Annotated[int, Field(ge=1, le=100)]
+    priority: Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1])] = 10
+    webhook: str | None = None
+    reproducible: Reproducible = "exact"
+    parts: Annotated[tuple[Sha256, ...], Field(max_length=MAX_IMAGES)] | None = None
+
+
+_JOB_FILE = TypeAdapter(JobFile)
+
+
+def write_job_file(folder: JobFolder, job: JobFile, *, force: bool = False) -> None:
+    """Replaces an earlier one of the same plan; with `force`, of any.
+
+    Raises `JobConflictError` if the folder is another job's, also if that came only a moment
+    before, and `StoreError`.
+    """
+    data = json.dumps(asdict(job), indent=2).encode() + b"\n"
+
+    def put(overwrite: bool) -> bool:
+        return folder.put(folder.keys.job, data, overwrite=overwrite)
+
+    if not force:
+        if put(False):
+            return
+        check_folder(folder, job.plan)
+    put(True)
+
+
+def check_folder(folder: JobFolder, plan: str) -> JobFile | None:
+    """The job of the folder; None if there is none yet.
+
+    Raises `JobConflictError` if it has another plan, `StoreError`.
+    """
+    if folder.head(folder.keys.job) is None:
+        return None
+    found = read_job_file(folder)
+    if found.plan != plan:
+        raise JobConflictError(
+            f"{folder.url} holds another job, {found.name} of model "
+            f"{found.model} (plan {found.plan[:12]}…, not {plan[:12]}…); choose another folder or "
+            "job name"
+        )
+    return found
+
+
+def read_job_file(folder: JobFolder) -> JobFile:
+    """Raises `NotFoundError` if the folder is no job's or was left half-submitted, `StoreError`."""
+    try:
+        data = folder.get(folder.keys.job, limit_bytes=MAX_JOB_FILE_BYTES)
+    except NotFoundError:
+        raise NotFoundError(
+            f"{folder.url_of(folder.keys.job)} is missing: there is no such job, or it was never "
+            "submitted to the end; submit its manifest again"
+        ) from None
+    try:
+        return _JOB_FILE.validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DamagedError(
+            f"{folder.url_of(folder.keys.job)} is damaged: {place}: {first['msg']}; delete it and "
+            "submit the job's manifest again"
+        ) from None

@@ -1,0 +1,113 @@
+"""What a manifest names: where files may lie, and what an init image or mask must be."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jobs.formatting import quote, reason
+from jobs.limits import MAX_IMAGE_BYTES
+from jobs.manifest.sources import S3, FileSource, ObjectSource, Source, require_file
+from jobs.pictures.rules import PictureError, read_picture
+from jobs.storage import open_store
+
+TRIED = (64, 64)
+"""Width and height that each picture is brought to once, as a worker will, so that one which cannot
+be is refused now."""
+
+_WILDCARD = re.compile(r"[*?]|\[.+\]")
+_NO_WILDCARDS = (
+    "there are no wildcards here: name one file an entry, or list images in a .csv file with the "
+    "columns prompt and init_image"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """An init image or mask that was read and found good.
+
+    name: `<sha256 of the file's bytes>.<png|jpg|webp>`, what it is called in the job's folder.
+    size: (width, height) in pixels, of the picture held upright.
+    """
+
+    name: str
+    size: tuple[int, int]
+
+
+class Inputs:
+    """The images of one manifest. Each is read once, however many prompts name it.
+
+    sources: name in the job's folder -> where its bytes are.
+    """
+
+    def __init__(self, root: Path, *, allow_outside: bool) -> None:
+        """root: the folder that paths must stay in, unless `allow_outside`."""
+        self.sources: dict[str, Source] = {}
+        self._root = root.resolve()
+        self._allow_outside = allow_outside
+        self._bucket = cache(open_store)  # making a client takes longer than a small picture does
+        self._seen: dict[Path | str, InputImage | str] = {}
+
+    def locate(self, text: str, folder: Path) -> Path:
+        """The existing regular file that `text` names from `folder`. Raises `ValueError`."""
+        if "://" in text:
+            raise ValueError(f"{quote(text)} is an address; lists of prompts are local files")
+        path = folder / text
+        if not self._allow_outside and (Path(text).is_absolute() or ".." in Path(text).parts):
+            raise ValueError(_outside(text))
+        try:
+            resolved = path.resolve(strict=True)
+            if not self._allow_outside and not resolved.is_relative_to(self._root):
+                raise ValueError(_outside(text))
+            require_file(resolved)
+        except FileNotFoundError:
+            hint = f"; {_NO_WILDCARDS}" if _WILDCARD.search(text) else ""
+            raise ValueError(f"{quote(text)} does not exist{hint}") from None
+        except OSError as error:
+            raise ValueError(f"{quote(text)} cannot be read: {reason(error)}") from None
+        except RuntimeError:  # how Python 3.11 tells of a loop
+            raise ValueError(f"{quote(text)} is a loop of symbolic links") from None
+        return path
+
+    def image(self, text: str, folder: Path) -> InputImage:
+        """What `text` names, from `folder` or as `s3://bucket/key`. Raises `ValueError`."""
+        place = text if text.startswith(S3) else folder / text
+        seen = self._seen.get(place)
+        if seen is None:
+            try:
+                seen = self._read(text, folder)
+            except ValueError as error:
+                seen = str(error)
+            self._seen[place] = seen
+        if isinstance(seen, str):
+            raise ValueError(seen)
+        return seen
+
+    def _read(self, text: str, folder: Path) -> InputImage:
+        source = self._source(text, folder)
+        data = source.read(MAX_IMAGE_BYTES)
+        try:
+            picture = read_picture(data)
+            picture.fit("RGB", *TRIED)
+        except PictureError as error:
+            raise ValueError(f"{quote(text)} {error}") from None
+        name = f"{hashlib.sha256(data).hexdigest()}.{picture.extension}"
+        self.sources.setdefault(name, source)
+        return InputImage(name, picture.size)
+
+    def _source(self, text: str, folder: Path) -> Source:
+        if text.startswith(S3):
+            return ObjectSource.parse(text, self._bucket)
+        if "://" in text:
+            raise ValueError(f"{quote(text)} is no local file, and no s3://bucket/key either")
+        return FileSource(self.locate(text, folder), text)
+
+
+def _outside(text: str) -> str:
+    return (
+        f"{quote(text)} is outside the manifest's folder; move the file there, or give "
+        "--allow-outside"
+    )

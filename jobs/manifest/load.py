@@ -1,0 +1,343 @@
+"""Reading a manifest: a YAML file in, everything about its job out, or all that is wrong with it.
+
+The file is read in two passes, as defaults and matrix may come after the prompts: first everything
+else, then the prompts one by one. So a million prompts take no more memory than ten, but for the
+file itself and the few bytes that each entry is kept in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from jobs.errors import ManifestError, Problem
+from jobs.formatting import found, one_of, quote, reason
+from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
+from jobs.manifest.entries import Combination, Entry, EntryLog, expand
+from jobs.manifest.input_images import Inputs
+from jobs.manifest.naming import DEFAULT_TEMPLATE, job_name
+from jobs.manifest.problems import Place, ProblemList
+from jobs.manifest.prompt_files import SUFFIXES, RowReader
+from jobs.manifest.prompt_warnings import PromptWatch
+from jobs.manifest.resolve import Layer, Resolver
+from jobs.manifest.scalars import unreadable
+from jobs.manifest.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TOP_KEYS
+from jobs.manifest.seed_warnings import SeedWatch
+from jobs.manifest.sources import Source, read_file
+from jobs.manifest.validation import EXPECTED, explain, text_taken_apart, without_errors
+from jobs.manifest.warnings import WarningList
+from jobs.manifest.yaml_file import Node, NodePlace, YamlFile, plain
+from jobs.manifest.yaml_warnings import YamlDoubts
+from jobs.plan.expansion import Expansion
+from jobs.task import DEFAULT_QUALITY, IMAGE_FORMATS, Reproducible, Task
+from jobs.webhook import check_url
+
+_TICK_EVERY = 1000
+
+_NO_COMMENT = (
+    "this line is a prompt, and drawn; lines that begin with # are comments only in files with "
+    "lines of options, such as --prompt"
+)
+
+Tick = Callable[[int], None]
+"""Called now and then with how many prompts have been read."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where images go, and as what.
+
+    store: a folder or an s3:// address; None leaves it to the settings. quality: of jpeg and webp.
+    webhook: URL that is told when a submitted job ends.
+    """
+
+    store: str | None = None
+    format: str = IMAGE_FORMATS[0]
+    name: str = DEFAULT_TEMPLATE
+    quality: int = DEFAULT_QUALITY
+    webhook: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that was read and found good.
+
+    path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
+    total: how many images `tasks` gives. matrix: as it is written, which gives the combinations.
+    reproducible: None leaves it to the settings.
+    """
+
+    path: Path
+    source: bytes
+    name: str
+    model: str
+    output: Output
+    inputs: Mapping[str, Source]
+    total: int
+    entries: EntryLog
+    combinations: Sequence[Combination]
+    matrix: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    reproducible: Reproducible | None = None
+
+    def tasks(self) -> Iterator[Task]:
+        """Every image of the job in order: prompt by prompt, combination by combination, seed by
+        seed. The same at every call.
+        """
+        return expand(iter(self.entries), self.combinations, self.name, self.output.format)
+
+    @cached_property
+    def expansion(self) -> Expansion:
+        """All tasks, expanded once; see `Expansion` for what is known of them then, and raised."""
+        return self.expand(self.tasks())
+
+    def expand(self, tasks: Iterable[Task], *, keep_parts: bool = True) -> Expansion:
+        """An expansion of one's own, such as one without parts. tasks: those of `tasks`."""
+        head = {"name": self.name, "model": self.model, "quality": self.output.quality}
+        return Expansion(tasks, self.total, head, keep_parts=keep_parts)
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits: the same for the same images under the same names, however written."""
+        return self.expansion.digest
+
+    def job_id(self) -> str:
+        """`<name>-<12 hex digits>`: the job's folder."""
+        return self.job_id_of(self.digest)
+
+    def job_id_of(self, digest: str) -> str:
+        """See `job_id`. digest: of the plan, which must be the manifest's."""
+        return f"{self.name}-{digest[:12]}"
+
+
+def load_manifest(
+    path: Path,
+    *,
+    allow_outside: bool = False,
+    model: str | None = None,
+    tick: Tick | None = None,
+    warnings: WarningList | None = None,
+) -> Manifest:
+    """Read and check a manifest and every file it names.
+
+    allow_outside: let it name files outside its own folder. model: to be used instead of the one
+    it names; sizes and guidance that it leaves open are then this model's. warnings: takes what is
+    no mistake, but may not be meant, also where there are mistakes.
+    Raises `ManifestError` with all problems at once.
+    """
+    try:
+        source = read_file(path, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise ManifestError([Problem(str(path), 0, 0, "", f"cannot be read: {why}")]) from None
+    found = WarningList() if warnings is None else warnings
+    return _Loader(path, source, tick, found, allow_outside=allow_outside, model=model).load()
+
+
+class _Loader:
+    """One reading of one manifest."""
+
+    def __init__(
+        self,
+        path: Path,
+        source: bytes,
+        tick: Tick | None,
+        warnings: WarningList,
+        *,
+        allow_outside: bool,
+        model: str | None,
+    ) -> None:
+        self._path = path
+        self._model = model
+        self._folder = path.parent
+        self._file = str(path)
+        self._source = source
+        self._tick = tick
+        self._problems = ProblemList()
+        self._inputs = Inputs(path.parent, allow_outside=allow_outside)
+        self._entries = EntryLog()
+        self._read = 0
+        self._images = 0
+        self._warnings = warnings
+        self._seeds = SeedWatch(self._entries, warnings)
+        self._yaml = YamlFile(source, self._file, self._problems, YamlDoubts(self._file, warnings))
+
+    def load(self) -> Manifest:
+        """Both passes. Raises `ManifestError`."""
+        top, broken = self._yaml.mapping(streamed="prompts")
+        place = NodePlace(self._file, "", top)
+        head, sound = self._head(top, broken)
+        self._resolver = Resolver(
+            head,
+            place,
+            self._folder,
+            self._inputs,
+            self._problems,
+            PromptWatch(self._warnings),
+            sound=sound,
+        )
+        output = self._output(head, place)
+        if self._has_prompts(top, broken):
+            self._prompts(place)
+        self._problems.raise_if_any()
+        return Manifest(
+            path=self._path,
+            source=self._source,
+            name=head.get("name", job_name(self._path.stem)),
+            model=head.get("model", "demo"),
+            output=output,
+            inputs=self._inputs.sources,
+            total=self._images,
+            entries=self._entries,
+            combinations=self._resolver.combinations,
+            matrix=head.get("matrix", {}),
+            reproducible=head.get("reproducible"),
+        )
+
+    def _head(self, top: Node, broken: set[str]) -> tuple[dict[str, Any], bool]:
+        """Everything but the prompts, without what is wrong; and whether nothing was."""
+        values = plain(top)
+        values.pop("prompts", None)
+        if "version" in broken:
+            values["version"] = 1  # its problem is known already
+        place = NodePlace(self._file, "", top)
+        head, sound = self._validate(HEAD, values, place, TOP_KEYS)
+        if "matrix" in head:  # in the order it is written, which orders the images
+            head["matrix"] = {k: head["matrix"][k] for k in values["matrix"] if k in head["matrix"]}
+        if self._model is not None:
+            head = {**head, "model": self._model}
+        return head, sound and not broken
+
+    def _validate(
+        self, schema: TypeAdapter[Any], values: dict[str, Any], place: Place, keys: Sequence[str]
+    ) -> tuple[dict[str, Any], bool]:
+        """The values that pass the schema, and whether all did; the others become problems."""
+        try:
+            return schema.validate_python(values), True
+        except ValidationError as error:
+            explain(error, place, keys, self._problems)
+            return without_errors(values, error), False
+
+    def _output(self, head: Mapping[str, Any], place: Place) -> Output:
+        given = head.get("output", {})
+        store = given.get("store")
+        bad = None if store is None else unreadable(store)
+        if bad is not None:
+            self._problems.at(place, ("output", "store"), f"character {bad} is not allowed")
+        format = given.get("format", Output.format)
+        format = "jpeg" if format == "jpg" else format
+        if format == "png" and "quality" in given:
+            message = "quality goes with format jpeg or webp; png loses nothing"
+            self._problems.at(place, ("output", "quality"), message, of_key=True)
+        webhook = given.get("webhook")
+        wrong = None if webhook is None else check_url(webhook)
+        if wrong is not None:
+            self._problems.at(place, ("output", "webhook"), wrong)
+        return Output(
+            store,
+            format,
+            given.get("name", Output.name),
+            given.get("quality", Output.quality),
+            webhook,
+        )
+
+    def _has_prompts(self, top: Node, broken: set[str]) -> bool:
+        """Whether there is a list of prompts to read."""
+        assert isinstance(top.value, dict)
+        node = top.value.get("prompts")
+        if node is not None and isinstance(node.value, list):
+            return True
+        if "prompts" not in broken:
+            place = NodePlace(self._file, "", top)
+            expected = EXPECTED["prompts"]
+            if node is None:
+                self._problems.at(place, (), f"prompts is missing; expected {expected}")
+            else:
+                message = f"found {found(node.value)}, expected {expected}"
+                self._problems.at(place, ("prompts",), message)
+        return False
+
+    def _prompts(self, top: Place) -> None:
+        """The second pass."""
+        number = 0
+        for number, (node, sound) in enumerate(self._yaml.items("prompts"), start=1):
+            if sound:
+                self._item(node, number - 1)
+        if number == 0:
+            message = f"found an empty list, expected {EXPECTED['prompts']}"
+            self._problems.at(top, ("prompts",), message)
+
+    def _keep(self, entry: Entry | None, place: Place) -> None:
+        """Add an entry to the job."""
+        self._read += 1
+        if self._tick is not None and self._read % _TICK_EVERY == 0:
+            self._tick(self._read)
+        if entry is None:
+            return
+        self._images += len(self._resolver.combinations) * entry.seed_count
+        if self._images > MAX_IMAGES:
+            message = f"more than {MAX_IMAGES:,} images up to here; split the job"
+            line, column = place.position(())
+            self._problems.fatal(place.file, line, column, place.path, message)
+        self._seeds.look(entry, place)
+        self._entries.append(entry)
+
+    def _item(self, node: Node, number: int) -> None:
+        """One item of `prompts`."""
+        place = NodePlace(self._file, f"prompts[{number}]", node)
+        if isinstance(node.value, dict):
+            values = plain(node)
+            apart = text_taken_apart(node, (*PROMPT_KEYS, "file"))
+            if apart is not None:
+                self._problems.at(place, (), apart)
+            elif "file" in values:
+                self._file_entry(values, place)
+            else:
+                self._prompt(values, place, self._folder)
+        elif node.text is not None and node.value is not None:
+            self._keep(self._resolver.plain(node.text, place), place)
+        else:
+            message = (
+                f"found {found(node.value)}, expected a text, or a mapping with prompt or file"
+            )
+            self._problems.at(place, (), message)
+
+    def _prompt(
+        self,
+        values: dict[str, Any],
+        place: Place,
+        folder: Path,
+        under: Layer | None = None,
+    ) -> None:
+        """A prompt or row. folder: what its paths are relative to."""
+        values, sound = self._validate(PROMPT, values, place, PROMPT_KEYS)
+        layer = self._resolver.layer(values, place, folder, sound=sound)
+        self._keep(self._resolver.entry(layer, under), place)
+
+    def _file_entry(self, values: dict[str, Any], place: Place) -> None:
+        """The prompts of a file."""
+        values, sound = self._validate(FILE, values, place, FILE_KEYS)
+        text = values.pop("file", None)
+        under = self._resolver.layer(values, place, self._folder, sound=sound)
+        if text is None:
+            return
+        try:
+            path = self._inputs.locate(text, self._folder)
+            if path.suffix.lower() not in SUFFIXES:
+                raise ValueError(f"{quote(text)} has a suffix that is not {one_of(SUFFIXES)}")
+        except ValueError as error:
+            self._problems.at(place, ("file",), str(error))
+            return
+        rows = 0
+        before = len(self._problems)
+        for row_place, row in RowReader(path, str(path), self._problems).rows():
+            rows += 1
+            if path.suffix.lower() == ".txt" and row.get("prompt", "").startswith("#"):
+                self._warnings.at("comment", row_place, (), lambda: _NO_COMMENT)
+            self._prompt(row, row_place, path.parent, under)
+        if not rows and len(self._problems) == before:
+            self._problems.at(place, ("file",), f"{quote(text)} has no prompts")

@@ -1,0 +1,48 @@
+"""Warnings of prompts that are not drawn as they were meant."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jobs.formatting import quote
+from jobs.manifest.problems import Path, Place
+from jobs.manifest.prompt_syntax import foreign_syntax
+from jobs.manifest.warnings import WarningList
+from sd_core.vocab.bpe import PROMPT_TOKENS, count_tokens, first_word_over, tokens_over
+
+_MEANT_AS = {
+    "weights": "weights",
+    "networks": "LoRA and embeddings, of which none is loaded",
+    "parts": "prompts in several parts",
+    "wildcards": "wildcards and alternatives",
+    "options": "settings, which are keys of a prompt here",
+}
+"""Kind of `jobs.manifest.prompt_syntax` -> what it stands for elsewhere."""
+
+
+class PromptWatch:
+    """Looks at prompts and negative prompts; what it finds goes to `warnings`."""
+
+    def __init__(self, warnings: WarningList) -> None:
+        self._warnings = warnings
+
+    def look(self, prompt: str, place: Place, path: Path) -> None:
+        """Note what is left out of a prompt, and what is drawn as text though it is syntax."""
+        if tokens_over(prompt):
+            self._warnings.at("tokens", place, path, partial(_cut, prompt))
+        for kind, example in foreign_syntax(prompt):
+            self._warnings.at(kind, place, path, partial(_as_text, kind, example))
+
+
+def _cut(prompt: str) -> str:
+    return (
+        f"{count_tokens(prompt)} tokens, of which the model reads {PROMPT_TOKENS}: it is cut at "
+        f"{quote(first_word_over(prompt))}"
+    )
+
+
+def _as_text(kind: str, example: str) -> str:
+    return (
+        f"{quote(example)} is other programs' syntax for {_MEANT_AS[kind]}; it is drawn as the "
+        "text that it is"
+    )

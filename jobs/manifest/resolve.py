@@ -1,0 +1,268 @@
+"""From what a prompt sets to an entry: defaults, matrix, images, and every check that needs more
+than one value.
+
+Precedence, strongest first: the matrix, the prompt or row, its `file:` entry, `defaults`, what is
+built in. The matrix is stronger than a prompt so that every prompt gets every combination.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.formatting import found
+from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
+from jobs.manifest.entries import SETTINGS, Combination, Entry
+from jobs.manifest.input_images import InputImage, Inputs
+from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template
+from jobs.manifest.problems import Path as ValuePath
+from jobs.manifest.problems import Place, ProblemList
+from jobs.manifest.prompt_warnings import PromptWatch
+from jobs.manifest.scalars import unreadable
+from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
+
+_TEXTS = ("prompt", "negative", "init_image", "mask", "name")
+_IMAGES = ("init_image", "mask")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one place in the manifest sets: defaults, the matrix, a file entry, a prompt.
+
+    values: checked one by one; seeds as an entry has them, images read (None for a bad one).
+    prefix: of the values' paths inside `place`. sound: whether nothing was wrong; otherwise it
+    makes no sense to check what goes together.
+    """
+
+    values: Mapping[str, Any]
+    place: Place
+    prefix: ValuePath = ()
+    sound: bool = True
+
+
+@dataclass
+class Resolver:
+    """The settings that all prompts of a manifest share, applied to one prompt after the other.
+
+    head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
+    folder: what its paths are relative to. watch: is shown every text that is to be drawn or
+    avoided. sound: whether the head was without mistakes.
+    """
+
+    head: Mapping[str, Any]
+    place: Place
+    folder: Path
+    inputs: Inputs
+    problems: ProblemList
+    watch: PromptWatch
+    sound: bool = True
+    combinations: list[Combination] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._matrix = Layer(self.head.get("matrix", {}), self.place, ("matrix",))
+        self.combinations = self._combine()
+        self._defaults = self.layer(
+            self.head.get("defaults", {}),
+            self.place,
+            self.folder,
+            prefix=("defaults",),
+            sound=self.sound,
+        )
+        demo = self.head.get("model", "demo") == "demo"
+        side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
+        self._base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
+        self._base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
+        if demo:
+            self._base["guidance"] = DEMO_GUIDANCE
+        self._base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
+        self._base |= self._defaults.values
+        self._reported: set[tuple[object, ...]] = set()
+        self._plain: Entry | None = None
+        self._check = functools.lru_cache(maxsize=4096)(self._impossible)
+        output = self.head.get("output", {})
+        self._check_name(output, self.place, ("output",))
+
+    def layer(
+        self,
+        given: Mapping[str, Any],
+        place: Place,
+        folder: Path,
+        *,
+        prefix: ValuePath = (),
+        sound: bool = True,
+    ) -> Layer:
+        """Check the values of one mapping, each by itself, and read the images it names.
+
+        given: what passed the schema; sound: whether that was all. folder: of its paths.
+        """
+        before = len(self.problems)
+        values = dict(given)
+        for key in _TEXTS:
+            text = given.get(key)
+            bad = None if text is None else unreadable(text)
+            if bad is not None:
+                self.problems.at(place, (*prefix, key), f"character {bad} is not allowed")
+                values[key] = None
+        for key in ("prompt", "negative"):
+            if values.get(key) is not None:
+                values[key] = values[key].strip()
+                self.watch.look(values[key], place, (*prefix, key))
+        if "seeds" in given or "seed" in given:
+            self._take_seeds(values, place, prefix)
+        for key in _IMAGES:
+            if values.get(key) is not None:
+                try:
+                    values[key] = self.inputs.image(values[key], folder)
+                except ValueError as error:
+                    self.problems.at(place, (*prefix, key), str(error))
+                    values[key] = None
+        if not prefix:  # a prompt, a row or a file entry
+            self._check_name(values, place, prefix)
+        return Layer(values, place, prefix, sound and len(self.problems) == before)
+
+    def plain(self, prompt: str, place: Place) -> Entry | None:
+        """The entry of a prompt that sets nothing else: most of them, so quickly."""
+        if len(prompt) > MAX_PROMPT_CHARS:
+            message = f"the prompt has {len(prompt):,} characters, more than {MAX_PROMPT_CHARS:,}"
+            self.problems.at(place, (), message)
+            return None
+        bad = unreadable(prompt)
+        if bad is not None:
+            self.problems.at(place, (), f"character {bad} is not allowed")
+            return None
+        if self._plain is None:
+            self._plain = self.entry(Layer({"prompt": ""}, place))
+            if self._plain is None:
+                return None
+        prompt = prompt.strip()
+        self.watch.look(prompt, place, ())
+        return Entry(prompt, *self._plain[1:])
+
+    def entry(self, own: Layer, under: Layer | None = None) -> Entry | None:
+        """One prompt with everything it inherits; None, and problems, if that does not go together.
+
+        under: the file entry of a row.
+        """
+        before = len(self.problems)
+        values = {**self._base, **(under.values if under else {}), **own.values}
+        layers = [own, *([under] if under else []), self._matrix, self._defaults]
+        init_image: InputImage | None = values.get("init_image")
+        mask: InputImage | None = values.get("mask")
+        if "init_image" not in values:
+            self._check_needs_image(own)
+            mask = None  # one in the defaults is for the prompts that have an init image
+        elif init_image and mask and init_image.size != mask.size:
+            message = "mask is {}×{} pixels, its init_image {}×{}; expected the same size".format(
+                *mask.size, *init_image.size
+            )
+            self._report(layers, ("mask", "init_image"), message)
+        if not all(layer.sound for layer in layers):
+            return None
+        settings = tuple([values[name] for name in SETTINGS])
+        for message in self._check(settings):
+            # Only eta and karras depend on another setting, which is the sampler.
+            self._report(layers, (message.split()[0], "sampler"), message)
+        if len(self.problems) > before:
+            return None
+        return Entry(
+            values["prompt"],
+            values["negative"],
+            values["seeds"],
+            settings,
+            init_image.name if init_image else None,
+            mask.name if mask else None,
+            values["name"],
+        )
+
+    def _combine(self) -> list[Combination]:
+        """All combinations of the matrix, the last key changing fastest."""
+        matrix = self._matrix.values
+        count = 1
+        for key, values in matrix.items():
+            count *= len(values)
+            seen = set()
+            for number, value in enumerate(values):
+                if value in seen:
+                    message = f"{found(value)} is in the list twice"
+                    self.problems.at(self.place, ("matrix", key, number), message)
+                seen.add(value)
+                if key == "negative":
+                    self.watch.look(value, self.place, ("matrix", key, number))
+        if count > MAX_COMBINATIONS:
+            message = f"has {count:,} combinations; at most {MAX_COMBINATIONS:,} are allowed"
+            self.problems.at(self.place, ("matrix",), message)
+            return [Combination()]
+        combinations = []
+        for chosen in itertools.product(*matrix.values()):
+            values = dict(zip(matrix, chosen, strict=True))
+            negative = values.pop("negative", None)
+            changes = tuple((SETTINGS.index(key), value) for key, value in values.items())
+            combinations.append(Combination(changes, negative))
+        return combinations
+
+    def _take_seeds(self, values: dict[str, Any], place: Place, prefix: ValuePath) -> None:
+        """Replace `seed` or `seeds` by the form that entries have."""
+        path = (*prefix, "seeds")
+        if "seed" in values and "seeds" in values:
+            message = "seed and seeds are both given; take one of them out"
+            self.problems.at(place, path, message, of_key=True)
+        seeds = values.get("seeds")
+        seed = values.pop("seed", None)
+        if seeds is None or isinstance(seeds, int):
+            values["seeds"] = [seed if seeds is None else seeds]
+        elif isinstance(seeds, dict):
+            start, count = seeds.get("start", Sampling.seed), seeds["count"]
+            values["seeds"] = (start, count)
+            if start + count > SEED_LIMIT:
+                self.problems.at(
+                    place, path, f"the last seed is {start + count - 1}, over 2^64 - 1"
+                )
+        elif len(set(seeds)) < len(seeds):
+            seen: set[int] = set()
+            for number, value in enumerate(seeds):
+                if value in seen:
+                    message = f"seed {value} is in the list twice"
+                    self.problems.at(place, (*path, number), message)
+                seen.add(value)
+
+    def _check_name(self, values: Mapping[str, Any], place: Place, prefix: ValuePath) -> None:
+        template = values.get("name")
+        flaw = None if template is None else check_template(template)
+        if flaw is not None:
+            self.problems.at(place, (*prefix, "name"), flaw)
+
+    def _check_needs_image(self, own: Layer) -> None:
+        """Refuse settings that do nothing, or the same image many times, without an init image."""
+        for key in ("strength", "mask"):
+            if key in own.values:
+                self.problems.at(own.place, (key,), f"{key} needs an init_image", of_key=True)
+        if "strength" in self._matrix.values:
+            message = "strength is in matrix and needs an init_image; this prompt has none"
+            self.problems.at(own.place, (), message)
+
+    def _impossible(self, settings: tuple[Any, ...]) -> tuple[str, ...]:
+        """Why combinations of these settings cannot be sampled; empty if all can."""
+        messages: dict[str, None] = {}
+        for combination in self.combinations:
+            try:
+                Sampling(**dict(zip(SETTINGS, combination.apply(settings), strict=True)))
+            except ValueError as error:
+                messages[str(error)] = None
+        return tuple(messages)
+
+    def _report(self, layers: list[Layer], keys: tuple[str, ...], message: str) -> None:
+        """Point at the layer nearest to the prompt that sets one of the keys, once."""
+        place, path = layers[0].place, layers[0].prefix
+        for layer in layers:
+            key = next((key for key in keys if key in layer.values), None)
+            if key is not None:
+                place, path = layer.place, (*layer.prefix, key)
+                break
+        identity = (place.file, place.path, place.position(path), message)
+        if identity not in self._reported:
+            self._reported.add(identity)
+            self.problems.at(place, path, message)

@@ -1,0 +1,332 @@
+"""The manifest's format, version 1: what each key is, what it may be, and its JSON Schema.
+
+Types are strict and unknown keys are refused. A text may also be written as a plain number or
+true/false, which is then taken as it is written; the reader sees to that, so here it is a `str`.
+What depends on more than one value (karras with plms, a mask without an init image) is checked in
+`jobs.manifest.resolve`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Required
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, with_config
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
+
+from jobs.limits import MAX_IMAGES, MAX_PATH_CHARS, MAX_PROMPT_CHARS, MAX_TEMPLATE_CHARS
+from jobs.task import Reproducible
+from jobs.webhook import MAX_URL_CHARS
+from sd_core.spec import (
+    DEMO_GUIDANCE,
+    DEMO_NATIVE_SIZE,
+    KARRAS_SAMPLERS,
+    LATENT_FACTOR,
+    MAX_SIDE,
+    MAX_STEPS,
+    NATIVE_SIZE,
+    SAMPLERS,
+    SEED_LIMIT,
+    Sampling,
+)
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+MIN_SIDE = 64
+
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+Path = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS)]
+NameTemplate = Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARS)]
+JobName = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+WebhookUrl = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_URL_CHARS,
+        json_schema_extra={"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"},
+    ),
+]
+ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
+
+Version = Annotated[int, Field(ge=1, le=1, json_schema_extra={"const": 1})]  # Literal takes true
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=LATENT_FACTOR)]
+SamplerName = Literal[SAMPLERS]  # type: ignore[valid-type]
+
+_SAMPLER = f"Sampler, one of {', '.join(SAMPLERS)}. Default {Sampling.sampler}."
+_STEPS = f"Denoising steps, 1 to {MAX_STEPS}. Default {Sampling.steps}."
+_GUIDANCE = (
+    "Classifier-free guidance scale: how closely to follow the prompt. 1 is no guidance and takes "
+    f"half the time. Default {DEMO_GUIDANCE} for demo, else {Sampling.guidance}."
+)
+_SIDE = (
+    f"in pixels, a multiple of {LATENT_FACTOR} (multiples of 64 advised). Default the model's "
+    f"native size: {DEMO_NATIVE_SIZE} for demo, else {NATIVE_SIZE}."
+)
+_STRENGTH = (
+    "Share of the schedule that the init image is taken through, 0 (left as it is) to 1. Needs an "
+    f"init_image. Default {Sampling.strength}."
+)
+_ETA = "Share of fresh noise in sampler ddim, 0 to 1. Default 0."
+_KARRAS = f"Karras spacing of the noise levels, with {', '.join(KARRAS_SAMPLERS)}. Default false."
+_NEGATIVE = "Negative prompt: what to steer away from. Default empty."
+
+
+@with_config(_STRICT)
+class SeedRange(TypedDict, total=False):
+    """Seeds start, start + 1, … as many as count."""
+
+    start: Annotated[Seed, Field(description=f"First seed. Default {Sampling.seed}.")]
+    count: Required[
+        Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many seeds.", examples=[8])]
+    ]
+
+
+def _seeds_form(value: object) -> str:
+    return (
+        "(range)" if isinstance(value, dict) else "(list)" if isinstance(value, list) else "(one)"
+    )
+
+
+Seeds = Annotated[
+    Annotated[Seed, Tag("(one)")]
+    | Annotated[list[Seed], Field(min_length=1), Tag("(list)")]
+    | Annotated[SeedRange, Tag("(range)")],
+    Discriminator(_seeds_form),
+]
+
+
+@with_config(_STRICT)
+class Settings(TypedDict, total=False):
+    """What defaults, prompts and rows may set. A prompt's own setting wins over the defaults."""
+
+    negative: Annotated[Prompt, Field(description=_NEGATIVE, examples=["blurry, lowres"])]
+    seeds: Annotated[
+        Seeds,
+        Field(
+            description="One image a seed: one seed, a list of seeds, or {start, count}. "
+            f"Default {Sampling.seed}.",
+            examples=[[1, 2, 3], {"start": 42, "count": 8}],
+        ),
+    ]
+    seed: Annotated[Seed, Field(description="The same as seeds, for one.", examples=[42])]
+    sampler: Annotated[SamplerName, Field(description=_SAMPLER)]
+    steps: Annotated[Steps, Field(description=_STEPS)]
+    guidance: Annotated[Number, Field(description=_GUIDANCE)]
+    width: Annotated[Side, Field(description=f"Width {_SIDE}")]
+    height: Annotated[Side, Field(description=f"Height {_SIDE}")]
+    strength: Annotated[Share, Field(description=_STRENGTH)]
+    eta: Annotated[Share, Field(description=_ETA)]
+    karras: Annotated[bool, Field(description=_KARRAS)]
+    init_image: Annotated[
+        Path,
+        Field(
+            description="PNG, JPEG or WebP to start from (img2img), cropped about its centre to "
+            "the aspect of width and height and resized. A path relative to the file naming it, or "
+            "s3://bucket/key.",
+            examples=["photos/ring.png"],
+        ),
+    ]
+    mask: Annotated[
+        Path,
+        Field(
+            description="PNG, JPEG or WebP of the init image's size: white is drawn anew, black is "
+            "kept (inpainting). Needs an init_image.",
+        ),
+    ]
+
+
+class PromptFields(Settings, total=False):
+    """Settings of one prompt, and how its images are named."""
+
+    name: Annotated[
+        NameTemplate, Field(description="Name of this prompt's images, instead of output.name.")
+    ]
+
+
+class PromptEntry(PromptFields, total=False):
+    """One prompt with settings of its own; also a row of a .csv or .jsonl file."""
+
+    prompt: Required[
+        Annotated[Prompt, Field(description="What to draw.", examples=["a green star"])]
+    ]
+
+
+class FileEntry(PromptFields, total=False):
+    """Prompts from a file. Settings beside it are defaults for its rows."""
+
+    file: Required[
+        Annotated[
+            Path,
+            Field(
+                description="A .txt file with one prompt a line, or options as the web UI reads "
+                "them (--prompt …), or .csv or .jsonl with one prompt a row, whose columns are the "
+                "keys of a prompt. A path relative to the manifest.",
+                examples=["prompts.csv"],
+            ),
+        ]
+    ]
+
+
+@with_config(_STRICT)
+class Matrix(TypedDict, total=False):
+    """Lists of values; every prompt is rendered with every combination.
+
+    The matrix wins over what a prompt and the defaults set, so all prompts have the same ones.
+    """
+
+    negative: Annotated[list[Prompt], Field(min_length=1, description=_NEGATIVE)]
+    sampler: Annotated[list[SamplerName], Field(min_length=1, description=_SAMPLER)]
+    steps: Annotated[list[Steps], Field(min_length=1, description=_STEPS)]
+    guidance: Annotated[list[Number], Field(min_length=1, description=_GUIDANCE)]
+    width: Annotated[list[Side], Field(min_length=1, description=f"Width {_SIDE}")]
+    height: Annotated[list[Side], Field(min_length=1, description=f"Height {_SIDE}")]
+    strength: Annotated[list[Share], Field(min_length=1, description=_STRENGTH)]
+    eta: Annotated[list[Share], Field(min_length=1, description=_ETA)]
+    karras: Annotated[list[bool], Field(min_length=1, description=_KARRAS)]
+
+
+@with_config(_STRICT)
+class OutputFields(TypedDict, total=False):
+    """Where images go, and as what."""
+
+    store: Annotated[
+        Path,
+        Field(
+            description="A folder, or s3://bucket/prefix. The job gets a folder of its own in it.",
+            examples=["out", "s3://bucket/prefix"],
+        ),
+    ]
+    format: Annotated[
+        Literal["png", "jpeg", "jpg", "webp"], Field(description="Image format. Default png.")
+    ]
+    quality: Annotated[
+        int, Field(ge=1, le=100, description="Quality of jpeg and webp, 1 to 100. Default 95.")
+    ]
+    name: Annotated[
+        NameTemplate,
+        Field(
+            description="Name of each image. {index}, {seed}, {steps}, {width}, {height} (with a "
+            "width such as {index:06d}), {prompt}, {sampler}, {guidance}, {strength} and {name} "
+            "(of the job) are filled in; / makes a folder. Default {index:06d}-s{seed}.",
+            examples=["{prompt}/{index:06d}-s{seed}"],
+        ),
+    ]
+    webhook: Annotated[
+        WebhookUrl,
+        Field(
+            description="An http:// or https:// URL that is told, with a POST, when the job is "
+            "done or cancelled. For jobs that are submitted; a run tells nobody.",
+            examples=["https://example.com/hook"],
+        ),
+    ]
+
+
+@with_config(_STRICT)
+class Head(TypedDict, total=False):
+    """A batch of images to render: prompts, their settings, and where the images go."""
+
+    version: Required[Annotated[Version, Field(description="Version of this format: 1.")]]
+    name: Annotated[
+        JobName,
+        Field(description="Name of the job. Default the file's name.", examples=["shapes"]),
+    ]
+    model: Annotated[
+        ModelName,
+        Field(description="A name from the model list, or demo. Default demo.", examples=["demo"]),
+    ]
+    reproducible: Annotated[
+        Reproducible,
+        Field(
+            description="exact: the same bytes whatever else is rendered beside an image, on every "
+            "worker of the same kind. fast: the quickest batches, and pictures that look the same. "
+            "Default exact, or what SDBATCH_REPRODUCIBLE says."
+        ),
+    ]
+    defaults: Annotated[Settings, Field(description="Settings of all prompts.")]
+    matrix: Annotated[Matrix, Field(description="Every prompt with every combination of these.")]
+    output: Annotated[OutputFields, Field(description="Where images go, and as what.")]
+
+
+class ManifestFile(Head, total=False):
+    """A batch of images to render: prompts, their settings, and where the images go."""
+
+    prompts: Required[
+        Annotated[
+            list[Prompt | PromptEntry | FileEntry],
+            Field(min_length=1, description="What to draw: texts, or mappings with settings."),
+        ]
+    ]
+
+
+HEAD: TypeAdapter[Any] = TypeAdapter(Head)
+PROMPT: TypeAdapter[Any] = TypeAdapter(PromptEntry)
+FILE: TypeAdapter[Any] = TypeAdapter(FileEntry)
+
+
+class _JsonSchema(GenerateJsonSchema):
+    """Lets texts be plain numbers and booleans, as the reader does."""
+
+    def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
+        return super().str_schema(schema) | {"type": ["string", "number", "boolean"]}
+
+
+def json_schema() -> dict[str, Any]:
+    """The format as JSON Schema (draft 2020-12), for editors."""
+    schema = TypeAdapter(ManifestFile).json_schema(schema_generator=_JsonSchema)
+    return {
+        "$schema": GenerateJsonSchema.schema_dialect,
+        **schema,
+        "title": "sdbatch manifest, version 1",
+        "examples": [EXAMPLE],
+    }
+
+
+EXAMPLE: dict[str, Any] = {
+    "version": 1,
+    "name": "shapes",
+    "model": "demo",
+    "defaults": {"steps": 30},
+    "prompts": [
+        "a red circle on a blue background",
+        {"prompt": "a green star", "seeds": [1, 2, 3]},
+        {"file": "prompts.csv"},
+    ],
+    "matrix": {"guidance": [5, 7.5]},
+    "output": {"store": "out", "format": "png"},
+}
+
+TEXT_KEYS = frozenset(
+    (
+        *(
+            "name",
+            "model",
+            "reproducible",
+            "negative",
+            "sampler",
+            "init_image",
+            "mask",
+            "prompt",
+            "file",
+        ),
+        *("store", "webhook"),
+    )
+)
+"""Keys whose plain numbers and booleans are taken as the text they are written as."""
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "defaults": tuple(Settings.__annotations__),
+    "matrix": tuple(Matrix.__annotations__),
+    "output": tuple(OutputFields.__annotations__),
+    "seeds": tuple(SeedRange.__annotations__),
+}
+"""The keys of each mapping inside a manifest, a prompt or a row."""
+
+TOP_KEYS = tuple(ManifestFile.__annotations__)
+PROMPT_KEYS = tuple(PromptEntry.__annotations__)
+FILE_KEYS = tuple(FileEntry.__annotations__)

@@ -1,0 +1,198 @@
+"""From what pydantic finds wrong to problems with a place and the words for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.formatting import found, one_of, quote, shorten, suggest
+from jobs.limits import MAX_IMAGES, MAX_PROMPT_CHARS
+from jobs.manifest.problems import Path, Place, ProblemList
+from jobs.manifest.sampler_names import sampler_called
+from jobs.manifest.scalars import unreadable
+from jobs.manifest.schema import KEYS, MIN_SIDE
+from jobs.manifest.yaml_file import Node
+from jobs.webhook import MAX_URL_CHARS
+from sd_core.spec import LATENT_FACTOR, MAX_SIDE, MAX_STEPS, SAMPLERS
+
+_TAGS = ("(one)", "(list)", "(range)")  # of the forms of `seeds`, in pydantic's paths
+
+_OTHER_NAMES = {  # other programs' names -> ours
+    "cfg": "guidance",
+    "cfg_scale": "guidance",
+    "scale": "guidance",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative",
+    "num_inference_steps": "steps",
+    "ddim_steps": "steps",
+    "ddim_eta": "eta",
+    "h": "height",
+    "w": "width",
+    "scheduler": "sampler",
+    "n_iter": "seeds",
+    "n_samples": "seeds",
+    "batch_size": "seeds",
+    "num_images": "seeds",
+    "denoising_strength": "strength",
+    "prompt_strength": "strength",
+    "image": "init_image",
+    "init": "init_image",
+    "init_img": "init_image",
+    "mask_image": "mask",
+    "outdir": "store",
+}
+
+
+_NUMBERS = re.compile(r"\s*\d+(\s*[,;]\s*\d+)+\s*")
+
+_WHOLE = "a whole number within"
+EXPECTED = {
+    "version": "1, the version of the manifest format",
+    "name": "a name of letters, digits, - _ and .",
+    "model": "a name from the model list (letters, digits, . _ - : @ /), or demo",
+    "reproducible": "exact or fast",
+    "defaults": "a mapping of settings",
+    "matrix": "a mapping of settings to lists of values",
+    "output": "a mapping of store, format, quality, name, webhook",
+    "prompts": "a list of prompts",
+    "prompt": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
+    "negative": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
+    "file": "the path of a .txt, .csv or .jsonl file",
+    "seeds": f"a seed ({_WHOLE} 0 to 2^64 - 1), a list of seeds, or {{start, count}}",
+    "seed": f"{_WHOLE} 0 to 2^64 - 1",
+    "start": f"{_WHOLE} 0 to 2^64 - 1",
+    "count": f"{_WHOLE} 1 to {MAX_IMAGES:,}",
+    "sampler": f"one of {', '.join(SAMPLERS)}",
+    "steps": f"{_WHOLE} 1 to {MAX_STEPS}",
+    "guidance": "a finite number",
+    "width": f"a multiple of {LATENT_FACTOR} within {MIN_SIDE} to {MAX_SIDE}",
+    "height": f"a multiple of {LATENT_FACTOR} within {MIN_SIDE} to {MAX_SIDE}",
+    "strength": "a number within 0 to 1",
+    "eta": "a number within 0 to 1",
+    "karras": "true or false",
+    "init_image": "the path of a PNG, JPEG or WebP file",
+    "mask": "the path of a PNG, JPEG or WebP file",
+    "store": "a folder or s3://bucket/prefix",
+    "format": "one of png, jpeg, webp",
+    "quality": f"{_WHOLE} 1 to 100",
+    "webhook": f"an http:// or https:// URL of at most {MAX_URL_CHARS:,} characters",
+}
+"""What a value must be, in the words of error messages, by key."""
+
+
+def explain(
+    error: ValidationError, place: Place, keys: Sequence[str], problems: ProblemList
+) -> None:
+    """Add every mistake in `error` to `problems`. keys: those of the outermost mapping."""
+    for item in error.errors(include_url=False, include_context=False):
+        path = tuple(part for part in item["loc"] if part not in _TAGS)
+        if item["type"] == "extra_forbidden":
+            problems.at(place, path, _unknown_key(path, item["input"], keys), of_key=True)
+        elif item["type"] == "missing":
+            key = str(path[-1])
+            message = f"{key} is missing; expected {EXPECTED[key]}"
+            problems.at(place, path[:-1], message)
+        else:
+            problems.at(place, path, _wrong_value(path, item["input"]))
+
+
+def without_errors(values: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """What the schema did accept, so that it can be checked further beside the mistakes.
+
+    Of the mappings at the top (defaults, matrix, output) only the wrong keys are left out.
+    """
+    kept = dict(values)
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        key, *inner = item["loc"]
+        section = kept.get(str(key))
+        if key in ("defaults", "matrix", "output") and inner and isinstance(section, dict):
+            kept[str(key)] = {name: value for name, value in section.items() if name != inner[0]}
+        else:
+            kept.pop(str(key), None)
+    return kept
+
+
+def _wrong_value(path: Path, value: Any) -> str:
+    key = next((part for part in reversed(path) if isinstance(part, str)), "")
+    if key == "seeds" and isinstance(path[-1], int):
+        key = "seed"
+    expected = EXPECTED[key]
+    if path[0] == "matrix" and len(path) == 2:
+        expected = f"a list of values, each {expected}"
+    elif isinstance(value, str) and len(value) > 1000:
+        return f"found a text of {len(value):,} characters, expected {expected}"
+    bad = unreadable(value) if isinstance(value, str) else None
+    if bad is not None:
+        return f"character {bad} is not allowed"
+    return f"found {found(value)}, expected {expected}{_advice(key, value)}"
+
+
+def _advice(key: str, value: Any) -> str:
+    """What to write instead, for what people bring from other programs; mostly nothing."""
+    if key == "sampler" and isinstance(value, str):
+        name, karras = sampler_called(value) or (None, False)
+        if karras:
+            return f"; here that is {name}, with karras: true"
+        close = name or suggest(value.replace("-", "_").replace(" ", "_"), SAMPLERS)
+        return f"; did you mean '{close}'?" if close is not None else ""
+    if key in ("seed", "seeds", "start") and value in (-1, "random"):
+        return (
+            "; none is random here, so that a job can be made again: {start: 0, count: 8} gives "
+            "eight seeds"
+        )
+    if key == "seeds" and isinstance(value, str) and _NUMBERS.fullmatch(value):
+        return "; several are written [1, 2, 3], in a .csv file with spaces between them"
+    if key in ("init_image", "mask") and isinstance(value, list):
+        return "; a prompt has one: list them in a .csv file, one a row"
+    return ""
+
+
+def text_taken_apart(node: Node, keys: Sequence[str]) -> str | None:
+    """What to tell of `a cat: very fluffy`, which YAML takes for a mapping of one key; None for a
+    mapping whose key is one of `keys`, or nearly.
+    """
+    if not isinstance(node.value, dict) or len(node.value) != 1:
+        return None
+    ((key, value),) = node.value.items()
+    known = key in keys or any(key in names for names in KEYS.values())
+    if known or value.text is None or known_key(key, keys) is not None:
+        return None
+    text = json.dumps(f"{key}: {value.text}".strip(), ensure_ascii=False)
+    return f"{quote(key)} is read as a key, for a ': ' follows; quote the text: {shorten(text)}"
+
+
+def known_key(key: str, keys: Sequence[str]) -> str | None:
+    """The one of `keys` that was probably meant, by another program's name or misspelt."""
+    other = _OTHER_NAMES.get(key.lower().replace("-", "_").replace(" ", "_"))
+    return other if other in keys else suggest(key, keys)
+
+
+def _unknown_key(path: Path, value: Any, top_keys: Sequence[str]) -> str:
+    key = str(path[-1])
+    inside = next((part for part in reversed(path[:-1]) if isinstance(part, str)), None)
+    keys = top_keys if inside is None else KEYS[inside]
+    message = f"unknown key {quote(key)}"
+    if key == "<<":
+        return (
+            f"{message}; manifests have no merge keys: what all prompts share goes under defaults"
+        )
+    if inside == "matrix" and key in ("seed", "seeds"):
+        return (
+            f"{message}; every combination is rendered with all seeds of its prompt: write them "
+            "under defaults, such as seeds: [1, 2, 3]"
+        )
+    if key == "prompt" and "file" in top_keys and inside is None:
+        return "prompt and file are both given; take one of them out"
+    home = next((name for name in ("defaults", "output") if key in KEYS[name]), None)
+    if home == "output" or (home in top_keys and inside is None):
+        return f"{message} here; it goes under {home}"
+    close = known_key(key, keys)
+    if close is not None:
+        return f"{message}; did you mean '{close}'?"
+    if value is None or not re.fullmatch(r"[\w-]+", key):
+        return f"{message}; a text with ': ' in it needs quotes, in braces also one with a comma"
+    return f"{message}; expected {one_of(keys)}"

@@ -1,0 +1,64 @@
+"""Shards: neighbouring images of a job that are claimed, rendered and recorded together.
+
+Where a shard ends depends on the plan alone, so a job begun on one machine continues in a cluster,
+and its records lie in the same files. Shapes may be mixed in a shard: the engine renders several
+shapes side by side, and a sweep over sizes changes them at every image.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from jobs.plan.cost import evaluations_of
+from jobs.task import Task
+
+MOST_IMAGES = 64
+LEAST_IMAGES = 4  # of small jobs, whose images are spread over several workers
+SHARDS_AIMED_AT = 64
+
+# Batch rows times pixels: 64 images of 512×512 by PLMS in 50 steps with guidance.
+MOST_WORK = MOST_IMAGES * 2 * 51 * 512 * 512
+
+
+class ShardTable:
+    """Where the shards of a job end; filled by `add`, task by task.
+
+    total: images of the job. ends: for each shard the index after its last image. evaluations: of
+    the model, over all images.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.ends = array("Q")
+        self.evaluations = 0
+        self._total = total
+        self._limit = min(MOST_IMAGES, max(LEAST_IMAGES, -(-total // SHARDS_AIMED_AT)))
+        self._start = self._stop = self._work = 0
+
+    @classmethod
+    def of(cls, tasks: Iterable[Task], total: int) -> ShardTable:
+        """The table of these tasks. total: how many they are."""
+        table = cls(total)
+        for task in tasks:
+            table.add(task)
+        return table
+
+    def add(self, task: Task) -> None:
+        """Take the next task of the plan; the last shard ends with the last of them."""
+        evaluations = evaluations_of(task)
+        rows = evaluations if task.sampling.guidance == 1.0 else 2 * evaluations
+        own = rows * task.sampling.width * task.sampling.height
+        images = self._stop - self._start
+        if images and (images == self._limit or self._work + own > MOST_WORK):
+            self.ends.append(self._stop)
+            self._start, self._work = self._stop, 0
+        self.evaluations += evaluations
+        self._work += own
+        self._stop += 1
+        if self._stop == self._total:
+            self.ends.append(self._stop)
+
+    def shard_of(self, index: int) -> int:
+        """Number of the shard that holds this image."""
+        return bisect_right(self.ends, index)

@@ -1,0 +1,124 @@
+"""Reading a line of a plan: text that anybody may have written, checked before it becomes a task.
+
+The limits are those of the manifest, whoever wrote the plan.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
+
+from jobs.formatting import shorten
+from jobs.limits import MAX_PROMPT_CHARS
+from jobs.storage.base import MAX_KEY_BYTES, is_segment
+from jobs.task import IMAGE_FORMATS, Task, input_digest
+from sd_core.spec import SAMPLERS, Sampling
+
+MAX_LINE_BYTES = 2 * 12 * MAX_PROMPT_CHARS + 2**16
+"""Of one task: two prompts of characters that JSON escapes in 12 bytes each, and all the rest."""
+
+_SUFFIX = "-0123456789abcdef.webp"  # what an image's name is at most followed by
+
+
+def _image_name(name: str) -> str:
+    parts = name.split("/")
+    if len(name) > MAX_KEY_BYTES or not all(map(is_segment, (*parts, parts[-1] + _SUFFIX))):
+        raise ValueError(f"{name!r:.80} is no name of an image")
+    return name
+
+
+def _input_name(name: str) -> str:
+    input_digest(name)
+    return name
+
+
+_Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+_InputName = Annotated[str, AfterValidator(_input_name)]
+
+
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class _Line(TypedDict):
+    """Ranges that depend on nothing else are in `Sampling`."""
+
+    index: int
+    name: Annotated[str, AfterValidator(_image_name)]
+    prompt: _Prompt
+    negative: _Prompt
+    sampler: Literal[SAMPLERS]  # type: ignore[valid-type]
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    seed: int
+    strength: float | None
+    eta: float
+    karras: bool
+    init_image: _InputName | None
+    mask: _InputName | None
+    format: Literal[IMAGE_FORMATS]  # type: ignore[valid-type]
+
+
+_LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
+
+
+def read_task(line: bytes, index: int) -> Task:
+    """The task of one line of a plan: the inverse of `Task.to_json`.
+
+    index: of the image whose line it must be. Raises `ValueError` with what is wrong, and where.
+
+    A field that is not known is refused: a plan says nothing but what a picture is made of, and
+    what has its default is left out of it when it is new. So a worker that does not know a field
+    would make another picture than was asked for; one that does is to render it.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"image {index}: longer than {MAX_LINE_BYTES:,} bytes")
+    try:
+        values = _LINE.validate_json(line)
+        if values["index"] != index:
+            raise ValueError("its index is that of another place in the plan")
+        return _task(values)
+    except ValidationError as error:
+        flaw = _first(error)
+    except ValueError as error:
+        flaw = str(error)
+    raise ValueError(f"image {index}: {flaw[:200]}")
+
+
+def _task(values: _Line) -> Task:
+    if values["mask"] is not None and values["init_image"] is None:
+        raise ValueError("a mask without an init_image")
+    strength = values["strength"]
+    return Task(
+        index=values["index"],
+        name=values["name"],
+        prompt=values["prompt"],
+        negative=values["negative"],
+        sampling=Sampling(
+            sampler=values["sampler"],
+            steps=values["steps"],
+            guidance=values["guidance"],
+            width=values["width"],
+            height=values["height"],
+            seed=values["seed"],
+            strength=Sampling.strength if strength is None else strength,
+            eta=values["eta"],
+            karras=values["karras"],
+        ),
+        init_image=values["init_image"],
+        mask=values["mask"],
+        format=values["format"],
+    )
+
+
+def _first(error: ValidationError) -> str:
+    """The first flaw, in a few words."""
+    flaw = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(shorten(str(part)) for part in flaw["loc"])
+    if flaw["type"] == "extra_forbidden":
+        return (
+            f"{place} is not known here: the job was submitted by a newer version, and takes "
+            "workers of that"
+        )
+    return f"{place}: {flaw['msg']}" if place else flaw["msg"]

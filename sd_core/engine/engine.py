@@ -1,0 +1,384 @@
+"""In-flight batching: images of any sampler, step count and guidance share the device.
+
+One thread owns the model. At every tick it chooses the images of the next batch (`scheduler`),
+gives them one evaluation of the UNet, moves each over one row of its table, and decodes the
+finished. An image is two rows of the batch, one with guidance 1.0. It joins and leaves between any
+two evaluations, so urgent work waits for one evaluation and one decode at most.
+
+Batches of exact images are padded to a fixed row count for each latent shape, and text and images
+are encoded and decoded at fixed batch sizes. The kernels' results then depend on the shapes alone,
+so an image's bytes are the same whatever it ran with.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import partial
+
+from torch import Tensor
+
+from sd_core.cpu.packing import packed_bytes
+from sd_core.device import total_memory
+from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
+from sd_core.engine.inflight import InflightRequest, PendingOutput
+from sd_core.engine.memory import Capacity
+from sd_core.engine.model_runner import ModelRunner
+from sd_core.engine.request import (
+    Batch,
+    EngineClosedError,
+    OnBatch,
+    OnStep,
+    Rendered,
+    Request,
+    Suspended,
+)
+from sd_core.engine.scheduler import ScheduledBatch, Scheduler
+from sd_core.model.diffusion import LatentDiffusion
+from sd_core.spec import Sampling, whole_number
+
+__all__ = [
+    "MOST_ROWS",
+    "Batch",
+    "Engine",
+    "EngineClosedError",
+    "Rendered",
+    "Request",
+    "Suspended",
+    "batch_rows",
+]
+
+MOST_WAIT_TICKS = 4
+"""A finished image waits so many evaluations for others to be decoded with, where that helps."""
+
+
+class Engine:
+    """Renders requests on one device. A context manager; `close` is safe to call twice.
+
+    rows: batch rows for every latent shape, at least 2; by default `batch_rows` decides, and fewer
+        where the device's memory holds fewer.
+    on_batch: called on the engine's thread after each evaluation; it must return at once and not
+        raise.
+    Raises `ValueError` for arguments of another type, and for less than 2 rows.
+    """
+
+    def __init__(
+        self, model: LatentDiffusion, *, rows: int | None = None, on_batch: OnBatch | None = None
+    ) -> None:
+        if rows is not None and whole_number("rows", rows, "of at least 2") < 2:
+            raise ValueError(f"rows {rows} does not hold an image with guidance; at least 2")
+        if not isinstance(model, LatentDiffusion):
+            raise ValueError(
+                f"model is {model!r:.80}; expected a LatentDiffusion, of sd_core.load_model"
+            )
+        _check_callable("on_batch", on_batch)
+        self.model = model
+        capacity = Capacity(
+            model.spec,
+            str(model.device),
+            total_memory(model.device),
+            sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model),
+            model.dtype.itemsize,
+        )
+
+        def fixed(shape: tuple[int, int]) -> int:
+            most = batch_rows(model.device.type, shape) if rows is None else rows
+            return max(2, min(most, capacity.rows(shape) // 2 * 2))
+
+        self._rows = Rows(model.device.type, fixed, static=model.execution == "compiled")
+        self._stages = ModelRunner(model, self._rows, capacity)
+        self._lineup: Scheduler[InflightRequest] = Scheduler(fixed)
+        self._on_batch = on_batch
+        self._inbox: queue.SimpleQueue[InflightRequest | None] = queue.SimpleQueue()
+        self._line: list[InflightRequest] = []  # not finished yet, waiting ones too
+        self._landed: deque[tuple[int, InflightRequest]] = deque()  # to decode, since which tick
+        self._leaving: deque[PendingOutput] = deque()  # decoded, on their way to the CPU
+        self._ticks = 0
+        self._step_s = 0.0  # of the last evaluation
+        self._arrived = 0
+        self._open = True
+        self._closed = False
+        self._drop = False
+        self._suspending: dict[Future[Rendered], float] = {}  # with their grace
+        self._progressed_at: float | None = None  # None while there is nothing to do
+        self._lock = threading.Lock()  # of the inbox's order, `_closed` and `_suspending`
+        self._thread = threading.Thread(target=self._run, name="sdbatch-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, request: Request, *, on_step: OnStep | None = None, state: bytes | None = None
+    ) -> Future[Rendered]:
+        """Queues an image. `future.cancel()` takes effect between two steps.
+
+        on_step: called on the engine's thread after each evaluation with (done, all); it must
+        return at once. state: continue from there, of `Suspended`; the future's exception is a
+        `StateError` if it is not of this request, model and kind of device. The future's exception
+        is whatever rendering raised; other images go on. Raises `ValueError` for arguments of
+        another type, and `EngineClosedError`.
+        """
+        if not isinstance(request, Request):
+            raise ValueError(f"request is {request!r:.80}; expected an sd_core.Request")
+        _check_callable("on_step", on_step)
+        if state is not None and not isinstance(state, bytes):
+            raise ValueError(f"state is a {type(state).__name__}; expected bytes, of Suspended")
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("the engine is closed")
+            self._arrived += 1
+            flight = InflightRequest(request, Future(), on_step, self._arrived, state)
+            self._inbox.put(flight)
+        return flight.future
+
+    def suspend(self, futures: Iterable[Future[Rendered]], *, grace_s: float = 0.0) -> None:
+        """Ends these images between two steps with a `Suspended` that holds where they were; those
+        that never began are cancelled. What has only to be decoded still is.
+
+        grace_s: images that seem to end within so long are left alone.
+        """
+        with self._lock:
+            self._suspending |= dict.fromkeys(futures, grace_s)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Finishes what was submitted (or, with cancel, drops it between steps) and stops."""
+        with self._lock:
+            already, self._closed = self._closed, True
+        if cancel:
+            self._drop = True
+        if not already:
+            self._inbox.put(None)
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(cancel=kind is not None)
+
+    def rows_of(self, sampling: Sampling) -> int:
+        """Row count of the exact batches that an image of this size runs in."""
+        return self._rows.of(sampling.latent_shape)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs: until `close`, or an error that nobody foresaw."""
+        return self._thread.is_alive()
+
+    def stalled_s(self) -> float:
+        """Seconds since work last moved on (an image begun, a batch evaluated, an image decoded);
+        0 without work.
+        """
+        progressed_at = self._progressed_at
+        return 0.0 if progressed_at is None else max(0.0, time.monotonic() - progressed_at)
+
+    # Everything below runs on the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # Whatever went wrong in here, nobody may wait for ever.
+            with self._lock:
+                self._closed = True
+            self._receive(block=False)
+            for flight in self._everything():
+                _fail(flight, error)
+            raise
+        finally:
+            self._progressed_at = None
+
+    def _serve(self) -> None:
+        while self._open or self._busy:
+            self._receive()
+            if self._drop:
+                for flight in self._everything():
+                    flight.future.cancel()
+                continue
+            self._leave()
+            choice = self._next_batch()
+            self._deliver(wait=choice is None and not self._landed)
+            if choice is not None:
+                self._tick(choice)
+            self._decode(wait=bool(self._line))
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._line or self._landed or self._leaving)
+
+    def _receive(self, *, block: bool = True) -> None:
+        """Moves what was submitted into the line; blocks only when there is nothing to do."""
+        while self._open:
+            idle = not self._busy
+            if idle and block:
+                self._progressed_at = None
+            try:
+                flight = self._inbox.get(block=block and idle)
+            except queue.Empty:
+                return
+            if idle:
+                self._progressed_at = time.monotonic()
+            if flight is None:
+                self._open = False
+            else:
+                self._line.append(flight)
+
+    def _everything(self) -> list[InflightRequest]:
+        """Takes all flights out of the engine."""
+        leaving = [flight for landing in self._leaving for flight in landing.flights]
+        flights = [*self._line, *(flight for _, flight in self._landed), *leaving]
+        self._line.clear()
+        self._landed.clear()
+        self._leaving.clear()
+        return flights
+
+    def _leave(self) -> None:
+        """Takes out of the line who was cancelled, and saves who is to be suspended."""
+        with self._lock:
+            asked, self._suspending = self._suspending, {}
+        if asked:
+            # Shapes take turns, so an image's own steps are that much further apart.
+            step_s = self._step_s * len({flight.shape for flight in self._line})
+            for flight in self._line:
+                grace_s = asked.get(flight.future)
+                begun = flight.trajectory is not None
+                if grace_s is not None and not (begun and flight.left * step_s < grace_s):
+                    self._attempt(flight, self._suspend)
+        self._line = [flight for flight in self._line if not flight.future.done()]
+
+    def _suspend(self, flight: InflightRequest) -> None:
+        if flight.trajectory is not None and flight.trajectory.position:
+            _fail(flight, Suspended(self._stages.save(flight)))
+        elif flight.state is not None:
+            _fail(flight, Suspended(flight.state))  # where it was when it came
+        else:
+            flight.future.cancel()
+
+    def _attempt(self, flight: InflightRequest, action: Callable[[InflightRequest], None]) -> bool:
+        """Runs one image's own work; its failure is its own and leaves the others alone."""
+        try:
+            action(flight)
+        except Exception as error:
+            _fail(flight, error)
+            return False
+        finally:
+            self._progressed_at = time.monotonic()
+        return True
+
+    def _next_batch(self) -> ScheduledBatch[InflightRequest] | None:
+        """Chooses until all chosen ones are ready. What arrives meanwhile may come before them."""
+        while (choice := self._lineup.choose(self._line)) is not None:
+            unready = next((f for f in choice.flights if f.trajectory is None), None)
+            if unready is None:
+                return choice
+            if not self._attempt(unready, self._stages.start):
+                self._line.remove(unready)
+            elif unready.flying.done:  # an init image at strength 0
+                self._land(unready)
+            self._receive(block=False)
+        return None
+
+    def _tick(self, choice: ScheduledBatch[InflightRequest]) -> None:
+        """One evaluation; then the next batch is chosen anew."""
+        try:
+            batch = self._stages.evaluate(choice.shape, choice.flights)
+        except Exception as error:
+            self._progressed_at = time.monotonic()
+            if len(choice.flights) == 1:
+                _fail(choice.flights[0], error)
+                return
+            # Nothing has moved, so each can have its evaluation alone; whose fault it is shows.
+            for flight in choice.flights:
+                self._tick(ScheduledBatch(choice.shape, [flight]))
+            return
+        self._ticks += 1
+        self._step_s = batch.seconds
+        self._progressed_at = time.monotonic()
+        self._lineup.served(choice, self._line)
+        if self._on_batch is not None:
+            self._on_batch(batch)
+        for flight in choice.flights:
+            flight.started = True
+            self._attempt(flight, _report_step)
+            if flight.flying.done and not flight.future.done():
+                self._land(flight)
+
+    def _land(self, flight: InflightRequest) -> None:
+        self._line.remove(flight)
+        self._landed.append((self._ticks, flight))
+
+    def _decode(self, *, wait: bool) -> None:
+        """Decodes what landed, until something more urgent arrives.
+
+        wait: for more to decode together, if there is something else to do.
+        """
+        while self._landed:
+            since, first = self._landed[0]
+            alike = [
+                flight
+                for _, flight in self._landed
+                if (flight.shape, flight.request.exact) == (first.shape, first.request.exact)
+            ]
+            size = self._rows.decoded
+            padded = first.request.exact and len(alike) < size
+            if padded and wait and self._ticks - since < MOST_WAIT_TICKS:
+                return
+            group = alike[:size]
+            self._landed = deque(entry for entry in self._landed if entry[1] not in group)
+            group = [flight for flight in group if not flight.future.done()]
+            if group:
+                self._decode_together(group)
+            self._receive(block=False)
+            if any(flight.priority > first.priority for flight in self._line):
+                return
+
+    def _decode_together(self, flights: list[InflightRequest]) -> None:
+        try:
+            self._leaving.append(self._stages.decode(flights))
+        except Exception as error:
+            if len(flights) == 1:
+                _fail(flights[0], error)
+            else:
+                for flight in flights:
+                    self._decode_together([flight])
+        self._progressed_at = time.monotonic()
+
+    def _deliver(self, *, wait: bool) -> None:
+        """Hands over the pixels that have arrived. wait: for all that are on their way."""
+        while self._leaving:
+            landing = self._leaving[0]
+            try:
+                if not (wait or landing.copy.ready):
+                    return
+                arrived = landing.copy.result()
+            except Exception as error:  # of the device, which tells late
+                for flight in landing.flights:
+                    _fail(flight, error)
+            else:
+                for flight, pixels, latents in zip(landing.flights, *arrived, strict=True):
+                    hand_over = partial(self._hand_over, pixels=pixels, latents=latents)
+                    self._attempt(flight, hand_over)
+            self._leaving.popleft()
+
+    def _hand_over(self, flight: InflightRequest, *, pixels: Tensor, latents: Tensor) -> None:
+        rendered = self._stages.rendered(flight, pixels, latents)
+        if flight.future.set_running_or_notify_cancel():
+            flight.future.set_result(rendered)
+
+
+def _check_callable(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} {value!r:.80} cannot be called; expected a function, or None")
+
+
+def _fail(flight: InflightRequest, error: BaseException) -> None:
+    if not flight.future.done() and flight.future.set_running_or_notify_cancel():
+        flight.future.set_exception(error)
+
+
+def _report_step(flight: InflightRequest) -> None:
+    trajectory = flight.flying
+    if flight.on_step is not None:
+        flight.on_step(trajectory.position, len(trajectory.table))

@@ -1,0 +1,78 @@
+"""Images in the engine: those that are being denoised, and those on their way out."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sd_core.device import CopyOut
+from sd_core.engine.request import OnStep, Rendered, Request
+from sd_core.model.layers import KeysValues
+from sd_core.sampling.samplers import evaluations
+from sd_core.sampling.trajectory import Trajectory
+from sd_core.spec import Shape
+
+
+@dataclass(eq=False)
+class InflightRequest:
+    """A request on its way: waiting without a trajectory, then with one.
+
+    arrived: its number, that no other has. state: what it is to be continued from. contexts: for
+    each row what its prompt is to every attention. times: (len(table), n) embedded timesteps.
+    exact: all evaluations so far had the fixed row count. The other fields are those of
+    `sd_core.engine.scheduler.InflightRequest`.
+    """
+
+    request: Request
+    future: Future[Rendered]
+    on_step: OnStep | None
+    arrived: int
+    state: bytes | None = None
+    trajectory: Trajectory | None = None
+    contexts: list[list[KeysValues]] = field(default_factory=list)
+    times: Tensor | None = None
+    admitted: float = 0.0
+    exact: bool = True
+    started: bool = False
+    times_bypassed: int = 0
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def shape(self) -> Shape:
+        return self.request.sampling.latent_shape
+
+    @property
+    def rows(self) -> int:
+        return self.request.rows
+
+    @property
+    def left(self) -> int:
+        """Evaluations to go."""
+        if self.trajectory is not None:
+            return len(self.trajectory.table) - self.trajectory.position
+        sampling = self.request.sampling
+        return evaluations(sampling.sampler, sampling.steps, _strength(self.request))
+
+    @property
+    def flying(self) -> Trajectory:
+        """The trajectory of a flight that was started."""
+        if self.trajectory is None:
+            raise RuntimeError("a flight without a trajectory is still waiting")
+        return self.trajectory
+
+
+@dataclass
+class PendingOutput:
+    """Decoded images whose pixels are on their way to the CPU, one row for each flight."""
+
+    flights: list[InflightRequest]
+    copy: CopyOut
+
+
+def _strength(request: Request) -> float | None:
+    return None if request.init_image is None else request.sampling.strength

@@ -1,0 +1,71 @@
+"""Sampling a batch of latents in one call, for use as a library and in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sd_core.model.unet import stack_contexts
+from sd_core.sampling.noise import generator_for
+from sd_core.sampling.samplers import step_table
+from sd_core.sampling.trajectory import Trajectory, advance, guide
+
+if TYPE_CHECKING:
+    from sd_core.model.diffusion import LatentDiffusion
+
+OnStep = Callable[[int, int], None]
+
+
+def sample_latents(
+    model: LatentDiffusion,
+    x_T: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None,
+    *,
+    sampler: str = "plms",
+    steps: int = 50,
+    guidance: float = 7.5,
+    eta: float = 0.0,
+    karras: bool = False,
+    generators: Sequence[torch.Generator] | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Clean latents (B, 4, h, w) float32 from unit noise, all images by the same sampler.
+
+    x_T: (B, 4, h, w) unit normal noise. cond: (B, 77, d) encoded prompts; uncond: the same of the
+    negative prompts, or None with guidance 1.0, which costs half the rows. generators: one an
+    image, for the samplers that draw fresh noise (ddim with eta, euler_a, ddpm); seeded by
+    position where not given. on_step is called after each evaluation with (done, all).
+    Raises ValueError for settings out of range and shapes that do not fit.
+    """
+    if len(cond) != len(x_T):
+        raise ValueError(f"{len(x_T)} latents but {len(cond)} encoded prompts")
+    guided = guidance != 1.0
+    if guided and uncond is None:
+        raise ValueError(f"guidance {guidance} needs uncond; only 1.0 goes without")
+    if generators is None:
+        generators = [generator_for(n) for n in range(len(x_T))]
+    table = step_table(sampler, steps, eta=eta, karras=karras)
+    batch = [
+        Trajectory(table, x * table.initial_noise, generator, guidance)
+        for x, generator in zip(x_T.float(), generators, strict=True)
+    ]
+    prompts = torch.cat([uncond, cond]) if guided and uncond is not None else cond
+    # One by one, and all timesteps at once: so the engine does it, and both give the same bits.
+    projected = [model.project_context(prompt[None]) for prompt in prompts]
+    context = stack_contexts([[(k[0], v[0]) for k, v in layers] for layers in projected])
+    times = model.embed_timesteps(torch.tensor(table.t, dtype=torch.float32))
+    for done, time in enumerate(times, start=1):
+        latents = torch.stack([trajectory.latents for trajectory in batch])
+        rows = torch.cat([latents, latents]) if guided else latents
+        eps = model.denoise(rows, time.expand(len(rows), -1), context)
+        if guided:
+            without, given = eps.chunk(2)
+            eps = guide(without, given, guidance)
+        advance(batch, eps)
+        if on_step is not None:
+            on_step(done, len(table))
+    return torch.stack([trajectory.latents for trajectory in batch])

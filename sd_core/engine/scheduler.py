@@ -1,0 +1,116 @@
+"""Which images get the next evaluation: a pure decision, no tensors.
+
+An image in flight is a small value, so any of them can wait a step. Every tick therefore chooses
+anew: first the latent shape, for a batch has one, then images of that shape until its rows are
+full. Higher priority goes first, and shapes of one priority take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from sd_core.spec import Shape
+
+STARVED_TICKS = 16
+"""A shape that saw so many evaluations of others gets one, whatever its priority."""
+
+MOST_OVERTAKEN = 256
+"""Long images begin before short ones, so that the last batches of a job are full; an image that
+so many younger ones overtook begins next."""
+
+
+class InflightRequest(Protocol):
+    """priority: higher goes first. shape: of the latent. rows: of the batch. left: evaluations to
+    go. started: it had evaluations. arrived: order of arrival. times_bypassed: by younger images.
+    """
+
+    times_bypassed: int
+
+    @property
+    def priority(self) -> int: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def left(self) -> int: ...
+    @property
+    def started(self) -> bool: ...
+    @property
+    def arrived(self) -> int: ...
+
+
+F = TypeVar("F", bound=InflightRequest)
+
+
+@dataclass(frozen=True)
+class ScheduledBatch(Generic[F]):
+    """What the next batch holds, best first."""
+
+    shape: Shape
+    flights: list[F]
+
+
+class Scheduler(Generic[F]):
+    """Remembers whose turn it was. room: rows that a batch of a shape holds."""
+
+    def __init__(self, room: Callable[[Shape], int]) -> None:
+        self._room = room
+        self._tick = 0
+        self._served: dict[Shape, int] = {}  # tick of its last evaluation, or of its arrival
+        self._starved_served = -1
+
+    def choose(self, flights: Iterable[F]) -> ScheduledBatch[F] | None:
+        """The next batch; None without flights. Nobody's turn passes until `served`."""
+        groups: dict[Shape, list[F]] = {}
+        for flight in flights:
+            groups.setdefault(flight.shape, []).append(flight)
+        self._served = {shape: self._served.get(shape, self._tick) for shape in groups}
+        if not groups:
+            return None
+        shape = self._shape(groups)
+        return ScheduledBatch(shape, self._fill(groups[shape], self._room(shape)))
+
+    def served(self, choice: ScheduledBatch[F], flights: Iterable[F]) -> None:
+        """The choice was evaluated. flights: all that it was made of."""
+        self._tick += 1
+        if self._starving() == choice.shape:
+            self._starved_served = self._tick
+        self._served[choice.shape] = self._tick
+        began = [flight.arrived for flight in choice.flights if not flight.started]
+        for flight in flights:
+            if not flight.started and flight.shape == choice.shape and flight.arrived not in began:
+                flight.times_bypassed += sum(flight.arrived < younger for younger in began)
+
+    def _shape(self, groups: dict[Shape, list[F]]) -> Shape:
+        starving = self._starving()
+        # Not twice in a row: urgent work waits one step at most.
+        if starving in groups and self._starved_served != self._tick:
+            return starving
+        return min(
+            groups,
+            key=lambda shape: (-max(f.priority for f in groups[shape]), self._served[shape]),
+        )
+
+    def _starving(self) -> Shape | None:
+        """The shape that waited longest, if that is too long."""
+        if not self._served:
+            return None
+        shape = min(self._served, key=self._served.__getitem__)
+        return shape if self._tick - self._served[shape] >= STARVED_TICKS else None
+
+    def _fill(self, flights: list[F], room: int) -> list[F]:
+        chosen: list[F] = []
+        for flight in sorted(flights, key=_order):
+            if flight.rows <= room:
+                chosen.append(flight)
+                room -= flight.rows
+        return chosen
+
+
+def _order(flight: InflightRequest) -> tuple[int, bool, bool, int, int]:
+    overdue = flight.times_bypassed >= MOST_OVERTAKEN
+    left = 0 if overdue else -flight.left
+    return -flight.priority, not flight.started, not overdue, left, flight.arrived

@@ -1,0 +1,56 @@
+"""Row counts, and how they follow the memory there is."""
+
+from __future__ import annotations
+
+from sd_core.engine.batch_rows import FAST_ROWS, MOST_ROWS, RECOVER_AFTER, Rows, batch_rows
+
+SHAPE = (16, 16)
+
+
+def test_row_counts_are_even_and_bounded():
+    assert batch_rows("cpu", (64, 64)) == 2
+    assert batch_rows("cpu", (16, 16)) == 16
+    assert batch_rows("cpu", (128, 128)) == 2
+
+
+def test_exact_batches_are_padded_to_one_count_and_fast_ones_to_the_next():
+    rows = Rows("cuda", lambda shape: 16)
+    assert {rows.padded(SHAPE, used, exact=True) for used in range(1, 17)} == {16}
+    padded = [rows.padded(SHAPE, used, exact=False) for used in range(1, 17)]
+    assert set(padded) == set(FAST_ROWS["cuda"])
+    assert all(count >= used for used, count in enumerate(padded, start=1))
+    assert Rows("cuda", lambda shape: 6).padded(SHAPE, 5, exact=False) == 6
+    assert Rows("cpu", lambda shape: 16).padded(SHAPE, 5, exact=False) == 5
+
+
+def test_compiled_models_see_one_count_only():
+    rows = Rows("cuda", lambda shape: 16, static=True)
+    assert {rows.padded(SHAPE, used, exact=False) for used in range(1, 17)} == {16}
+    assert {rows.padded_decode(used, exact=False) for used in range(1, rows.decoded + 1)} == {4}
+    eager = Rows("cuda", lambda shape: 16)
+    assert [eager.padded_decode(2, exact=exact) for exact in (False, True)] == [2, 4]
+
+
+def test_every_count_is_reached_on_every_device():
+    assert {counts[-1] for counts in FAST_ROWS.values()} == {MOST_ROWS}
+
+
+def test_rows_are_halved_when_memory_runs_out_and_come_back():
+    rows = Rows("cpu", lambda shape: 16)
+    assert rows.limit(SHAPE, 16) == 16
+    assert rows.ran_out(SHAPE, 16)
+    assert rows.ran_out(SHAPE, 8)
+    assert rows.limit(SHAPE, 16) == 4
+    assert rows.limit((8, 8), 16) == 16  # other shapes are not concerned
+    counts = []
+    for _ in range(10 * RECOVER_AFTER):
+        rows.went_well(SHAPE)
+        counts.append(rows.limit(SHAPE, 16))
+    assert counts[-1] == 16
+    assert sorted(counts) == counts
+    # It ran out twice, so the second try comes later than the first would have.
+    assert counts.index(8) + 1 == 2 * RECOVER_AFTER
+
+
+def test_one_row_that_does_not_fit_is_the_end():
+    assert not Rows("cpu", lambda shape: 2).ran_out(SHAPE, 1)

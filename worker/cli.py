@@ -1,0 +1,138 @@
+"""The commands that render: `sdbatch run` and `sdbatch worker`, entry points of `sdbatch.commands`.
+
+Neither torch nor what else they need is imported before one of them is called.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli.opening import read_manifest
+from jobs.cli.options import (
+    allow_outside_option,
+    endpoint_option,
+    json_option,
+    manifest_argument,
+    redis_option,
+)
+from jobs.errors import ExitCode, InputError
+from jobs.terminal.console import Terminal
+from sd_core.spec import DTYPES
+
+
+@click.command()
+@manifest_argument
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Folder or s3://bucket/prefix. [default: the manifest's, else SDBATCH_STORE, else out]",
+)
+@endpoint_option
+@click.option("--job", metavar="NAME", help="Name of the job's folder. [default: by content]")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Instead of the manifest's: a .ckpt or .safetensors file, a diffusers folder, "
+    "hf:owner/name[@revision], or a name from the model list.",
+)
+@click.option("--vae", metavar="FILE", help="Another autoencoder than the model's own.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The original v1-inference.yaml of a single-file checkpoint.",
+)
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Where to render: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Number format of the model. [default: SDBATCH_DTYPE, else auto]",
+)
+@click.option("--force", is_flag=True, help="Render anew what the folder holds already.")
+@allow_outside_option
+@json_option
+@click.pass_obj
+def run(terminal: Terminal, /, manifest: Path, allow_outside: bool, **options: Any) -> int:
+    """Render a manifest here and now: pictures, records and a gallery in one folder.
+
+    Run it again to continue after a stop: only what is missing is rendered.
+
+    \b
+    Example:
+      sdbatch run shapes.yaml
+      sdbatch run portraits.yaml --model models/sd-v1-4.ckpt --store /data/jobs
+    """
+    from jobs.settings import Settings
+    from worker.run_command import RunOptions, model_source, run_manifest, summary_lines
+
+    settings = Settings.from_env(os.environ)
+    chosen = RunOptions(**options)
+    name = None if chosen.model is None else model_source(chosen.model, settings)[0]
+    job = read_manifest(terminal, manifest, allow_outside=allow_outside, model=name)
+    summary = run_manifest(job, chosen, settings, terminal)
+    if terminal.json:
+        terminal.document(summary.to_json())
+    else:
+        for line in summary_lines(summary):
+            terminal.say(line)
+    return ExitCode.SOME_FAILED if summary.failed else ExitCode.DONE
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model to load, by its name in the model list. [default: SDBATCH_MODEL, else demo]",
+)
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Where to render: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
+)
+@click.option(
+    "--gpus",
+    metavar="LIST",
+    help="A process for each GPU: all, or numbers as in 0,2; none is one process on the CPU. One "
+    "that dies is started again. [default: this process]",
+)
+@redis_option
+def worker(
+    model: str | None, device: str | None, gpus: str | None, redis: str | None
+) -> int | None:
+    """Render shards of jobs until told to stop: one model, on one device or, by --gpus, on several.
+
+    Ctrl-C, SIGTERM or a terminal that is closed end it between two steps; unfinished images go back
+    to the queue at once.
+
+    \b
+    Example:
+      sdbatch worker --model demo
+      sdbatch worker --model sd-v1-4 --gpus all
+    """
+    if gpus is not None and device is not None:
+        raise InputError("--gpus and --device: only one of them says where to render")
+    from jobs.settings import Settings
+
+    # The worker's Celery app reads its settings from the environment, here as under `celery`.
+    given = {"SDBATCH_MODEL": model, "SDBATCH_DEVICE": device, "SDBATCH_REDIS": redis}
+    os.environ.update({name: value for name, value in given.items() if value is not None})
+    if gpus is not None:
+        from worker.fleet.fleet import run_workers
+
+        return run_workers(gpus, Settings.from_env(os.environ), os.environ)
+    try:
+        from worker.app import app
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"a worker needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
+        ) from None
+    app.worker_main(["worker", "--without-gossip", "--without-mingle", "--loglevel=INFO"])
+    return None

@@ -1,0 +1,61 @@
+"""An image's parameters as the line of text that AUTOMATIC1111's web UI writes and reads.
+
+Many tools parse this text, so its words and their order are that program's, not ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.manifest.sampler_names import WEBUI_NAMES
+from sd_core.spec import KARRAS_SAMPLERS
+
+MODEL_HASH_DIGITS = 10  # of the file's sha256, as the web UI shortens it
+
+
+def a1111_text(record: Mapping[str, Any]) -> str:
+    """The text of an image record (see `worker.output.record`): prompt, negative prompt, one line
+    of rest.
+
+    Half surrogate pairs in a prompt, which no text file can hold, become question marks.
+    """
+    lines = [record["prompt"]]
+    if record["negative"]:
+        lines.append(f"Negative prompt: {record['negative']}")
+    lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in _parameters(record)))
+    text = "\n".join(lines).strip()
+    return text.encode(errors="replace").decode()
+
+
+def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sampler = record["sampler"]
+    pairs = [("Steps", str(record["steps"])), ("Sampler", WEBUI_NAMES[sampler])]
+    if sampler in KARRAS_SAMPLERS:
+        # Said either way: left out, the web UI takes its own default, for DPM++ 2M that is Karras.
+        pairs.append(("Schedule type", "Karras" if record["karras"] else "Uniform"))
+    pairs += [
+        ("CFG scale", _number(record["guidance"])),
+        ("Seed", str(record["seed"])),
+        ("Size", f"{record['width']}x{record['height']}"),
+        ("Model hash", record["model"]["digest"][:MODEL_HASH_DIGITS]),
+        ("Model", record["model"]["name"]),
+    ]
+    if "strength" in record:
+        pairs.append(("Denoising strength", _number(record["strength"])))
+    if record["eta"]:
+        pairs.append(("Eta DDIM", _number(record["eta"])))
+    # The noise is drawn on the CPU; without this line the web UI would draw it on the GPU.
+    pairs += [("RNG", "CPU"), ("Version", "sdbatch")]
+    return pairs
+
+
+def _number(value: float) -> str:
+    """7.0 as people type it: 7."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def _quote(value: str) -> str:
+    """As the web UI does it: JSON, where a comma, colon or newline would end the value early."""
+    return json.dumps(value, ensure_ascii=False) if any(c in value for c in ",:\n") else value

@@ -1,0 +1,131 @@
+"""Pixels to image files that say how they were made, and the record back out of such a file.
+
+The same pixels and record give the same bytes: no time of day is written. Each format holds the
+record twice: as the text other tools read (`worker.output.a1111`), and in full as JSON.
+
+    format       A1111 text                 full record
+    PNG          tEXt or iTXt `parameters`  iTXt `sdbatch`
+    JPEG, WebP   EXIF UserComment           XMP, property `sdbatch:record`
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+from collections.abc import Mapping
+from typing import Any
+from xml.sax.saxutils import escape, unescape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from jobs.pictures.rules import PictureError, opened
+from jobs.task import DEFAULT_QUALITY
+from worker.output.a1111 import a1111_text
+from worker.output.png import png_file
+
+RECORD_CHUNK = "sdbatch"
+
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:sdbatch="urn:sdbatch">'
+    "<sdbatch:record>{record}</sdbatch:record>"
+    "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="w"?>'
+)
+_XMP_RECORD = re.compile(rb"<sdbatch:record>(.*?)</sdbatch:record>", re.DOTALL)
+
+
+def encode_image(
+    pixels: NDArray[np.uint8],
+    record: Mapping[str, Any],
+    format: str,
+    quality: int = DEFAULT_QUALITY,
+) -> bytes:
+    """An image file holding `pixels` (H, W, 3) and `record`; format: png, jpeg or webp.
+
+    Raises `ValueError` where the record does not fit: JPEG has room for 64 kB.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (H, W, 3)")
+    # ASCII, so that any prompt survives any tool.
+    full = json.dumps(record, separators=(",", ":"))
+    if format == "png":
+        info = PngInfo()
+        info.add_text("parameters", a1111_text(record))  # Pillow takes iTXt where Latin-1 is short
+        info.add_itxt(RECORD_CHUNK, full)
+        return png_file(pixels, [(kind, data) for kind, data, *_ in info.chunks])
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    buffer = io.BytesIO()
+    if format in ("jpeg", "webp"):
+        exif, xmp = _exif(a1111_text(record)), _XMP.format(record=escape(full)).encode()
+        if format == "webp":
+            image.save(buffer, "WEBP", quality=quality, exif=exif, xmp=xmp)
+        else:
+            _save_jpeg(image, buffer, quality, exif, xmp)
+    else:
+        raise ValueError(f"format {format!r} is unknown; png, jpeg or webp")
+    return buffer.getvalue()
+
+
+def read_record(data: bytes) -> dict[str, Any]:
+    """The full record in an image file of ours. Raises `ValueError` if there is none."""
+    try:
+        with opened(data) as image:
+            info = image.info
+    except PictureError as error:
+        raise ValueError(f"no readable image: it {error}") from error
+    text = info.get(RECORD_CHUNK)
+    if text is None:
+        match = _XMP_RECORD.search(info.get("xmp", b""))
+        text = unescape(match[1].decode()) if match else None
+    if text is None:
+        raise ValueError("the image holds no record of sdbatch")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError("the image's record is damaged")
+    return record
+
+
+def _save_jpeg(
+    image: Image.Image, buffer: io.BytesIO, quality: int, exif: bytes, xmp: bytes
+) -> None:
+    try:
+        # 4:4:4, because halved colour blurs the edges of flat colours and of red on blue.
+        image.save(
+            buffer, "JPEG", quality=quality, subsampling=0, optimize=True, exif=exif, xmp=xmp
+        )
+    except ValueError as error:
+        if "too long" not in str(error):
+            raise
+        raise ValueError(
+            "the prompts are too long for a JPEG, which has room for 64 kB of metadata; "
+            "use format png or webp"
+        ) from error
+
+
+def _exif(comment: str) -> bytes:
+    """An EXIF block whose one entry is a UserComment, in UTF-16 as the EXIF standard has it.
+
+    Written by hand, since the entry's type must be UNDEFINED for other readers and Pillow chooses
+    another one. Big-endian TIFF: header, main directory, EXIF directory, value.
+    """
+    user_comment, exif_directory, long, undefined = 0x9286, 0x8769, 4, 7
+    value = b"UNICODE\0" + comment.encode("utf-16-be")
+    return b"Exif\0\0" + b"".join(
+        [
+            struct.pack(">2sHL", b"MM", 42, 8),
+            struct.pack(">HHHLLL", 1, exif_directory, long, 1, 26, 0),
+            struct.pack(">HHHLLL", 1, user_comment, undefined, len(value), 44, 0),
+            value,
+        ]
+    )

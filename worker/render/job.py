@@ -1,0 +1,28 @@
+"""A job as a worker renders it: its folder, and what it is rendered with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.folder.job_file import JobFile
+from jobs.folder.layout import JobFolder
+from sd_core.engine.engine import Engine
+from worker.output.record import ModelInfo
+from worker.render.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """folder: the job's, filled by `prepare`.
+    described: its `job.json`.
+    engine, model: what renders it, and how records name that.
+    inputs: its init images and masks.
+    force: render what is in the store too, and replace it.
+    """
+
+    folder: JobFolder
+    described: JobFile
+    engine: Engine
+    model: ModelInfo
+    inputs: Inputs
+    force: bool = False

@@ -1,0 +1,44 @@
+"""Render a whole job on a model in this process."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+
+from jobs.folder.job_file import JobFile
+from jobs.folder.layout import JobFolder
+from jobs.folder.plan import read_plan
+from jobs.folder.record_writer import JobRecords
+from jobs.plan.shards import ShardTable
+from sd_core.engine.engine import Engine
+from sd_core.model.diffusion import LatentDiffusion
+from worker.observer import Observer
+from worker.output.record import ModelInfo
+from worker.render.inputs import Inputs
+from worker.render.job import RenderJob
+from worker.render.runner import Outcome, RenderOptions, Runner
+
+
+def render(
+    model: LatentDiffusion,
+    info: ModelInfo,
+    folder: JobFolder,
+    described: JobFile,
+    shards: ShardTable,
+    *,
+    observer: Observer,
+    stop: threading.Event,
+    force: bool,
+) -> Outcome:
+    """Render what the folder, which `prepare` has filled, does not hold; with `force` everything.
+
+    info: of the model, for records. stop: see `run_job`. Raises like it.
+    """
+    with closing(JobRecords(folder, shards)) as records, Engine(model) as engine:
+        job = RenderJob(folder, described, engine, info, Inputs(folder), force)
+        runner = Runner(job, records, observer, RenderOptions(save=lambda: True))
+        # From the plan in the store: the files that a manifest names may change meanwhile.
+        outcome = runner.render(read_plan(folder), stop)
+        if stop.is_set():
+            engine.close(cancel=True)
+        return outcome

@@ -1,0 +1,52 @@
+"""A lease that this process holds, and why work on its shard ends early."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from dataclasses import dataclass, field
+
+from jobs.ledger.types import Lease
+
+
+class StopReason(enum.Enum):
+    """Why work on a shard ends before all of its images are settled."""
+
+    LOST = "lost"  # somebody else may hold the shard
+    CANCELLED = "cancelled"
+    DRAINING = "draining"  # this worker ends
+
+
+@dataclass(eq=False)
+class HeldLease:
+    """A lease that this process holds, and what the heart must know of it.
+
+    stop: set to end between two steps; why says the reason.
+    """
+
+    lease: Lease
+    stop: threading.Event = field(default_factory=threading.Event)
+    why: StopReason | None = None
+    _evaluated: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def end(self, why: StopReason) -> None:
+        """The first reason counts, except that a lost lease is lost whatever came before."""
+        if self.why is None or why is StopReason.LOST:
+            self.why = why
+        self.stop.set()
+
+    def count(self) -> None:
+        with self._lock:
+            self._evaluated += 1
+
+    def take_evaluated(self) -> int:
+        """Model evaluations since this was last called."""
+        with self._lock:
+            evaluated, self._evaluated = self._evaluated, 0
+            return evaluated
+
+    def give_back(self, evaluated: int) -> None:
+        """What was taken, and could not be told."""
+        with self._lock:
+            self._evaluated += evaluated
