@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sd_core.cpu.kernels import attention, group_norm, have_amx, have_kernels, layer_norm
+from sd_core.cpu.kernels import have_amx, have_kernels
 from sd_core.cpu.packing import can_pack, pack
 from sd_core.model.diffusion import LatentDiffusion
-from sd_core.model.layers import CrossAttention, GroupNorm, LayerNorm
 from sd_core.model.unet import UNet
 from sd_core.model.vae import AutoencoderKL
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR, ModelSpec
@@ -98,8 +97,6 @@ def pack_part(
     """Lays out the weights of a model's part for the native size, for a way of running that is one
     of `PACKED`. spec: of the model. load_layer_weights: see `sd_core.cpu.packing.pack`.
     """
-    if execution == "fused":
-        _use_kernels(part)
     # torch gives float32 products of linear layers to MKL, which needs no layout of its own and was
     # faster: 10.6 s against 11.1 s an evaluation at v1 size on two cores with AVX2. Those of the
     # other types it gives to oneDNN, which lays the weights out at every call.
@@ -108,9 +105,18 @@ def pack_part(
     latents = isinstance(part, UNet)
     rows, side = (2, spec.native_size // LATENT_FACTOR) if latents else (1, spec.native_size)
     with torch.no_grad():
+        fused = execution == "fused"
         # oneDNN's products are by AMX where that is, which is several times as fast as ours.
-        own = execution == "fused" and not have_amx()
-        pack(part, rows, side, linears=linears, own=own, load_layer_weights=load_layer_weights)
+        own = fused and not have_amx()
+        pack(
+            part,
+            rows,
+            side,
+            linears=linears,
+            fused=fused,
+            own=own,
+            load_layer_weights=load_layer_weights,
+        )
 
 
 def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> LatentDiffusion:
@@ -133,16 +139,6 @@ def _channels_last(model: LatentDiffusion) -> None:
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.to(memory_format=torch.channels_last)
             layer.weight = nn.Parameter(weight, requires_grad=False)
-
-
-def _use_kernels(part: nn.Module) -> None:
-    for layer in part.modules():
-        if isinstance(layer, CrossAttention):
-            layer.attend = attention
-        elif isinstance(layer, GroupNorm):
-            layer.normalise = group_norm
-        elif isinstance(layer, LayerNorm):
-            layer.normalise = layer_norm
 
 
 def _find_compiler() -> None:

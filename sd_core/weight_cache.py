@@ -32,7 +32,15 @@ import torch
 from torch import Tensor, nn
 
 from sd_core import execution
-from sd_core.cpu import kernels, mkldnn, native_layers, native_products, packed_weight, packing
+from sd_core.cpu import (
+    fused_blocks,
+    kernels,
+    mkldnn,
+    native_layers,
+    native_products,
+    packed_weight,
+    packing,
+)
 from sd_core.cpu.kernels import LIBRARY, have_amx
 from sd_core.cpu.mkldnn_tensor import content, description
 from sd_core.cpu.packed_weight import layouts
@@ -47,7 +55,16 @@ LEAST_BYTES = 2**28
 MOST_BYTES = 2**34
 """That a folder may hold. What was not used for longest goes first."""
 
-MODULES = (execution, packing, packed_weight, mkldnn, native_layers, native_products, kernels)
+MODULES = (
+    execution,
+    fused_blocks,
+    packing,
+    packed_weight,
+    mkldnn,
+    native_layers,
+    native_products,
+    kernels,
+)
 CODE = (*(Path(str(module.__file__)) for module in MODULES), LIBRARY)
 """What lays weights out."""
 

@@ -19,15 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.cpu import mkldnn
+from sd_core.cpu import kernels, mkldnn
+from sd_core.cpu.fused_blocks import FusedCrossAttention, fuse, plus
 from sd_core.cpu.mkldnn import Geometry, Size
 from sd_core.cpu.native_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d, copied
 from sd_core.cpu.packed_weight import ConvReorder, LinearReorder, PackedWeight
 from sd_core.model.layers import (
     GEGLU,
-    Adding,
     CrossAttention,
-    Enlarging,
     TransformerBlock,
     Upsample,
     split_heads,
@@ -42,7 +41,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and mkldnn.works(dtype)
 
 
-class PackedConv2d(Enlarging):
+class PackedConv2d(nn.Module):
     """A convolution, its weight laid out for inputs of this size (B, C, H, W) at first.
 
     scratch: memory for a copy of the weight, of its type and at least as many elements.
@@ -65,7 +64,7 @@ class PackedConv2d(Enlarging):
         return F.conv2d(x, weight, self.bias, stride, padding, dilation, groups)
 
 
-class PackedLinear(Adding):
+class PackedLinear(nn.Module):
     """A linear layer. weight: (out, in); tokens: how many it will be given at first. What is added
     is so in a pass of its own: by oneDNN in the product's kernel it took longer on a Zen 4, and as
     long on a CPU with AMX.
@@ -116,16 +115,24 @@ class PackedSelfAttention(nn.Module):
 
     def __init__(self, attention: CrossAttention, tokens: int, own: bool) -> None:
         super().__init__()
-        self.heads, self.attend = attention.heads, attention.attend
+        self.heads = attention.heads
+        fused = isinstance(attention, FusedCrossAttention)
+        self.attend = kernels.attention if fused else F.scaled_dot_product_attention
         together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
         out = cast(nn.Linear, attention.to_out[0])
         self.to_qkv = _linear_of(together, None, tokens, own)
         self.to_out = _linear_of(out.weight, out.bias, tokens, own)
 
-    def forward(self, x: Tensor, added: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_out(self._attended(x))
+
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The attention of x, and what is added to it."""
+        return plus(self.to_out, self._attended(x), added)
+
+    def _attended(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
-        out = self.attend(q, k, v)
-        return self.to_out.plus(out.transpose(1, 2).flatten(2), added)
+        return self.attend(q, k, v).transpose(1, 2).flatten(2)
 
 
 def pack(
@@ -134,17 +141,22 @@ def pack(
     side: int,
     *,
     linears: bool,
+    fused: bool = False,
     own: bool = False,
     load_layer_weights: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Packs a part's layers in place, one after the other, so that memory holds no second copy of
     the weights.
 
-    rows, side: of what is laid out for, the side in pixels of what goes into the part. linears: the
-    linear layers too. own: products are kernels of our own where they suit. load_layer_weights:
-    called with each layer's name before it is packed, to put weights there that are elsewhere yet;
-    they are not used after the next call.
+    rows, side: of what is laid out for, the side in pixels of what goes into the part.
+    linears: the linear layers too.
+    fused: blocks with kernels of our own for norms and attention (`sd_core.cpu.fused_blocks`).
+    own: products are kernels of our own where they suit.
+    load_layer_weights: called with each layer's name before it is packed, to put weights there that
+    are elsewhere yet; they are not used after the next call.
     """
+    if fused:
+        fuse(part)
     sizes = input_sizes(part, rows, side)
     # What Winograd's algorithm is for changes bits, which `native_size`, being advice, may not.
     native = ModelSpec().native_size

@@ -9,8 +9,7 @@ more than the sum that goes into it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +18,6 @@ from torch import Tensor, nn
 # The CompVis code uses two values, and images change visibly when they are mixed up.
 RES_NORM_EPS = 1e-5
 ATTENTION_NORM_EPS = 1e-6
-
-
-class NormKernel(Protocol):
-    """Group norm of x (B, channels, h, w), and SiLU of it where that is wanted.
-
-    added: (B, channels), added to x before, which may be changed.
-    """
-
-    def __call__(
-        self,
-        x: Tensor,
-        groups: int,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        *,
-        silu: bool,
-        added: Tensor | None = None,
-    ) -> Tensor: ...
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -52,77 +32,6 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
 
 
-def group_norm(
-    x: Tensor,
-    groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    *,
-    silu: bool,
-    added: Tensor | None = None,
-) -> Tensor:
-    """Torch's `NormKernel`."""
-    if added is not None:
-        x = x.add_(added[:, :, None, None])
-    normed = F.group_norm(x, groups, weight, bias, eps)
-    return F.silu(normed, inplace=True) if silu else normed
-
-
-LayerNormKernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Layer norm over the last axis of x: x, weight, bias, eps."""
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Torch's `LayerNormKernel`."""
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group norm, and SiLU of it where that is wanted."""
-
-    def __init__(self, groups: int, channels: int, eps: float, *, silu: bool = False) -> None:
-        super().__init__(groups, channels, eps=eps)
-        self.silu = silu
-        self.normalise: NormKernel = group_norm
-
-    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """x: (B, channels, h, w); added: (B, channels), added to x before, which may be changed."""
-        return self.normalise(
-            *(x, self.num_groups, self.weight, self.bias, self.eps), silu=self.silu, added=added
-        )
-
-
-class LayerNorm(nn.LayerNorm):
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.normalise: LayerNormKernel = layer_norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., dim)."""
-        return self.normalise(x, self.weight, self.bias, self.eps)
-
-
-class Adding(nn.Module):
-    def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The layer of x, and what is added to that."""
-        return self(x).add_(added)
-
-
-class Enlarging(Adding):
-    def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """The layer of x enlarged to (height, width) by nearest neighbours."""
-        return self(F.interpolate(x, size=size, mode="nearest"))
-
-
-class Conv2d(Enlarging, nn.Conv2d):
-    pass
-
-
-class Linear(Adding, nn.Linear):
-    pass
-
-
 class ResBlock(nn.Module):
     """Residual block whose middle is shifted by what `emb_layers` makes of the timestep embedding.
 
@@ -132,16 +41,16 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, emb_channels: int, groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            GroupNorm(groups, channels, RES_NORM_EPS, silu=True),
-            nn.Identity(),  # the original's SiLU: the convolution keeps its name, in_layers.2
+            nn.GroupNorm(groups, channels, RES_NORM_EPS),
+            nn.SiLU(inplace=True),
             nn.Conv2d(channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(groups, out_channels, RES_NORM_EPS, silu=True),
-            nn.Identity(),  # the original's SiLU
-            nn.Identity(),  # and its dropout: the convolution keeps its name, out_layers.3
-            Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(groups, out_channels, RES_NORM_EPS),
+            nn.SiLU(inplace=True),
+            nn.Identity(),  # the original's dropout: the convolution keeps its name, out_layers.3
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = (
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -149,14 +58,14 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         """x: (B, channels, h, w); shift: (B, out_channels)."""
-        norm, conv = self.out_layers[0], cast(Conv2d, self.out_layers[3])
-        return conv.plus(norm(self.in_layers(x), shift), self.skip_connection(x))
+        h = self.in_layers(x)
+        h += shift[:, :, None, None]
+        h = self.out_layers(h)
+        h += self.skip_connection(x)
+        return h
 
 
 KeysValues = tuple[Tensor, Tensor]
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries (B, heads, T, d), keys and values (B, heads, S, d) -> (B, heads, T, d)."""
 
 
 def split_heads(t: Tensor, heads: int) -> Tensor:
@@ -170,25 +79,22 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attend: Attend = F.scaled_dot_product_attention
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
-        self.to_out = nn.Sequential(Linear(dim, dim))
+        self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> keys and values, each (B, heads, S, dim / heads)."""
         keys, values = self.to_k(context), self.to_v(context)
         return split_heads(keys, self.heads), split_heads(values, self.heads)
 
-    def forward(self, x: Tensor, added: Tensor, keys_values: KeysValues | None = None) -> Tensor:
-        """x: (B, T, dim); added: to the result, likewise; keys_values: of the context, by default x
-        itself.
-        """
+    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
+        """x: (B, T, dim); keys_values: of the context, by default x itself."""
         q = split_heads(self.to_q(x), self.heads)
         k, v = self.keys_values(x) if keys_values is None else keys_values
-        out = self.attend(q, k, v)
-        return cast(Linear, self.to_out[0]).plus(out.transpose(1, 2).flatten(2), added)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -204,14 +110,16 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers, the first of them gated."""
+
     def __init__(self, dim: int, mult: int = 4) -> None:
         super().__init__()
         # The middle entry stands for the original's dropout: it keeps the name net.2.
-        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), Linear(dim * mult, dim))
+        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), nn.Linear(dim * mult, dim))
 
-    def forward(self, x: Tensor, added: Tensor) -> Tensor:
-        """x: (B, T, dim); added: to the result, likewise."""
-        return cast(Linear, self.net[2]).plus(self.net[0](x), added)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, dim)."""
+        return self.net(x)
 
 
 class TransformerBlock(nn.Module):
@@ -222,15 +130,15 @@ class TransformerBlock(nn.Module):
         self.attn1 = CrossAttention(dim, dim, heads)
         self.ff = FeedForward(dim)
         self.attn2 = CrossAttention(dim, context_dim, heads)
-        self.norm1 = LayerNorm(dim)
-        self.norm2 = LayerNorm(dim)
-        self.norm3 = LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         """x: (B, T, dim); keys_values: the prompt's, of attn2."""
-        x = self.attn1(self.norm1(x), x)
-        x = self.attn2(self.norm2(x), x, keys_values)
-        return self.ff(self.norm3(x), x)
+        x = self.attn1(self.norm1(x)).add_(x)
+        x = self.attn2(self.norm2(x), keys_values).add_(x)
+        return self.ff(self.norm3(x)).add_(x)
 
 
 class SpatialTransformer(nn.Module):
@@ -238,11 +146,11 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, context_dim: int, heads: int, groups: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels, ATTENTION_NORM_EPS)
+        self.norm = nn.GroupNorm(groups, channels, ATTENTION_NORM_EPS)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         # A list of one, as the checkpoints name it.
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
-        self.proj_out = Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> what the block attends to."""
@@ -250,12 +158,10 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         """x: (B, channels, h, w)."""
-        height, width = x.shape[-2:]
         # (B, h·w, channels); contiguous, or every layer of the block would copy it anew.
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
         tokens = self.transformer_blocks[0](tokens, keys_values)
-        out = tokens.transpose(1, 2).unflatten(2, (height, width))
-        return self.proj_out.plus(out, x)
+        return self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[-2:])).add_(x)
 
 
 class Downsample(nn.Module):
@@ -274,10 +180,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """size: (height, width) to reach where it is not twice the input's (odd skip maps)."""
         if size is None:
             size = (2 * x.shape[-2], 2 * x.shape[-1])
-        return self.conv.of_enlarged(x, size)
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

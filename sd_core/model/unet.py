@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sd_core.model.layers import (
     RES_NORM_EPS,
     Downsample,
-    GroupNorm,
     KeysValues,
     ResBlock,
     SpatialTransformer,
@@ -105,8 +104,8 @@ class UNet(nn.Module):
                 self.output_blocks.append(Stage(layers))
 
         self.out = nn.Sequential(
-            GroupNorm(groups, width, RES_NORM_EPS, silu=True),
-            nn.Identity(),  # the original's SiLU: the convolution keeps its name, out.2
+            nn.GroupNorm(groups, width, RES_NORM_EPS),
+            nn.SiLU(inplace=True),
             nn.Conv2d(width, spec.out_channels, 3, padding=1),
         )
 

@@ -11,27 +11,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.model.layers import ATTENTION_NORM_EPS, Conv2d, GroupNorm, Upsample
+from sd_core.model.layers import ATTENTION_NORM_EPS, Upsample
 from sd_core.spec import VAESpec
 
 NORM_EPS = ATTENTION_NORM_EPS
 LOGVAR_RANGE = (-30.0, 20.0)  # as the CompVis DiagonalGaussianDistribution clamps it
 
 
+def silu(x: Tensor) -> Tensor:
+    """SiLU, in the memory of x."""
+    return F.silu(x, inplace=True)
+
+
 class ResnetBlock(nn.Module):
+    """Residual block: norm, SiLU and convolution, twice."""
+
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, channels, NORM_EPS, silu=True)
+        self.norm1 = nn.GroupNorm(groups, channels, NORM_EPS)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(groups, out_channels, NORM_EPS, silu=True)
-        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, NORM_EPS)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x))
-        shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
-        return self.conv2.plus(self.norm2(h), shortcut)
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
+        h += self.shortcut(x)
+        return h
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """x, of as many channels as come out."""
+        return self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
 
 
 class AttnBlock(nn.Module):
@@ -39,20 +51,22 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels, NORM_EPS)
+        self.norm = nn.GroupNorm(groups, channels, NORM_EPS)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        h = self.norm(x)
+    def attend(self, h: Tensor) -> Tensor:
+        """The attention of a feature map, without the last layer."""
         q, k, v = (
             layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v)
         )  # (B, 1, h·w, channels): one head
         out = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        return self.proj_out.plus(out.transpose(1, 2).unflatten(2, (height, width)), x)
+        return out.transpose(1, 2).unflatten(2, h.shape[-2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj_out(self.attend(self.norm(x))).add_(x)
 
 
 class Downsample(nn.Module):
@@ -119,15 +133,18 @@ class Encoder(nn.Module):
             downsample = None if level == last else Downsample(width)
             self.down.append(Stage(blocks, downsample=downsample))
         self.mid = Mid(width, groups)
-        self.norm_out = GroupNorm(groups, width, NORM_EPS, silu=True)
+        self.norm_out = nn.GroupNorm(groups, width, NORM_EPS)
         self.conv_out = nn.Conv2d(width, 2 * spec.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def body(self, x: Tensor) -> Tensor:
+        """All but the last norm and convolution."""
         x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
-        x = self.mid(x)
-        return self.conv_out(self.norm_out(x))
+        return self.mid(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(silu(self.norm_out(self.body(x))))
 
 
 class Decoder(nn.Module):
@@ -147,14 +164,18 @@ class Decoder(nn.Module):
             stages.append(Stage(blocks, upsample=Upsample(width) if level else None))
         # Numbered by level as in the checkpoints: the deepest, which runs first, is up.3.
         self.up = nn.ModuleList(reversed(stages))
-        self.norm_out = GroupNorm(groups, width, NORM_EPS, silu=True)
+        self.norm_out = nn.GroupNorm(groups, width, NORM_EPS)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def body(self, z: Tensor) -> Tensor:
+        """All but the last norm and convolution."""
         x = self.mid(self.conv_in(z))
         for stage in reversed(self.up):
             x = stage(x)
-        return self.conv_out(self.norm_out(x))
+        return x
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(silu(self.norm_out(self.body(z))))
 
 
 class AutoencoderKL(nn.Module):

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
+from sd_core.cpu import fused_blocks
 from sd_core.cpu.native_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d
 from sd_core.cpu.packing import PackedSelfAttention
 from sd_core.device import DTYPES, resolve_dtype
 from sd_core.execution import make_ready
 from sd_core.model.diffusion import LatentDiffusion
-from sd_core.model.layers import CrossAttention, GroupNorm, LayerNorm, Upsample
+from sd_core.model.layers import Upsample
 from sd_core.spec import EXECUTIONS, LATENT_FACTOR
 from tests.bench.measure import SPECS, random_model
 
@@ -66,13 +67,14 @@ def as_operator(name: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]
 
 def name_kernels(model: nn.Module) -> None:
     """Makes operators of what is none."""
+    for name in ("attention", "group_norm", "layer_norm"):
+        shown = "scaled_dot_product" if name == "attention" else "norm_kernel"
+        setattr(fused_blocks, name, as_operator(shown, getattr(fused_blocks, name)))
     pointwise = {layer.linear for layer in model.modules() if isinstance(layer, PointwiseConv2d)}
     for layer in model.modules():
         name, methods = "", ("forward", "plus", "of_enlarged")
-        if isinstance(layer, CrossAttention | PackedSelfAttention):
+        if isinstance(layer, PackedSelfAttention):
             name, methods = "scaled_dot_product", ("attend",)
-        elif isinstance(layer, GroupNorm | LayerNorm):
-            name, methods = "norm_kernel", ("normalise",)
         elif isinstance(layer, WinogradConv2d) or layer in pointwise:
             name = "convolution"
         elif isinstance(layer, OwnLinear | OwnGEGLU):

@@ -207,8 +207,8 @@ def test_products_of_our_own_give_the_numbers_of_eager(height, width):
     """Where sides do not halve evenly, and on CPUs that do not choose them, too."""
     eager, packed = (small_model(SMALL).to(torch.bfloat16) for _ in range(2))
     with torch.no_grad():
-        pack(packed.unet, 2, 64, linears=True, own=True)
-        pack(packed.vae, 1, 512, linears=True, own=True)
+        pack(packed.unet, 2, 64, linears=True, fused=True, own=True)
+        pack(packed.vae, 1, 512, linears=True, fused=True, own=True)
     packed = run_as(packed, "fused", None)
     for kind in (OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d, PackedConv2d, PackedLinear):
         assert any(isinstance(layer, kind) for layer in packed.unet.modules()), kind
