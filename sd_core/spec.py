@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 Shape = tuple[int, int]
 """Height and width of a latent, in latent pixels."""
@@ -35,14 +36,53 @@ models drives colours out of their range."""
 MAX_STEPS = 1000
 """As many as the schedule has training timesteps."""
 
-SAMPLERS = ("plms", "ddim", "euler", "euler_a", "heun", "lms", "dpmpp_2m", "ddpm")
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler, but for its mathematics: the function of its name in `sd_core.sampling.samplers`.
+
+    webui: its name in AUTOMATIC1111's menu.
+    diffusers: the class that computes the same.
+    grid: of timesteps, see `sd_core.sampling.samplers.grid_of`.
+    karras: whether it works in noise levels and so may use Karras spacing.
+    evaluations: of the model, from the number of grid points, which is at least 1.
+    aliases: other names that people know it by.
+    """
+
+    webui: str
+    diffusers: str
+    grid: Literal["leading", "leading to 1", "linspace", "dpm"] = "linspace"
+    karras: bool = False
+    evaluations: Callable[[int], int] = int
+    aliases: tuple[str, ...] = ()
+
+
+SAMPLER_TABLE: Mapping[str, Sampler] = {
+    "plms": Sampler(
+        "PLMS", "PNDMScheduler", "leading", evaluations=lambda points: points + 1, aliases=("pndm",)
+    ),
+    "ddim": Sampler("DDIM", "DDIMScheduler", "leading"),
+    "euler": Sampler("Euler", "EulerDiscreteScheduler", karras=True),
+    "euler_a": Sampler("Euler a", "EulerAncestralDiscreteScheduler", aliases=("euler_ancestral",)),
+    "heun": Sampler(
+        "Heun", "HeunDiscreteScheduler", karras=True, evaluations=lambda points: 2 * points - 1
+    ),
+    "lms": Sampler("LMS", "LMSDiscreteScheduler", karras=True),
+    "dpmpp_2m": Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", "dpm", karras=True),
+    "ddpm": Sampler("DDPM", "DDPMScheduler", "leading to 1"),
+}
+
+SAMPLERS = tuple(SAMPLER_TABLE)
 """Names that `sd_core.sampling.samplers.step_table` accepts; the first is the default."""
 
-KARRAS_SAMPLERS = ("euler", "heun", "lms", "dpmpp_2m")
-"""Samplers that work in noise levels and so may use Karras spacing."""
+KARRAS_SAMPLERS = tuple(name for name, sampler in SAMPLER_TABLE.items() if sampler.karras)
+"""Samplers that may use Karras spacing."""
 
 EXECUTIONS = ("auto", "eager", "packed", "fused", "compiled")
 """Ways of running a model that `sd_core.execution.make_ready` accepts; the first is the default."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Number formats of a model that people may ask for; the first is the default."""
 
 SEED_LIMIT = 2**64
 """Seeds are 64-bit unsigned, as `torch.Generator.manual_seed` takes them."""
@@ -238,6 +278,3 @@ def _number(name: str, value: object, allowed: str) -> int | float:
             as_float = float(value)
             return value if isinstance(value, int) else as_float
     raise ValueError(f"{name} {value!r:.80} is no number; expected one {allowed}")
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -3,31 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from sd_core.spec import KARRAS_SAMPLERS, SAMPLERS
-
-WEBUI_NAMES = {
-    "plms": "PLMS",
-    "ddim": "DDIM",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "dpmpp_2m": "DPM++ 2M",
-    "ddpm": "DDPM",
-}
-"""Our sampler names -> those of AUTOMATIC1111's menu."""
-
-_DIFFUSERS_NAMES = {
-    "plms": "PNDMScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "ddpm": "DDPMScheduler",
-}
+from sd_core.spec import SAMPLER_TABLE
 
 _KARRAS = re.compile(r"[ _-]*(karras|ka)$", re.IGNORECASE)
 
@@ -39,7 +17,7 @@ def sampler_called(name: str) -> tuple[str, bool] | None:
     bare = _KARRAS.sub("", name.strip())
     sampler = _KNOWN.get(_letters(bare))
     karras = bare != name.strip()
-    if sampler is None or (karras and sampler not in KARRAS_SAMPLERS):
+    if sampler is None or (karras and not SAMPLER_TABLE[sampler].karras):
         return None
     return sampler, karras
 
@@ -50,10 +28,10 @@ def _letters(name: str) -> str:
     return letters[1:] if letters.startswith(("keuler", "kheun", "klms", "kdpm")) else letters
 
 
-_KNOWN = {
-    **{_letters(name): name for name in SAMPLERS},
-    **{_letters(name): sampler for sampler, name in WEBUI_NAMES.items()},
-    **{_letters(name): sampler for sampler, name in _DIFFUSERS_NAMES.items()},
-    "eulerancestral": "euler_a",
-    "pndm": "plms",
-}
+def _known() -> Iterator[tuple[str, str]]:
+    for ours, sampler in SAMPLER_TABLE.items():
+        for name in (ours, sampler.webui, sampler.diffusers, *sampler.aliases):
+            yield _letters(name), ours
+
+
+_KNOWN = dict(_known())

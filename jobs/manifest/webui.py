@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.formatting import quote
-from jobs.manifest.sampler_names import WEBUI_NAMES, sampler_called
+from jobs.manifest.sampler_names import sampler_called
 from jobs.manifest.scalars import scalar
+from sd_core.spec import SAMPLER_TABLE
 
 _OPTION_LINE = re.compile(r"\s*--[A-Za-z]")
 
@@ -116,7 +117,7 @@ def _take(name: str, value: str | None, text: str, line: OptionLine) -> None:
     elif key == "sampler":
         known = sampler_called(value)
         if known is None:
-            names = ", ".join(WEBUI_NAMES.values())
+            names = ", ".join(sampler.webui for sampler in SAMPLER_TABLE.values())
             message = f"sampler {quote(value)} is not here; expected one of {names}"
         else:
             line.values["sampler"] = known[0]

@@ -25,7 +25,7 @@ from sd_core.sampling.schedule import (
     leading_grid,
     linspace_grid,
 )
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.spec import SAMPLER_TABLE, SAMPLERS, Sampling
 
 LMS_ORDER = 4
 
@@ -248,24 +248,14 @@ def _noise_alone(grid: Grid) -> float:
     return float(np.sqrt(1 - grid.alphas[0])) if len(grid) else 1.0
 
 
-_TABLES: dict[str, Callable[[Grid], StepTable]] = {
-    "ddim": ddim,
-    "plms": plms,
-    "euler": euler,
-    "euler_a": euler_a,
-    "heun": heun,
-    "lms": lms,
-    "dpmpp_2m": dpmpp_2m,
-    "ddpm": ddpm,
-}
-
-
-def _grid(sampler: str, steps: int, karras: bool) -> Grid:
-    if sampler == "ddpm":
-        return leading_grid(steps, final_alpha=1.0)
-    if sampler in ("plms", "ddim"):
+def grid_of(sampler: str, steps: int, *, karras: bool) -> Grid:
+    """The grid of timesteps that the table of samplers says."""
+    kind = SAMPLER_TABLE[sampler].grid
+    if kind == "leading":
         return leading_grid(steps, final_alpha=float(alphas_cumprod()[0]))
-    if sampler == "dpmpp_2m":
+    if kind == "leading to 1":
+        return leading_grid(steps, final_alpha=1.0)
+    if kind == "dpm":
         return dpm_grid(steps, karras=karras)
     return linspace_grid(steps, karras=karras)
 
@@ -297,10 +287,11 @@ def step_table(
         karras=karras,
         strength=1.0 if strength is None else strength,
     )
-    grid = _grid(sampler, steps, karras)
+    grid = grid_of(sampler, steps, karras=karras)
     if strength is not None:
         grid = grid.after(start_point(steps, strength))
-    return ddim(grid, eta) if sampler == "ddim" else _TABLES[sampler](grid)
+    table: Callable[..., StepTable] = globals()[sampler]
+    return table(grid, eta) if sampler == "ddim" else table(grid)
 
 
 def start_point(steps: int, strength: float) -> int:
@@ -311,6 +302,4 @@ def start_point(steps: int, strength: float) -> int:
 def evaluations(sampler: str, steps: int, strength: float | None = None) -> int:
     """Model evaluations of a whole trajectory; strength is None without an init image."""
     points = steps if strength is None else steps - start_point(steps, strength)
-    if points == 0:
-        return 0
-    return {"plms": points + 1, "heun": 2 * points - 1}.get(sampler, points)
+    return SAMPLER_TABLE[sampler].evaluations(points) if points else 0

@@ -9,8 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.manifest.sampler_names import WEBUI_NAMES
-from sd_core.spec import KARRAS_SAMPLERS
+from sd_core.spec import SAMPLER_TABLE
 
 MODEL_HASH_DIGITS = 10  # of the file's sha256, as the web UI shortens it
 
@@ -30,9 +29,9 @@ def a1111_text(record: Mapping[str, Any]) -> str:
 
 
 def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    sampler = record["sampler"]
-    pairs = [("Steps", str(record["steps"])), ("Sampler", WEBUI_NAMES[sampler])]
-    if sampler in KARRAS_SAMPLERS:
+    sampler = SAMPLER_TABLE[record["sampler"]]
+    pairs = [("Steps", str(record["steps"])), ("Sampler", sampler.webui)]
+    if sampler.karras:
         # Said either way: left out, the web UI takes its own default, for DPM++ 2M that is Karras.
         pairs.append(("Schedule type", "Karras" if record["karras"] else "Uniform"))
     pairs += [
