@@ -36,8 +36,9 @@ class Witnessed:
 def witnessed(path: Path, until_s: float = float("inf")) -> Witnessed:
     """until_s: Unix time."""
     seen = Witnessed()
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in lines:
+    text = path.read_text() if path.exists() else ""
+    whole, _, _ = text.rpartition("\n")  # the process may be in the middle of a line
+    for line in whole.splitlines():
         time_s, kind, seed = line.split()
         if float(time_s) > until_s:
             break
