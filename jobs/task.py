@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
-from sd_core.spec import Sampling
+from sd_core.spec import ADDED_SETTINGS, Sampling
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 """What a picture can be written as; the first is the default."""
@@ -60,6 +60,9 @@ class Task:
             "karras": sampling.karras,
             "format": self.format,
         }
+        for name, default in ADDED_SETTINGS.items():
+            if (value := getattr(sampling, name)) != default:
+                values[name] = value
         if self.init_image is not None:
             values["init_image"] = self.init_image
             values["strength"] = sampling.strength

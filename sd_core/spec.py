@@ -10,9 +10,9 @@ import contextlib
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_type_hints
 
 Shape = tuple[int, int]
 """Height and width of a latent, in latent pixels."""
@@ -185,7 +185,6 @@ _WHOLE = {
     "height": f"that is a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}",
     "seed": "within 0 to 2^64 - 1",
 }
-_PLAIN = (str, int, float, int, int, int, float, float, bool)  # types of the fields, in order
 _NUMBERS = {"guidance": "that is finite", "strength": "within 0 to 1", "eta": "within 0 to 1"}
 
 
@@ -213,7 +212,7 @@ class Sampling:
     karras: bool = False
 
     def __post_init__(self) -> None:
-        if tuple(map(type, vars(self).values())) != _PLAIN:  # as they are for all images of a plan
+        if tuple(map(type, vars(self).values())) != _PLAIN:  # they are, for all images of a plan
             self._check_types()
         if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
             raise ValueError(
@@ -258,6 +257,21 @@ class Sampling:
     def latent_shape(self) -> tuple[int, int]:
         """(height, width) of the latent, in latent pixels."""
         return self.height // LATENT_FACTOR, self.width // LATENT_FACTOR
+
+
+FIRST_SETTINGS = (
+    *("sampler", "steps", "guidance", "width", "height", "seed", "strength", "eta", "karras"),
+)
+"""Fields of `Sampling` that the name of every picture is made of, also at their defaults."""
+
+ADDED_SETTINGS = {
+    field.name: field.default for field in fields(Sampling) if field.name not in FIRST_SETTINGS
+}
+"""Fields that came later -> their defaults. At those they are left out of names and plans, so that
+a new field renames no picture.
+"""
+
+_PLAIN = tuple(get_type_hints(Sampling).values())
 
 
 def whole_number(name: str, value: object, allowed: str) -> int:

@@ -17,12 +17,13 @@ from typing import Any
 import yaml
 
 from jobs.folder.layout import JobFolder
+from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_LINE_BYTES
-from jobs.manifest.entries import SETTINGS, Entry
+from jobs.manifest.entries import Entry
 from jobs.manifest.load import Manifest
 from jobs.manifest.schema import EXAMPLE
 from jobs.task import Reproducible
-from sd_core.spec import Sampling
+from sd_core.spec import ADDED_SETTINGS, Sampling
 
 INLINE_ENTRIES = 200
 INLINE_BYTES = 64 * 2**10
@@ -35,7 +36,12 @@ _HEADER = """\
 # Written by sdbatch: what manifest.yaml meant, with nothing but this folder. The same images.
 """
 
-_LEFT_OUT = ("strength", "eta", "karras")  # unless they are other than what is built in
+_LEFT_OUT = (
+    "strength",
+    "eta",
+    "karras",
+    *ADDED_SETTINGS,
+)  # unless they are other than what is built in
 
 _dump_line = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.formatting import counted, one_of, quote
+from jobs.image_settings import SETTINGS, TYPES
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import ProblemList
 from jobs.manifest.scalars import scalar
@@ -25,7 +26,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 _STATED = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)  # what Excel writes and reads
 
-WHOLE_KEYS = ("seed", "seeds", "steps", "width", "height")
+WHOLE_KEYS = ("seed", "seeds", *(name for name in SETTINGS if TYPES[name] is int))
 """Keys of whole numbers."""
 
 _WHOLE = re.compile(r"([0-9]+)\.00?")  # not 1.000, which may be a thousand

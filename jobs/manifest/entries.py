@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 from jobs.manifest.naming import fill
 from jobs.task import Task
-from sd_core.spec import Sampling
+from sd_core.spec import FIRST_SETTINGS, Sampling
 
-SETTINGS = ("sampler", "steps", "guidance", "width", "height", "strength", "eta", "karras")
-"""Fields of `Sampling` that a manifest sets, in the order that entries hold them; seed apart."""
+_BEFORE_SEED = FIRST_SETTINGS.index("seed")
 
 _BLOCK_WEIGHT = 2000  # entries and listed seeds
 
@@ -92,15 +91,13 @@ def expand(
         prompt, negative, seeds, settings, init_image, mask, template = entry
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
         for combination in combinations:
-            sampler, steps, guidance, width, height, strength, eta, karras = combination.apply(
-                settings
-            )
+            values = combination.apply(settings)
+            before, after = values[:_BEFORE_SEED], values[_BEFORE_SEED:]
             if combination.negative is not None:
                 negative = combination.negative
             for seed in numbers:
-                sampling = Sampling(
-                    sampler, steps, guidance, width, height, seed, strength, eta, karras
-                )
+                fields = *before, seed, *after
+                sampling = Sampling(*fields)
                 name = fill(template, job, index, prompt, sampling)
                 yield Task(index, name, prompt, negative, sampling, init_image, mask, format)
                 index += 1

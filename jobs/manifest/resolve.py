@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.formatting import found
+from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
-from jobs.manifest.entries import SETTINGS, Combination, Entry
+from jobs.manifest.entries import Combination, Entry
 from jobs.manifest.input_images import InputImage, Inputs
 from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template
 from jobs.manifest.problems import Path as ValuePath

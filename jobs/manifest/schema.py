@@ -15,26 +15,13 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
+from jobs.image_settings import IMAGE_SETTINGS
 from jobs.limits import MAX_IMAGES, MAX_PATH_CHARS, MAX_PROMPT_CHARS, MAX_TEMPLATE_CHARS
 from jobs.task import Reproducible
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import (
-    DEMO_GUIDANCE,
-    DEMO_NATIVE_SIZE,
-    KARRAS_SAMPLERS,
-    LATENT_FACTOR,
-    MAX_SIDE,
-    MAX_STEPS,
-    NATIVE_SIZE,
-    SAMPLERS,
-    SEED_LIMIT,
-    Sampling,
-)
+from sd_core.spec import SEED_LIMIT, Sampling
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-
-MIN_SIDE = 64
-
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Path = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS)]
@@ -52,28 +39,7 @@ ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-
 
 Version = Annotated[int, Field(ge=1, le=1, json_schema_extra={"const": 1})]  # Literal takes true
 Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=LATENT_FACTOR)]
-SamplerName = Literal[SAMPLERS]  # type: ignore[valid-type]
 
-_SAMPLER = f"Sampler, one of {', '.join(SAMPLERS)}. Default {Sampling.sampler}."
-_STEPS = f"Denoising steps, 1 to {MAX_STEPS}. Default {Sampling.steps}."
-_GUIDANCE = (
-    "Classifier-free guidance scale: how closely to follow the prompt. 1 is no guidance and takes "
-    f"half the time. Default {DEMO_GUIDANCE} for demo, else {Sampling.guidance}."
-)
-_SIDE = (
-    f"in pixels, a multiple of {LATENT_FACTOR} (multiples of 64 advised). Default the model's "
-    f"native size: {DEMO_NATIVE_SIZE} for demo, else {NATIVE_SIZE}."
-)
-_STRENGTH = (
-    "Share of the schedule that the init image is taken through, 0 (left as it is) to 1. Needs an "
-    f"init_image. Default {Sampling.strength}."
-)
-_ETA = "Share of fresh noise in sampler ddim, 0 to 1. Default 0."
-_KARRAS = f"Karras spacing of the noise levels, with {', '.join(KARRAS_SAMPLERS)}. Default false."
 _NEGATIVE = "Negative prompt: what to steer away from. Default empty."
 
 
@@ -101,9 +67,8 @@ Seeds = Annotated[
 ]
 
 
-@with_config(_STRICT)
-class Settings(TypedDict, total=False):
-    """What defaults, prompts and rows may set. A prompt's own setting wins over the defaults."""
+class _Seeds(TypedDict, total=False):
+    """Settings that have a shape of their own."""
 
     negative: Annotated[Prompt, Field(description=_NEGATIVE, examples=["blurry, lowres"])]
     seeds: Annotated[
@@ -115,14 +80,33 @@ class Settings(TypedDict, total=False):
         ),
     ]
     seed: Annotated[Seed, Field(description="The same as seeds, for one.", examples=[42])]
-    sampler: Annotated[SamplerName, Field(description=_SAMPLER)]
-    steps: Annotated[Steps, Field(description=_STEPS)]
-    guidance: Annotated[Number, Field(description=_GUIDANCE)]
-    width: Annotated[Side, Field(description=f"Width {_SIDE}")]
-    height: Annotated[Side, Field(description=f"Height {_SIDE}")]
-    strength: Annotated[Share, Field(description=_STRENGTH)]
-    eta: Annotated[Share, Field(description=_ETA)]
-    karras: Annotated[bool, Field(description=_KARRAS)]
+
+
+_Image = TypedDict(  # type: ignore[misc]
+    "_Image",
+    {
+        name: Annotated[setting.type, Field(description=setting.description)]
+        for name, setting in IMAGE_SETTINGS.items()
+    },
+    total=False,
+)
+_ImageLists = TypedDict(  # type: ignore[misc]
+    "_ImageLists",
+    {
+        name: Annotated[
+            list[setting.type],  # type: ignore[name-defined]
+            Field(min_length=1, description=setting.description),
+        ]
+        for name, setting in IMAGE_SETTINGS.items()
+    },
+    total=False,
+)
+
+
+@with_config(_STRICT)
+class Settings(_Seeds, _Image, total=False):
+    """What defaults, prompts and rows may set. A prompt's own setting wins over the defaults."""
+
     init_image: Annotated[
         Path,
         Field(
@@ -173,22 +157,16 @@ class FileEntry(PromptFields, total=False):
     ]
 
 
+class _NegativeList(TypedDict, total=False):
+    negative: Annotated[list[Prompt], Field(min_length=1, description=_NEGATIVE)]
+
+
 @with_config(_STRICT)
-class Matrix(TypedDict, total=False):
+class Matrix(_NegativeList, _ImageLists, total=False):
     """Lists of values; every prompt is rendered with every combination.
 
     The matrix wins over what a prompt and the defaults set, so all prompts have the same ones.
     """
-
-    negative: Annotated[list[Prompt], Field(min_length=1, description=_NEGATIVE)]
-    sampler: Annotated[list[SamplerName], Field(min_length=1, description=_SAMPLER)]
-    steps: Annotated[list[Steps], Field(min_length=1, description=_STEPS)]
-    guidance: Annotated[list[Number], Field(min_length=1, description=_GUIDANCE)]
-    width: Annotated[list[Side], Field(min_length=1, description=f"Width {_SIDE}")]
-    height: Annotated[list[Side], Field(min_length=1, description=f"Height {_SIDE}")]
-    strength: Annotated[list[Share], Field(min_length=1, description=_STRENGTH)]
-    eta: Annotated[list[Share], Field(min_length=1, description=_ETA)]
-    karras: Annotated[list[bool], Field(min_length=1, description=_KARRAS)]
 
 
 @with_config(_STRICT)

@@ -10,14 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.formatting import found, one_of, quote, shorten, suggest
+from jobs.image_settings import IMAGE_SETTINGS
 from jobs.limits import MAX_IMAGES, MAX_PROMPT_CHARS
 from jobs.manifest.problems import Path, Place, ProblemList
 from jobs.manifest.sampler_names import sampler_called
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.schema import KEYS, MIN_SIDE
+from jobs.manifest.schema import KEYS
 from jobs.manifest.yaml_file import Node
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import LATENT_FACTOR, MAX_SIDE, MAX_STEPS, SAMPLERS
+from sd_core.spec import SAMPLERS
 
 _TAGS = ("(one)", "(list)", "(range)")  # of the forms of `seeds`, in pydantic's paths
 
@@ -66,14 +67,7 @@ EXPECTED = {
     "seed": f"{_WHOLE} 0 to 2^64 - 1",
     "start": f"{_WHOLE} 0 to 2^64 - 1",
     "count": f"{_WHOLE} 1 to {MAX_IMAGES:,}",
-    "sampler": f"one of {', '.join(SAMPLERS)}",
-    "steps": f"{_WHOLE} 1 to {MAX_STEPS}",
-    "guidance": "a finite number",
-    "width": f"a multiple of {LATENT_FACTOR} within {MIN_SIDE} to {MAX_SIDE}",
-    "height": f"a multiple of {LATENT_FACTOR} within {MIN_SIDE} to {MAX_SIDE}",
-    "strength": "a number within 0 to 1",
-    "eta": "a number within 0 to 1",
-    "karras": "true or false",
+    **{name: setting.expected for name, setting in IMAGE_SETTINGS.items()},
     "init_image": "the path of a PNG, JPEG or WebP file",
     "mask": "the path of a PNG, JPEG or WebP file",
     "store": "a folder or s3://bucket/prefix",

@@ -5,16 +5,23 @@ The limits are those of the manifest, whoever wrote the plan.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # pydantic takes that of typing from 3.12 on
+    cast,
+)
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
+from typing_extensions import TypedDict
 
 from jobs.formatting import shorten
+from jobs.image_settings import TYPES
 from jobs.limits import MAX_PROMPT_CHARS
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
 from jobs.task import IMAGE_FORMATS, Task, input_digest
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.spec import ADDED_SETTINGS, SAMPLERS, Sampling
 
 MAX_LINE_BYTES = 2 * 12 * MAX_PROMPT_CHARS + 2**16
 """Of one task: two prompts of characters that JSON escapes in 12 bytes each, and all the rest."""
@@ -38,8 +45,14 @@ _Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 _InputName = Annotated[str, AfterValidator(_input_name)]
 
 
+# What has its default is left out of a line, see `Task.to_json`.
+_Added = TypedDict(  # type: ignore[misc]
+    "_Added", {name: NotRequired[TYPES[name]] for name in ADDED_SETTINGS}
+)
+
+
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-class _Line(TypedDict):
+class _Line(_Added):
     """Ranges that depend on nothing else are in `Sampling`."""
 
     index: int
@@ -89,7 +102,7 @@ def read_task(line: bytes, index: int) -> Task:
 def _task(values: _Line) -> Task:
     if values["mask"] is not None and values["init_image"] is None:
         raise ValueError("a mask without an init_image")
-    strength = values["strength"]
+    strength, given = values["strength"], cast(dict[str, Any], values)
     return Task(
         index=values["index"],
         name=values["name"],
@@ -105,6 +118,7 @@ def _task(values: _Line) -> Task:
             strength=Sampling.strength if strength is None else strength,
             eta=values["eta"],
             karras=values["karras"],
+            **{name: given[name] for name in ADDED_SETTINGS if name in given},
         ),
         init_image=values["init_image"],
         mask=values["mask"],

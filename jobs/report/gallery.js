@@ -28,7 +28,7 @@ const addressOf = (path) => path.split("/").map(encodeURIComponent).join("/");
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 // What is worth a word below a picture: the settings in which the pictures differ.
-const settings = ["sampler", "steps", "guidance", "strength", "eta", "karras", "model"];
+const settings = [...data.settings.filter((key) => !["width", "height"].includes(key)), "model"];
 const varying = settings.filter((key) => !(key in data.common) && images.some((i) => key in i));
 const sizesDiffer = !("width" in data.common && "height" in data.common);
 
@@ -176,8 +176,7 @@ function entryOf(image) {
   for (const key of ["init_image", "mask"]) { // as seen from the job's folder
     if (image[key] !== undefined) values[key] = `inputs/${image[key]}`;
   }
-  const keys = ["prompt", "negative", "sampler", "steps", "guidance", "width", "height",
-    "init_image", "mask", "strength", "eta", "karras"];
+  const keys = ["prompt", "negative", "init_image", "mask", ...data.settings];
   const pairs = keys
     .filter((key) => image[key] !== undefined && image[key] !== false)
     .filter((key) => !(["negative", "eta"].includes(key) && !image[key]))

@@ -18,6 +18,7 @@ from importlib.resources import files
 from typing import Any
 
 from jobs.folder.records import Record
+from jobs.image_settings import IMAGE_SETTINGS, SETTINGS
 from jobs.task import Failure
 
 GALLERY_LIMIT = 10_000
@@ -30,14 +31,7 @@ LABELS = {
     "prompt": "Prompt",
     "negative": "Negative prompt",
     "seed": "Seed",
-    "sampler": "Sampler",
-    "steps": "Steps",
-    "guidance": "Guidance",
-    "strength": "Strength",
-    "eta": "Eta",
-    "karras": "Karras spacing",
-    "width": "Width",
-    "height": "Height",
+    **{name: setting.label for name, setting in IMAGE_SETTINGS.items()},
     "init_image": "Init image",
     "mask": "Mask",
     "model": "Model",
@@ -74,6 +68,7 @@ def gallery_page(
         "title": title,
         "total": total,
         "labels": LABELS,
+        "settings": SETTINGS,
         "common": common,
         "images": images,
         "failures": failed[:FAILURE_LIMIT],

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.image_settings import IMAGE_SETTINGS
 from sd_core.spec import SAMPLER_TABLE
 
 MODEL_HASH_DIGITS = 10  # of the file's sha256, as the web UI shortens it
@@ -45,6 +46,11 @@ def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         pairs.append(("Denoising strength", _number(record["strength"])))
     if record["eta"]:
         pairs.append(("Eta DDIM", _number(record["eta"])))
+    pairs += [
+        (setting.webui, _number(record[name]))
+        for name, setting in IMAGE_SETTINGS.items()
+        if setting.webui is not None and name in record
+    ]
     # The noise is drawn on the CPU; without this line the web UI would draw it on the GPU.
     pairs += [("RNG", "CPU"), ("Version", "sdbatch")]
     return pairs
