@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jobs.manifest.load
 from jobs.errors import (
     InputError,
     Interrupted,
@@ -148,6 +149,28 @@ def undisturbed(tmp_path_factory, checkpoint):
     store = LocalStore(folder / "out")
     summary = run(folder / "mixed.yaml", checkpoint, store)
     return summary.job, digests(store, summary.job)
+
+
+def test_a_manifest_is_expanded_once(tmp_path, checkpoint, monkeypatch):
+    """Cost, names, shards and the plan of a large job are all of one pass."""
+    images, made = 25_000, 0
+    path = tmp_path / "many.yaml"
+    body = "version: 1\nmodel: odd\ndefaults: {width: 64, height: 64, steps: 3}\n"
+    path.write_text(f"{body}prompts: [{{prompt: a ring, seeds: {{start: 0, count: {images}}}}}]\n")
+    expand = jobs.manifest.load.expand
+
+    def counting(*arguments):
+        nonlocal made
+        for task in expand(*arguments):
+            made += 1
+            yield task
+
+    monkeypatch.setattr(jobs.manifest.load, "expand", counting)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted, match="stopped after 0 of 25,000 images"):
+        run(path, checkpoint, LocalStore(tmp_path / "out"), stop=stop)
+    assert made == images
 
 
 def test_job_folder_is_complete(manifest_path, checkpoint, tmp_path):
