@@ -11,7 +11,6 @@ import click
 
 from jobs.cli.opening import open_store_at, read_manifest
 from jobs.cli.options import allow_outside_option, json_option, manifest_argument
-from jobs.client.earlier_jobs import earlier_job_lines
 from jobs.errors import ManifestError, Problem, SdbatchError
 from jobs.formatting import counted, size
 from jobs.manifest.load import Manifest, Tick
@@ -100,6 +99,8 @@ def _ticking(tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:
 
 def _earlier_job_lines(job: Manifest, job_id: str) -> list[str]:
     """See `earlier_job_lines`; of the store that the job would go to, if it can be reached."""
+    from jobs.client.earlier_jobs import earlier_job_lines  # of `plan` alone
+
     try:
         settings = Settings.from_env(os.environ)
         address = job.output.store or settings.job_store

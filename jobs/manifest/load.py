@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,9 +33,11 @@ from jobs.manifest.validation import EXPECTED, explain, text_taken_apart, withou
 from jobs.manifest.warnings import WarningList
 from jobs.manifest.yaml_file import Node, NodePlace, YamlFile, plain
 from jobs.manifest.yaml_warnings import YamlDoubts
-from jobs.plan.expansion import Expansion
 from jobs.task import DEFAULT_QUALITY, IMAGE_FORMATS, Reproducible, Task
 from jobs.webhook import check_url
+
+if TYPE_CHECKING:
+    from jobs.plan.expansion import Expansion
 
 _TICK_EVERY = 1000
 
@@ -97,6 +99,8 @@ class Manifest:
 
     def expand(self, tasks: Iterable[Task], *, keep_parts: bool = True) -> Expansion:
         """An expansion of one's own, such as one without parts. tasks: those of `tasks`."""
+        from jobs.plan.expansion import Expansion  # and numpy, which a mere check does without
+
         head = {"name": self.name, "model": self.model, "quality": self.output.quality}
         return Expansion(tasks, self.total, head, keep_parts=keep_parts)
 
