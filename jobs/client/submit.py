@@ -159,7 +159,7 @@ def enter(
     )
 
 
-def agreed_address(ledger: Ledger, keys: JobKeys, plan: str, address: str) -> str:
+def agreed_address(ledger: Ledger, keys: JobKeys, plan_digest: str, address: str) -> str:
     """The store's address as the ledger has it, if it knows the job: the same place may be written
     in several ways. Asked before anything is written, so that a folder that the ledger would refuse
     stays as it is.
@@ -173,7 +173,7 @@ def agreed_address(ledger: Ledger, keys: JobKeys, plan: str, address: str) -> st
         return address
     if same_place(known.store, address):
         address = known.store
-    check_same(keys.job_id, Place(known.plan, known.store), Place(plan, address))
+    check_same(keys.job_id, Place(known.plan, known.store), Place(plan_digest, address))
     return address
 
 

@@ -68,7 +68,7 @@ def write_job_file(folder: JobFolder, job: JobFile, *, force: bool = False) -> N
     put(True)
 
 
-def check_folder(folder: JobFolder, plan: str) -> JobFile | None:
+def check_folder(folder: JobFolder, plan_digest: str) -> JobFile | None:
     """The job of the folder; None if there is none yet.
 
     Raises `JobConflictError` if it has another plan, `StoreError`.
@@ -76,10 +76,10 @@ def check_folder(folder: JobFolder, plan: str) -> JobFile | None:
     if folder.head(folder.keys.job) is None:
         return None
     found = read_job_file(folder)
-    if found.plan != plan:
+    if found.plan != plan_digest:
         raise JobConflictError(
             f"{folder.url} holds another job, {found.name} of model "
-            f"{found.model} (plan {found.plan[:12]}…, not {plan[:12]}…); choose another folder or "
+            f"{found.model} (plan {found.plan[:12]}…, not {plan_digest[:12]}…); choose another folder or "
             "job name"
         )
     return found
