@@ -78,9 +78,8 @@ def check_folder(folder: JobFolder, plan_digest: str) -> JobFile | None:
     found = read_job_file(folder)
     if found.plan != plan_digest:
         raise JobConflictError(
-            f"{folder.url} holds another job, {found.name} of model "
-            f"{found.model} (plan {found.plan[:12]}…, not {plan_digest[:12]}…); choose another folder or "
-            "job name"
+            f"{folder.url} holds another job, {found.name} of model {found.model} (plan "
+            f"{found.plan[:12]}…, not {plan_digest[:12]}…); choose another folder or job name"
         )
     return found
 

@@ -174,7 +174,7 @@ class _Loader:
         """Both passes. Raises `ManifestError`."""
         top, broken = self._yaml.mapping(streamed="prompts")
         place = NodePlace(self._file, "", top)
-        head, sound = self._head(top, broken)
+        head, valid = self._head(top, broken)
         self._resolver = Resolver(
             head,
             place,
@@ -182,7 +182,7 @@ class _Loader:
             self._inputs,
             self._problems,
             PromptWatch(self._warnings),
-            sound=sound,
+            valid=valid,
         )
         output = self._output(head, place)
         if self._has_prompts(top, broken):
@@ -209,12 +209,12 @@ class _Loader:
         if "version" in broken:
             values["version"] = 1  # its problem is known already
         place = NodePlace(self._file, "", top)
-        head, sound = self._validate(HEAD, values, place, TOP_KEYS)
+        head, valid = self._validate(HEAD, values, place, TOP_KEYS)
         if "matrix" in head:  # in the order it is written, which orders the images
             head["matrix"] = {k: head["matrix"][k] for k in values["matrix"] if k in head["matrix"]}
         if self._model is not None:
             head = {**head, "model": self._model}
-        return head, sound and not broken
+        return head, valid and not broken
 
     def _validate(
         self, schema: TypeAdapter[Any], values: dict[str, Any], place: Place, keys: Sequence[str]
@@ -268,8 +268,8 @@ class _Loader:
     def _prompts(self, top: Place) -> None:
         """The second pass."""
         number = 0
-        for number, (node, sound) in enumerate(self._yaml.items("prompts"), start=1):
-            if sound:
+        for number, (node, valid) in enumerate(self._yaml.items("prompts"), start=1):
+            if valid:
                 self._item(node, number - 1)
         if number == 0:
             message = f"found an empty list, expected {EXPECTED['prompts']}"
@@ -318,15 +318,15 @@ class _Loader:
         under: Layer | None = None,
     ) -> None:
         """A prompt or row. folder: what its paths are relative to."""
-        values, sound = self._validate(PROMPT, values, place, PROMPT_KEYS)
-        layer = self._resolver.layer(values, place, folder, sound=sound)
+        values, valid = self._validate(PROMPT, values, place, PROMPT_KEYS)
+        layer = self._resolver.layer(values, place, folder, valid=valid)
         self._keep(self._resolver.entry(layer, under), place)
 
     def _file_entry(self, values: dict[str, Any], place: Place) -> None:
         """The prompts of a file."""
-        values, sound = self._validate(FILE, values, place, FILE_KEYS)
+        values, valid = self._validate(FILE, values, place, FILE_KEYS)
         text = values.pop("file", None)
-        under = self._resolver.layer(values, place, self._folder, sound=sound)
+        under = self._resolver.layer(values, place, self._folder, valid=valid)
         if text is None:
             return
         try:

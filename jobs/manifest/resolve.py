@@ -35,14 +35,14 @@ class Layer:
     """What one place in the manifest sets: defaults, the matrix, a file entry, a prompt.
 
     values: checked one by one; seeds as an entry has them, images read (None for a bad one).
-    prefix: of the values' paths inside `place`. sound: whether nothing was wrong; otherwise it
+    prefix: of the values' paths inside `place`. valid: whether nothing was wrong; otherwise it
     makes no sense to check what goes together.
     """
 
     values: Mapping[str, Any]
     place: Place
     prefix: ValuePath = ()
-    sound: bool = True
+    valid: bool = True
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Resolver:
 
     head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
     folder: what its paths are relative to. watch: is shown every text that is to be drawn or
-    avoided. sound: whether the head was without mistakes.
+    avoided. valid: whether the head was without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Resolver:
     inputs: Inputs
     problems: ProblemList
     watch: PromptWatch
-    sound: bool = True
+    valid: bool = True
     combinations: list[Combination] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Resolver:
             self.place,
             self.folder,
             prefix=("defaults",),
-            sound=self.sound,
+            valid=self.valid,
         )
         demo = self.head.get("model", "demo") == "demo"
         side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
@@ -94,11 +94,11 @@ class Resolver:
         folder: Path,
         *,
         prefix: ValuePath = (),
-        sound: bool = True,
+        valid: bool = True,
     ) -> Layer:
         """Check the values of one mapping, each by itself, and read the images it names.
 
-        given: what passed the schema; sound: whether that was all. folder: of its paths.
+        given: what passed the schema; valid: whether that was all. folder: of its paths.
         """
         before = len(self.problems)
         values = dict(given)
@@ -123,7 +123,7 @@ class Resolver:
                     values[key] = None
         if not prefix:  # a prompt, a row or a file entry
             self._check_name(values, place, prefix)
-        return Layer(values, place, prefix, sound and len(self.problems) == before)
+        return Layer(values, place, prefix, valid and len(self.problems) == before)
 
     def plain(self, prompt: str, place: Place) -> Entry | None:
         """The entry of a prompt that sets nothing else: most of them, so quickly."""
@@ -161,7 +161,7 @@ class Resolver:
                 *mask.size, *init_image.size
             )
             self._report(layers, ("mask", "init_image"), message)
-        if not all(layer.sound for layer in layers):
+        if not all(layer.valid for layer in layers):
             return None
         settings = tuple([values[name] for name in SETTINGS])
         for message in self._check(settings):
