@@ -46,8 +46,8 @@ def _log(instance: Any, **_: object) -> None:
 def _end_by_hangup() -> None:
     """Lets SIGHUP end this process as SIGTERM does, unless it is ignored, as under `nohup`.
 
-    Celery would start itself anew by it, without saving anything, or where there is a terminal
-    leave the process to end at once.
+    Celery would start itself again by it, without saving anything; on a terminal it would leave
+    the process to end at once.
     """
     platform = celery.apps.worker
     on_term = platform.install_worker_term_handler

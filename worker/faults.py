@@ -29,7 +29,7 @@ class Reason(StrEnum):
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether it is a CUDA error that sticks to the process, such as an illegal access.
+    """True for a CUDA error that sticks to the process, such as an illegal access.
 
     Not run on a GPU: the texts are those that PyTorch's sources give.
     """

@@ -1,12 +1,12 @@
-"""Where kombu would let an odd message, a broken connection or a refusing server end the process.
+"""Guard for kombu: no odd message, broken connection or refusing server ends the process.
 
-Whoever reaches the broker can put anything into a queue. Kombu lets an error in what it reads up
-into Celery's main loop, which ends by it; a message that was taken by then goes back to the queue,
-and ends the next worker too. So what is no message is logged and dropped here.
+Anybody who reaches the broker can put anything into a queue. Kombu lets an error in what it reads
+up into Celery's main loop, and the loop ends by it. A message that was taken by then goes back to
+the queue, and ends the next worker too. So an entry that is no message is logged and dropped here.
 
-A server that is full, has become a replica or runs somebody's script for long answers with errors
-for a while. Celery ends by these too, and connects anew after an error of the connection, so that
-is what they are made of here.
+A server that is full, has become a replica or runs a long script answers with errors for a while.
+Celery ends by these errors too, but after an error of the connection it connects again. So they
+become errors of the connection here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from jobs.ledger.redis.errors import cause
 log = logging.getLogger(__name__)
 
 PAUSE_S = 2.0
-"""Between a server's refusal and a new connection, which it would refuse at once again. Celery
-connects anew without a pause.
+"""Pause between a server's refusal and a new connection, for it would refuse that at once. Celery
+connects again without a pause.
 """
 
 MALFORMED = (
@@ -43,8 +43,8 @@ MALFORMED = (
     RecursionError,  # JSON nested too deep
     DataError,  # a delivery tag that is no text
 )
-"""What reading something odd raises. A connection that broke, or a process that has no memory or
-threads left, is none of these: a new connection or a new process helps there.
+"""Errors that reading something odd raises. A broken connection, or a process without memory or
+threads, is none of them: a new connection or a new process helps there.
 """
 
 
@@ -175,7 +175,7 @@ class _CarefulChannel:
             raise RefusedError(cause(error)) from error
 
     def basic_consume(self, queue: str, *args: Any, **options: Any) -> Any:
-        """As kombu calls it: with `no_ack` and `callback` by name."""
+        """Take over kombu's call, which gives `no_ack` and `callback` by name."""
         callback: Callable[[Any], Any] = options.pop("callback")
 
         def taken(message: Any) -> Any:

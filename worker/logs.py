@@ -1,8 +1,8 @@
 """Log lines of a worker process: text for people, or one JSON object a line.
 
 Each line says which job, shard and image it is about, from `context` around the work; threads get
-it by running in `contextvars.copy_context()`. Passwords of URLs are masked in every line, whoever
-wrote it.
+it by running in `contextvars.copy_context()`. Passwords of URLs are masked in every line, also in
+those of libraries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 FIELDS = ("job", "shard", "image")
-"""What `context` and a logging call's `extra` may name."""
+"""Names that `context` and a logging call's `extra` may give."""
 
 # Celery says twice for each message what this worker says better.
 QUIET = ("celery.worker.strategy", "celery.app.trace")

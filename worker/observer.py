@@ -1,4 +1,4 @@
-"""Events of a worker, told to whoever counts or shows them.
+"""Events of a worker, told to observers that count or show them.
 
 Metrics, the progress of a run and the reports to the ledger are observers.
 """

@@ -195,6 +195,6 @@ def stop(code: int | None = 0) -> None:
     with contextlib.suppress(LedgerError):
         life.ledger.worker_gone(life.worker.owner)
     if code != 0 and not life.worker.draining.is_set():
-        # With 0, whoever looks after workers would take it for the wanted end.
+        # With 0, a supervisor would take it for the wanted end.
         log.critical("ended without being told to")
         sys.exit(ExitCode.UNEXPECTED)

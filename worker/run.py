@@ -43,8 +43,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to. images: of the whole job; url: of its folder, for people. equal: of the
-    reused ones those that were not there before, but are the same as another image of the job.
+    """Result of a run.
+
+    images: of the whole job.
+    url: of its folder, for people.
+    equal: reused images that were not there before, but are the same as another image of the job.
     """
 
     job: str
@@ -176,7 +179,7 @@ def _check_plan(manifest: Manifest, folder: JobFolder, *, force: bool) -> None:
 
 
 def _is_complete(manifest: Manifest, choice: ModelChoice, folder: JobFolder) -> bool:
-    """Whether there is nothing to do. Raises `JobConflictError` if the folder's images are known to
+    """True if there is nothing to do. Raises `JobConflictError` if the folder's images are known to
     be of another model.
     """
     if folder.head(folder.keys.model) is None:
@@ -190,7 +193,7 @@ def _is_complete(manifest: Manifest, choice: ModelChoice, folder: JobFolder) -> 
 
 
 def _known_digest(choice: ModelChoice) -> str | None:
-    """Of the model's weights, if they were loaded here before or the model list pins them."""
+    """Digest of the model's weights, if they were loaded here before or the model list pins it."""
     identity = digests.identity(choice)
     digest = None if identity is None else digests.recall(choice.cache, identity)
     if digest is None or choice.digest is None:

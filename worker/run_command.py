@@ -30,7 +30,7 @@ from worker.run import RunSummary, run_job
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `sdbatch run` was given on its command line; None where the settings decide."""
+    """Options of `sdbatch run` as its command line gave them; None where the settings decide."""
 
     store: str | None = None
     endpoint: str | None = None

@@ -38,7 +38,7 @@ MOST_FILES = 1000
 """In a folder that may be a model; a larger one is not looked through."""
 
 MOST_BYTES = 1000
-"""Of a remembered digest's file."""
+"""Most bytes of the file of a remembered digest."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -89,7 +89,7 @@ def _path(cache: Path, identity: str) -> Path:
 
 
 def _facts(source: str | None) -> Facts:
-    """What tells a source from another one, or from itself before a change."""
+    """Facts that tell a source from another one, or from itself before a change."""
     if source is None:
         return []
     if source == "demo":
@@ -107,7 +107,7 @@ def _facts(source: str | None) -> Facts:
 
 
 def _files(path: Path) -> Iterator[Facts]:
-    """Of a file, or of all in a folder, for another one there may be what is read next time."""
+    """Facts of a file, or of all files in a folder: a new one there may be read the next time."""
     if not path.is_dir():
         yield _stat(path.resolve())
         return
@@ -128,7 +128,7 @@ def _stat(path: Path) -> Facts:
 
 @functools.cache
 def _code() -> str:
-    """What reads weights and makes a digest of them: another version may do either otherwise."""
+    """Digest of the code that reads weights and hashes them: another version may do it otherwise."""
     digest = hashlib.sha256()
     core = Path(str(resources.files("sd_core")))
     modules = [core / name for name in ("spec.py", "model/tokenizer.py", "vocab/bpe.py")]

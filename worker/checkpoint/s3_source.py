@@ -104,7 +104,7 @@ class RemoteModel:
         return file
 
     def _wanted(self) -> list[RemoteFile]:
-        """Of a diffusers folder the files that are read; there may be gigabytes of others."""
+        """Files of a diffusers folder that are read; there may be gigabytes of others."""
         found = {file.name: file for file in self._list("")}
         if INDEX not in found:
             raise ModelError(
@@ -120,7 +120,7 @@ class RemoteModel:
         return [found[name] for name in names if name in found]
 
     def _list(self, folder: str) -> Iterator[RemoteFile]:
-        """What is directly in it. folder: below the model, empty or with a slash at its end."""
+        """Files directly in a folder of the model. folder: empty, or with a slash at its end."""
         root = self._address.root
 
         def ask(client: S3Client) -> list[RemoteFile]:
@@ -136,7 +136,7 @@ class RemoteModel:
         yield from self._ask("list", ask)
 
     def _ask(self, action: str, call: Callable[[S3Client], T], retries: int = CHECK_RETRIES) -> T:
-        """What `call` returns, its errors explained."""
+        """Return what `call` returns; its errors are explained."""
         try:
             client = self._clients.get(retries)
         except StoreError as error:  # of the configuration

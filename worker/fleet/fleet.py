@@ -44,7 +44,7 @@ class FleetWorker:
         self.process = process
         self.restarts = Restarts(PAUSES_S, STEADY_S)
         self.running = False
-        """Whether there is a process whose end nobody has seen yet."""
+        """True while there is a process whose end nobody has seen yet."""
 
     def start(self) -> None:
         self.process.start()
@@ -139,8 +139,10 @@ class Fleet:
 def run_workers(
     gpus: str, settings: Settings, environ: Mapping[str, str], command: Sequence[str] = WORKER
 ) -> int:
-    """What `sdbatch worker --gpus` does. gpus: see `worker.fleet.gpus.choose`; environ: of the
-    workers.
+    """Run a worker on each chosen GPU, as `sdbatch worker --gpus` does.
+
+    gpus: see `worker.fleet.gpus.choose`.
+    environ: of the workers.
 
     Returns the exit code. Raises `InputError` before anything starts, and `Interrupted`.
     """

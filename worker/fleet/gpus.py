@@ -25,12 +25,12 @@ TIMEOUT_S = 60.0
 """For `nvidia-smi`, which wakes the driver up."""
 
 _CHOICE = re.compile(r"\s*[0-9]{1,4}\s*(,\s*[0-9]{1,4}\s*)*")
-_LISTED = re.compile(rb"GPU [0-9]+:")  # MIG devices are listed below theirs, indented
+_LISTED = re.compile(rb"GPU [0-9]+:")  # MIG devices are listed below their GPU, indented
 
 
 @dataclass(frozen=True)
 class Place:
-    """What one worker process runs on.
+    """Device of one worker process.
 
     name: for people, such as `gpu 0`. environ: to be set before the process starts.
     """

@@ -1,4 +1,4 @@
-"""Over HTTP: `/metrics` for Prometheus, `/healthz` for whoever restarts workers."""
+"""HTTP server of a worker: `/metrics` for Prometheus, `/healthz` for a supervisor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STALLED_S = 120.0
 
 
 class Health:
-    """Whether a restart would help. Until `watch`, the worker is still loading its model."""
+    """Tells whether a restart would help. Until `watch`, the worker is still loading its model."""
 
     def __init__(self, model: str) -> None:
         self._model = model

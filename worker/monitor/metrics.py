@@ -1,4 +1,4 @@
-"""What a worker counts, under the names that dashboards and alerts use.
+"""Metrics of a worker, under the names that dashboards and alerts use.
 
 Everything is counted always, which costs about a microsecond; it is served only where the settings
 say so (`worker.monitor.health`). The figures of the queue are the ledger's, so all workers export
@@ -113,7 +113,7 @@ class Metrics(Observer):
     def watch(
         self, *, leases: Callable[[], float], stalled_s: Callable[[], float], device: torch.device
     ) -> None:
-        """What is asked at every scrape instead of counted."""
+        """Set what is asked at every scrape instead of counted."""
         self._leases.set_function(leases)
         self._stalled_s.set_function(stalled_s)
         if device.type == "cuda":

@@ -62,5 +62,5 @@ def _number(value: float) -> str:
 
 
 def _quote(value: str) -> str:
-    """As the web UI does it: JSON, where a comma, colon or newline would end the value early."""
+    """Quote a value as the web UI does: in JSON, where a comma, colon or newline would end it."""
     return json.dumps(value, ensure_ascii=False) if any(c in value for c in ",:\n") else value

@@ -18,12 +18,14 @@ from jobs.task import Task, spec_digest
 
 
 def is_complete(folder: JobFolder, tasks: Iterable[Task], *, images: int, digest: str) -> bool:
-    """Whether `done.json` says that no image failed, and each task's image by the model with this
-    digest is in the store, as large as its record says, with the gallery.
+    """True if `done.json` says that no image failed, the gallery is there, and each task's image by
+    the model with this digest is in the store, as large as its record says.
 
-    tasks: all of the job. images: how many. The list of images and the records are read, and some
-    hundred bytes an image kept; where the store notes digests, it is asked for each. Raises
-    `StoreError`.
+    tasks: all of the job.
+    images: how many they are.
+
+    The list of images and the records are read, and some hundred bytes an image kept. A store that
+    notes digests is asked for each. Raises `StoreError`.
     """
     done = _done(folder)
     if (
@@ -53,7 +55,7 @@ def is_complete(folder: JobFolder, tasks: Iterable[Task], *, images: int, digest
 
 
 def _are_as_noted(folder: JobFolder) -> bool:
-    """Whether the digest that the store notes of each image, as S3 does, is that of its record."""
+    """True if the digest that the store notes of each image, as S3 does, is that of its record."""
     if isinstance(folder.store, LocalStore):
         return True  # it notes none
 

@@ -30,11 +30,12 @@ def end_job(
     *,
     images: int,
 ) -> None:
-    """Writes the end of a job whose every image is made or failed. Records that are missing are
-    written anew first: another writer may have written over them, or the list of files lags behind.
+    """Write the end of a job whose every image is made or failed. Records that are missing are
+    written again first: another writer may have written over them, or the list of files lags.
 
-    images: of the job. model: named in `done.json` if no record names one, because all images
-    failed. Raises `BrokenImagesError` if images are gone or damaged, `StoreError`.
+    images: of the job.
+    model: named in `done.json` if no record names one, because all images failed.
+    Raises `BrokenImagesError` if images are gone or damaged, `StoreError`.
     """
     check_images(folder, images=images)
     try:

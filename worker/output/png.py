@@ -32,7 +32,7 @@ def _leftwards(rows: Bytes) -> Bytes:
 
 
 def _less_above(rows: Bytes) -> Bytes:
-    """What is left of each row but the first when the one above it is taken off: filter 2."""
+    """Rest of each row but the first when the row above it is taken off: filter 2."""
     return rows[1:] - rows[:-1]
 
 
@@ -80,7 +80,7 @@ class _Way:
         )
 
     def _filter(self, rows: Bytes) -> memoryview:
-        """Of several filters each row gets the one that leaves the least, in sum."""
+        """Filter each row by the one of several filters that leaves the least, in sum."""
         left = np.stack([_FILTERS[number](rows) for number in self.filters])
         sums = np.abs(left.view(np.int8)).view(np.uint8).sum(axis=2, dtype=np.uint32)
         best = sums.argmin(axis=0)

@@ -41,7 +41,7 @@ class ModelInfo:
     revision: str | None = None
 
     def to_json(self) -> dict[str, str]:
-        """As records and `done.json` name it: without this machine's folders."""
+        """The model as records and `done.json` name it: without this machine's folders."""
         named = {"name": self.name, "digest": self.digest, "source": _public_source(self.source)}
         return named if self.revision is None else {**named, "revision": self.revision}
 
@@ -107,7 +107,7 @@ def _not_as_written(task: Task, tokens_cut: Mapping[str, int]) -> dict[str, Any]
 
 
 def _reproducible(batch_rows: int | None) -> dict[str, Any]:
-    """Whether rendering anew gives the same bytes, on a worker of the same kind."""
+    """Say if rendering again gives the same bytes, on a worker of the same kind."""
     if batch_rows is None:
         return {"reproducible": "fast"}
     return {"reproducible": "exact", "batch_rows": batch_rows}

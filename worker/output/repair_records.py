@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class BrokenImagesError(StoreError):
-    """Images that were made are gone from the store, or damaged. indices: theirs."""
+    """Images that were made are gone from the store, or damaged. indices: of those images."""
 
     def __init__(self, indices: Sequence[int], first: str) -> None:
         self.indices = list(indices)

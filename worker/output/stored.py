@@ -96,7 +96,7 @@ class StoredImages:
 
 
 def _is_of(line: Record, path: str) -> bool:
-    """Whether a record is of the image at this path, and says what its bytes are."""
+    """True if a record is of the image at this path, and says what its bytes are."""
     return line["path"] == path and "sha256" in line and "bytes" in line
 
 

@@ -81,7 +81,7 @@ class JobFinalizer:
             self._thread.join()
 
     def _is_due(self, job: JobStatus, now_s: float) -> bool:
-        """Whether a cancelled job may be without its gallery; then it is looked at."""
+        """True if a cancelled job may be without its gallery; then it is looked at."""
         ended_s = job.ended_s
         if ended_s is None or now_s - ended_s > SHOW_WITHIN_S or not _can_be_shown(job):
             return False
@@ -118,9 +118,9 @@ class JobFinalizer:
                 self._ledger.unlock(_lock(job_id), self._owner)
 
     def _end(self, job_id: str) -> None:
-        """Writes the end and tells the ledger. Images may be tried again meanwhile, and settled
-        another way, or another worker may have ended the job while this one slept: what is written
-        then is not the job's end, and is written anew.
+        """Write the end and tell the ledger. Meanwhile images may be tried again and settled
+        another way, or another worker may have ended the job while this one slept. Then the files
+        are not the job's end, and are written again.
         """
         for _ in range(MOST_TRIES):
             status = self._ledger.status(job_id)
@@ -162,7 +162,7 @@ class JobFinalizer:
 
 
 def _can_be_shown(job: JobStatus) -> bool:
-    """Whether a cancelled job has pictures, and nobody renders any more."""
+    """True if a cancelled job has pictures, and nobody renders any more."""
     return job.done > 0 and job.leased == 0
 
 

@@ -102,9 +102,7 @@ class Reconciler:
 
     @contextlib.contextmanager
     def _apart(self, job: JobStatus) -> Iterator[None]:
-        """What is damaged of a job, or of its model's queue, is told with it and keeps no other
-        job from going on.
-        """
+        """Report damage of a job, or of its model's queue, with that job; the other jobs go on."""
         try:
             yield
         except DamagedLedgerError as error:

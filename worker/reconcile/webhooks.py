@@ -35,7 +35,7 @@ _PASSING = frozenset((408, 409, 425, 429))
 """Answers 4xx that may be others later."""
 
 MOST_ADDRESSES = 3
-"""Of a host, that are tried."""
+"""Addresses of a host that are tried."""
 
 
 class Notifier:
@@ -51,7 +51,7 @@ class Notifier:
 
     @property
     def sending(self) -> bool:
-        """Whether its thread is at it."""
+        """True while its thread is sending."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:

@@ -27,7 +27,7 @@ class Inputs:
         return self._decoded(name, "RGB", width, height)
 
     def mask(self, name: str, width: int, height: int) -> Pixels:
-        """(height, width) uint8 of a mask; white is painted anew. Raises like `picture`."""
+        """(height, width) uint8 of a mask; white is painted over. Raises like `picture`."""
         return self._decoded(name, "L", width, height)
 
     def _load(self, name: str, mode: str, width: int, height: int) -> Pixels:

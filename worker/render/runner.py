@@ -40,10 +40,11 @@ _POLL_S = 0.2  # how often a wait looks whether it should stop
 
 @dataclass
 class Outcome:
-    """What became of the tasks. Those neither rendered, reused nor failed were not reached.
+    """Count of the tasks by what became of them. Those neither rendered, reused nor failed were not
+    reached.
 
-    equal: of the reused ones those without a record that were made as another image of the job, of
-    the same name and parameters.
+    equal: reused images without a record that were made as another image of the job, of the same
+        name and parameters.
     """
 
     rendered: int = 0
@@ -146,8 +147,8 @@ class Runner:
             raise
 
     def _reuse(self, task: Task, spec: str) -> bool:
-        """Whether the image is in the store already, and whole; its record is mended if it was
-        lost. One that is damaged stays until it can be replaced.
+        """True if the image is in the store already, and whole; its record is mended if it was
+        lost. A damaged image stays until it can be replaced.
         """
         if self._job.force:
             return False
@@ -163,9 +164,9 @@ class Runner:
         return True
 
     def _submit(
-        self, task: Task, spec: str, pool: ThreadPoolExecutor, *, anew: bool = False
+        self, task: Task, spec: str, pool: ThreadPoolExecutor, *, from_start: bool = False
     ) -> bool:
-        """anew: whatever was saved of it."""
+        """Hand the task to the engine. from_start: whatever was saved of its image."""
         try:
             request = self._request(task)
         except StoreError:  # not of this image: the store is away
@@ -175,7 +176,7 @@ class Runner:
             return False
         left = evaluations_of(task)
         state = None
-        if not (anew or self._job.force):
+        if not (from_start or self._job.force):
             state = self._saved.take(task.index, spec, limit_bytes=largest_state(request))
 
         def step(done: int, total: int) -> None:
@@ -214,7 +215,7 @@ class Runner:
         evaluations_left: int,
         pool: ThreadPoolExecutor,
     ) -> None:
-        """What became of an image, on a finishing thread; then its slot is free."""
+        """Finish or save an image that left the engine, on a finishing thread; then free its slot."""
         error = None if future.cancelled() else future.exception()
         begun_anew = False
         try:
@@ -222,7 +223,7 @@ class Runner:
                 self._saved.keep(task.index, spec, error.state)
             elif isinstance(error, StateError):
                 log.warning("begins anew: %s", error)
-                begun_anew = self._submit(task, spec, pool, anew=True)
+                begun_anew = self._submit(task, spec, pool, from_start=True)
             elif self._finish(task, future, evaluations_left):
                 self._saved.drop(task.index, spec)
         except Exception as failed:  # nobody looks at what this thread raises
@@ -301,7 +302,7 @@ class Runner:
             future.cancel()
 
     def _suspend(self) -> None:
-        """What was begun is saved, but for what will be finished within the grace."""
+        """Save images that were begun, but for those that will be finished within the grace."""
         now = time.monotonic()
         if self._stopped_at is None:
             self._stopped_at = now

@@ -15,8 +15,8 @@ from worker.serve.lease import HeldLease, StopReason
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Between two looks at the jobs, each a read of a word per job: whoever cancels a job waits so long
-and for the step that its images are at.
+"""Seconds between two looks at the states of jobs, each a read of a word per job. A cancelled job
+goes on for so long, and until the step that its images are at.
 """
 
 _REASONS = {Beat.LOST: StopReason.LOST, Beat.CANCELLED: StopReason.CANCELLED}

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 class SharedExclusiveLock:
-    """Two ways to work, for threads. Whoever wants to be alone is let in as soon as those inside
-    have left: later ones wait.
+    """Lock that threads hold together or alone. A thread that wants it alone gets it as soon as the
+    present holders have left; later ones wait.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class SharedExclusiveLock:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody is alone, or waits to be."""
+        """True if a thread holds it alone, or waits to."""
         return self._wanting > 0
 
     @contextmanager

@@ -47,6 +47,6 @@ class HeldLease:
             return evaluated
 
     def give_back(self, evaluated: int) -> None:
-        """What was taken, and could not be told."""
+        """Add evaluations that were taken and could not be told to the ledger."""
         with self._lock:
             self._evaluated += evaluated

@@ -34,8 +34,10 @@ log = logging.getLogger(__name__)
 
 JOBS_KEPT = 8  # whose plan parts and inputs stay in memory
 PAUSE_S = (5.0, 20.0, 60.0)
-"""After one, two, three or more shards in a row that a store failed: one that is away is not asked
-again at once. What is a job's own fault pauses for the first of these, for other jobs wait."""
+"""Seconds of pause after one, two, three or more shards in a row that a store failed: an
+unreachable store is not asked again at once. After a failure of one job's own, the pause is the
+first of these, for other jobs wait.
+"""
 
 STORE_FAILURES = 3
 """Shards in a row that failed because a store is away, after which the worker stops taking work."""
@@ -51,8 +53,8 @@ class Stopped:
 
 @dataclass(frozen=True)
 class _Identity:
-    """What makes a job the same one: a job that was forgotten and entered again under its name may
-    have another plan, or another folder.
+    """Facts that make a job the same one: a job that was forgotten and entered again under its name
+    may have another plan, or another folder.
     """
 
     job_id: str
@@ -248,7 +250,7 @@ class Worker:
 
 
 def _works(store: Store) -> bool:
-    """Whether the store itself answers: then a failure was of one job's folder."""
+    """True if the store itself answers: then a failure was of one job's folder."""
     try:
         store.check_writable()
     except StoreError:
