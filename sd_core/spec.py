@@ -34,7 +34,7 @@ DEMO_GUIDANCE = 2.0
 models drives colours out of their range."""
 
 MAX_STEPS = 1000
-"""As many as the schedule has training timesteps."""
+"""Number of the schedule's training timesteps; an image has at most as many steps."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from sd_core.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 LEAST_BYTES = 2**28
-"""Of weights that are worth it: fewer are laid out in a moment."""
+"""Least bytes of weights that are worth keeping: fewer are laid out in a moment."""
 
 MOST_BYTES = 2**34
 """That a folder may hold. What was not used for longest goes first."""
@@ -66,14 +66,16 @@ MODULES = (
     kernels,
 )
 CODE = (*(Path(str(module.__file__)) for module in MODULES), LIBRARY)
-"""What lays weights out."""
+"""Code that lays weights out: the key of what is kept covers it."""
 
 Kept = dict[str, dict[str, Tensor]]
 """A model's parameters by name; of its packed weights bytes and descriptions by layer."""
 
 
 class WeightCache:
-    """What is kept for one model in a folder, where `can_rebuild`. spec, dtype: of the model;
+    """Laid-out weights of one model in a folder, where `can_rebuild`.
+
+    spec, dtype: of the model.
     way: that it is run in.
     """
 
@@ -82,8 +84,8 @@ class WeightCache:
         self._way, self._code = way, [_sha256(path) for path in CODE if path.exists()]
 
     def find(self, digest: str) -> Kept | None:
-        """What was kept of the weights with this digest (see `Provenance`), mapped; None where
-        nothing was, or where it is damaged.
+        """Weights that were kept under this digest (see `Provenance`), mapped; None where there are
+        none, or where they are damaged.
         """
         for path in self._files(key := self._key(digest)):
             # Deleted meanwhile, which torch calls a RuntimeError, or not for us.
@@ -186,7 +188,7 @@ def _crc32(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Whether nobody else holds it."""
+    """Hold the lock, if no other process does; gives True then."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

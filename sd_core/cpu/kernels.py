@@ -64,13 +64,13 @@ def _library() -> ctypes.CDLL | None:
 
 
 def have_kernels() -> bool:
-    """Whether the functions below can be called here."""
+    """True if the functions below can be called here."""
     return _library() is not None
 
 
 @cache
 def have_amx() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 by AMX."""
+    """True if this CPU multiplies matrices of bfloat16 by AMX."""
     # The second question also takes leave of the operating system to use the tiles.
     return uses_avx512() and cpu_has("_is_amx_tile_supported") and cpu_has("_init_amx")
 

@@ -66,7 +66,7 @@ def content(weight: Tensor) -> Tensor:
 
 
 def description(weight: Tensor) -> Tensor:
-    """What oneDNN says of the layout, (n,) uint8."""
+    """Bytes with which oneDNN describes the layout, (n,) uint8."""
     return torch.ops.mkldnn._get_mkldnn_serialized_md(weight)
 
 

@@ -36,7 +36,7 @@ class OwnLinear(nn.Module):
 
     @staticmethod
     def suits(out: int, into: int) -> bool:
-        """Whether it can have a weight of this shape."""
+        """True if such a layer can have a weight of this shape."""
         return out % WIDTH == 0 and into % 2 == 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class OwnGEGLU(nn.Module):
 
     @staticmethod
     def suits(layer: GEGLU) -> bool:
-        """Whether it can take the layer's place."""
+        """True if such a layer can take this one's place."""
         return OwnLinear.suits(layer.proj.out_features // 2, layer.proj.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class PointwiseConv2d(nn.Module):
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
-        """Whether it can take the convolution's place."""
+        """True if such a layer can take the convolution's place."""
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.groups
         return geometry == ((1, 1), (1, 1), (0, 0), 1) and OwnLinear.suits(*conv.weight.shape[:2])
 
@@ -91,8 +91,8 @@ class WinogradConv2d(nn.Module):
     """A convolution of 3 x 3 by Winograd's algorithm."""
 
     LEAST_SIDE = 16
-    """Of a map, at v1's size. Smaller ones take a twelfth of the products of such convolutions, but
-    half of their weights, for which it takes 7/9 more memory.
+    """Least side of a feature map, at v1's size. Smaller maps take a twelfth of the products of
+    such convolutions, but half of their weights, for which the algorithm takes 7/9 more memory.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -102,7 +102,9 @@ class WinogradConv2d(nn.Module):
 
     @classmethod
     def suits(cls, conv: nn.Conv2d, side: int) -> bool:
-        """Whether it can take the convolution's place, and is worth it for maps of this side."""
+        """True if such a layer can take the convolution's place and is worth it for maps of this
+        side.
+        """
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
         return (
             geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1)

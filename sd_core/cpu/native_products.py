@@ -27,10 +27,10 @@ class _LinearSizes(ctypes.Structure):
 
 
 WIDTH = 64
-"""What the channels that come out of our products are a multiple of."""
+"""Divisor of the number of output channels of our products."""
 
 WINOGRAD_CHANNELS = 16
-"""And those that go into a convolution."""
+"""Divisor of the number of input channels of our convolutions."""
 
 
 def winograd_weight(weight: Tensor) -> Tensor:

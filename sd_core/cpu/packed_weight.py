@@ -1,8 +1,8 @@
 """A weight in the layouts that oneDNN wants for the sizes of its inputs.
 
-oneDNN's layout of a weight depends on the input's size, and given another than it would choose, its
-kernels lay the weight out anew at every call, up to a hundred times slower than from plain weights.
-So a second layout is kept, for the last size that wanted one.
+oneDNN's layout of a weight depends on the input's size. Given another layout than they would
+choose, its kernels lay the weight out again at every call, up to a hundred times slower than from
+plain weights. So a second layout is kept, for the last size that wanted one.
 """
 
 from __future__ import annotations

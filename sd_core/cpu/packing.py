@@ -210,7 +210,7 @@ _LINEARS: Mapping[str, Callable[..., nn.Module]] = {
     "ff.net.0": _geglu,
     "ff.net.2": _linear,
 }
-"""What a transformer block's parts change places with. Keys and values of the prompt are made once
+"""Packed layers for the parts of a transformer block. Keys and values of the prompt are made once
 for an image, by layers that stay.
 """
 
@@ -248,7 +248,7 @@ def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
 
 
 def packed_bytes(module: nn.Module) -> int:
-    """Of the packed weights."""
+    """Bytes of the packed weights."""
     return sum(weight.nbytes for weight in packed_weights(module).values())
 
 

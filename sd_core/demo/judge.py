@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows. shape and colour are None where there is no shape to see."""
+    """Content of a picture. shape and colour are None where there is no shape to see."""
 
     background: str
     colour: str | None

@@ -57,7 +57,7 @@ class Scene:
 
 
 def held_out(shape: str, colour: str, background: str) -> bool:
-    """Whether this triple is kept out of training: about one in ten, every pair still seen."""
+    """True if this triple is kept out of training: about one in ten, every pair still seen."""
     colours = list(COLOURS)
     number = SHAPES.index(shape) * 7 + colours.index(colour) * 3 + colours.index(background)
     return number % 10 == 0

@@ -164,7 +164,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread runs: until `close`, or an error that nobody foresaw."""
+        """True while the engine's thread runs: until `close`, or an error that nobody foresaw."""
         return self._thread.is_alive()
 
     def stalled_s(self) -> float:
@@ -281,7 +281,7 @@ class Engine:
         return None
 
     def _tick(self, choice: ScheduledBatch[InflightRequest]) -> None:
-        """One evaluation; then the next batch is chosen anew."""
+        """Evaluate one batch; the next one is chosen after it."""
         try:
             batch = self._stages.evaluate(choice.shape, choice.flights)
         except Exception as error:

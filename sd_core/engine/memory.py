@@ -25,7 +25,7 @@ _DECODER_MAPS = 5
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had no memory left: fewer images may still fit."""
+    """True if the device or the machine had no memory left: fewer images may still fit."""
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()  # torch's own class is a RuntimeError with such a text
@@ -59,9 +59,11 @@ def decode_bytes(spec: VAESpec, shape: Shape, itemsize: int) -> int:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a device holds beside the model's weights.
+    """Memory of a device beside the model's weights.
 
-    device: for messages. total_bytes: of the device's memory. weights_bytes: of the model in it.
+    device: for messages.
+    total_bytes: of the device's memory.
+    weights_bytes: of the model in it.
     itemsize: bytes of a number of the model's type.
     """
 

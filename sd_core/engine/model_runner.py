@@ -1,6 +1,6 @@
-"""What the model does for images in flight: start them, evaluate a batch, decode the finished.
+"""Runs the model for images in flight: starts them, evaluates a batch, decodes the finished.
 
-The engine decides who and when; here is only the arithmetic, on the engine's thread.
+The engine decides which images, and when; here is only the arithmetic, on the engine's thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sd_core.spec import LATENT_FACTOR, Sampling, Shape
 
 PROMPTS_KEPT = 64  # projected for every attention; at v1 size about 4 MB each in bfloat16
 TABLES_KEPT = 64  # embedded timesteps; at v1 size about 2 MB for 50 steps
-PAINT_ANEW = 128  # mask values from here on are painted anew
+REPAINT = 128  # mask values from here on are repainted
 
 
 class ModelRunner:
@@ -80,7 +80,7 @@ class ModelRunner:
             flight.state = None
 
     def save(self, flight: InflightRequest) -> bytes:
-        """What `start` continues from, in any process with this model and kind of device."""
+        """State that `start` continues from, in any process with this model and kind of device."""
         kind = self._kind(flight.request)
         return save_trajectory(flight.flying, kind=kind, exact=flight.exact)
 
@@ -115,7 +115,9 @@ class ModelRunner:
         return Trajectory(table, latents, generator, sampling.guidance, inpainting)
 
     def _encode(self, prompt: str) -> list[KeysValues]:
-        """What a prompt is to each attention, (heads, 77, d), from the cache of the latest ones."""
+        """Keys and values of a prompt for each attention, (heads, 77, d), from a cache of the
+        latest.
+        """
         context = self._contexts.get(prompt)
         if context is None:
             projected = self.model.project_context(self.model.encode_prompt([prompt]))
@@ -228,7 +230,7 @@ class ModelRunner:
             )
         if request.mask is not None and request.init_image is not None:
             # The autoencoder would change what the mask keeps.
-            anew = torch.tensor(request.mask) >= PAINT_ANEW
+            anew = torch.tensor(request.mask) >= REPAINT
             pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
         seconds = time.monotonic() - flight.admitted
         return Rendered(pixels, len(table), seconds, flight.exact and request.exact)
@@ -265,6 +267,6 @@ def _to_tensor(pixels: Pixels) -> Tensor:
 
 
 def _latent_mask(mask: Pixels) -> Tensor:
-    """(H, W) uint8 to (1, h, w) float32: 1 where any pixel under a latent pixel is painted anew."""
-    anew = torch.tensor(mask)[None, None] >= PAINT_ANEW
+    """(H, W) uint8 to (1, h, w) float32: 1 where any pixel under a latent pixel is repainted."""
+    anew = torch.tensor(mask)[None, None] >= REPAINT
     return F.max_pool2d(anew.float(), LATENT_FACTOR)[0]

@@ -1,4 +1,4 @@
-"""What is asked of the engine and what it answers: the values that cross its edge."""
+"""Requests to the engine and its answers: the values that cross its edge."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Request:
     """One image to render.
 
     init_image: (H, W, 3) uint8 of exactly the sampling's size, for img2img.
-    mask: (H, W) uint8 of that size, with an init image: white is painted anew, the rest is kept
-        to the pixel.
+    mask: (H, W) uint8 of that size, with an init image: white is repainted, the rest is kept to the
+        pixel.
     priority: images of higher priority take the device between two steps; any whole number.
     exact: run at one fixed row count, so that the bytes depend on nothing else in the batch. False
         takes whatever row count is quickest.
@@ -70,7 +70,7 @@ class Request:
 
     @property
     def rows(self) -> int:
-        """Of the UNet's batch: one with guidance 1.0, else two."""
+        """Rows of the UNet's batch: one with guidance 1.0, else two."""
         return 1 if self.sampling.guidance == 1.0 else 2
 
     def digest(self) -> str:

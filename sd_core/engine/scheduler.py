@@ -1,7 +1,7 @@
-"""Which images get the next evaluation: a pure decision, no tensors.
+"""Choice of the images that get the next evaluation: a pure decision, no tensors.
 
 An image in flight is a small value, so any of them can wait a step. Every tick therefore chooses
-anew: first the latent shape, for a batch has one, then images of that shape until its rows are
+again: first the latent shape, for a batch has one, then images of that shape until its rows are
 full. Higher priority goes first, and shapes of one priority take turns.
 """
 
@@ -47,7 +47,7 @@ F = TypeVar("F", bound=InflightRequest)
 
 @dataclass(frozen=True)
 class ScheduledBatch(Generic[F]):
-    """What the next batch holds, best first."""
+    """Images of the next batch, best first."""
 
     shape: Shape
     flights: list[F]

@@ -76,7 +76,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and everything computed inside."""
+        """Type of the weights and of everything computed inside."""
         return next(self.unet.parameters()).dtype
 
     @property

@@ -158,7 +158,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         """x: (B, channels, h, w)."""
-        # (B, h·w, channels); contiguous, or every layer of the block would copy it anew.
+        # (B, h·w, channels); contiguous, or every layer of the block would copy it.
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
         tokens = self.transformer_blocks[0](tokens, keys_values)
         return self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[-2:])).add_(x)

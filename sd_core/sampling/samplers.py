@@ -273,10 +273,10 @@ def step_table(
 
     strength: None starts from noise. Otherwise the latent of an init image enters where
         `min(int(steps * strength), steps)` points are left (diffusers' rule), noised to
-        `alphas[0]`; the table is that of the remaining grid, so multistep samplers start anew
-        there, on the timesteps at which the latent really is. (diffusers' PLMS and LMS do not:
-        from the third evaluation on its PNDM scheduler asks the model one timestep too far, and
-        its LMS uses fourth-order weights before it has four outputs.)
+        `alphas[0]`; the table is that of the remaining grid, so multistep samplers start there
+        without a history, on the timesteps at which the latent really is. (diffusers' PLMS and LMS
+        do not: from the third evaluation on its PNDM scheduler asks the model one timestep too far,
+        and its LMS uses fourth-order weights before it has four outputs.)
     eta: ddim only. karras: see `sd_core.spec.KARRAS_SAMPLERS`.
     Raises ValueError for an unknown sampler or a value out of range.
     """

@@ -19,10 +19,11 @@ from sd_core.sampling.samplers import StepTable
 
 @dataclass
 class Inpainting:
-    """What an inpainted trajectory returns to, outside its mask.
+    """Latent that an inpainted trajectory returns to, outside its mask.
 
-    known: (4, h, w) float32 latent of the init image. noise: (4, h, w), the noise it entered with.
-    mask: (1, h, w) float32, 1 where the picture is painted anew, 0 where it is kept.
+    known: (4, h, w) float32 latent of the init image.
+    noise: (4, h, w), the noise it entered with.
+    mask: (1, h, w) float32, 1 where the picture is repainted, 0 where it is kept.
     """
 
     known: Tensor
@@ -51,7 +52,7 @@ class Trajectory:
 
     @property
     def timestep(self) -> float:
-        """What the next evaluation tells the model."""
+        """Timestep that the next evaluation tells the model."""
         return float(self.table.t[self.position])
 
 

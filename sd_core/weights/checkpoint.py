@@ -1,4 +1,4 @@
-"""What every reader returns: the sizes, and where each component's weights lie."""
+"""Checkpoint as every reader returns it: the sizes, and where each component's weights lie."""
 
 from __future__ import annotations
 

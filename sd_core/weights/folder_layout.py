@@ -1,6 +1,6 @@
 """Names of the files in a diffusers folder, and which of them a model takes.
 
-It works without torch, for which whoever only asks for names need not wait.
+Torch is not imported: a caller that only asks for names need not wait for it.
 """
 
 from __future__ import annotations

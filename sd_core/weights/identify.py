@@ -52,7 +52,7 @@ def what_bytes_seem(file: MappedFile) -> str:
 
 
 def foreign_model(shapes: Mapping[str, Shape]) -> str | None:
-    """What weights seem to be if not a whole v1 model in a single file, else None."""
+    """Name of what weights seem to be if not a whole v1 model in a single file, else None."""
     names = shapes.keys()
 
     def has(*prefixes: str) -> bool:
@@ -90,7 +90,7 @@ def _second(shape: Shape) -> int | None:
 
 
 def foreign_unet(in_channels: int | None, context_dim: int | None) -> str | None:
-    """What a UNet of these sizes seems to belong to if not to a v1 model, else None."""
+    """Name of the model that a UNet of these sizes seems to belong to if not to v1, else None."""
     if in_channels in _BY_INPUT_CHANNELS:
         return _BY_INPUT_CHANNELS[in_channels]
     return None if context_dim is None else _BY_CONTEXT.get(context_dim)
@@ -152,7 +152,7 @@ def foreign_autoencoder(kind: str) -> str | None:
 
 
 def foreign_vae(shapes: Mapping[str, Shape]) -> str | None:
-    """What weights seem to be if they hold no autoencoder, else None."""
+    """Name of what weights seem to be if they hold no autoencoder, else None."""
     if any(name.endswith("decoder.conv_in.weight") for name in shapes):
         return None
     if any(name.startswith("model.diffusion_model.") for name in shapes):

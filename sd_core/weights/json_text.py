@@ -1,8 +1,9 @@
 """JSON from outside, whose structure is counted before any of it is built.
 
 Python's lists take 60 bytes for the two characters `[]`, so that a text of 90 MB takes 2.6 GB, and
-values nested 100,000 deep end in a RecursionError, here or in whoever looks at them. Counting takes
-twice the text's memory; then a value takes at most about 200 bytes, and up to 4 for each character.
+values nested 100,000 deep end in a RecursionError, here or in the code that looks at them. Counting
+takes twice the text's memory; then a value takes at most about 200 bytes, and up to 4 for each
+character.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How our parameter names (those of the CompVis files) read in the diffusers format.
+"""Map from our parameter names (those of the CompVis files) to those of the diffusers format.
 
-Names are mapped from ours to theirs: ours are known from the model, so a file's unknown names are
-left over and can be reported as they are.
+Our names are known from the model, so a file's unknown names are left over and can be reported as
+they are.
 """
 
 from __future__ import annotations

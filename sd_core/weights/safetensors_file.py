@@ -40,7 +40,7 @@ _DTYPES = {
 
 
 def looks_like_safetensors(file: MappedFile) -> bool:
-    """Whether the file begins as one: a plausible header length, then a JSON object."""
+    """True if the file begins as one: a plausible header length, then a JSON object."""
     length = int.from_bytes(file.map[:8], "little")
     return file.size > 8 and file.map[8:9] == b"{" and 2 <= length <= _FORMAT_LIMIT
 

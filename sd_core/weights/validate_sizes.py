@@ -111,7 +111,7 @@ def check_depth(checkpoint: Checkpoint) -> None:
 
 
 def _expected(name: str, value: Any, default: Any) -> str | None:
-    """What a size should have been, None where it is sound. default: one of the same type."""
+    """Words for what a size should have been, None where it is valid. default: of the same type."""
     if isinstance(default, str):
         return None if value in ACTIVATIONS else f"one of {', '.join(ACTIVATIONS)}"
     if isinstance(default, float):
