@@ -30,7 +30,7 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """What a command tells the shell."""
+    """Exit code of a command."""
 
     DONE = 0
     UNEXPECTED = 1

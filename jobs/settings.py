@@ -29,7 +29,7 @@ _AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment configures; every field has a default."""
+    """Configuration by the environment; every field has a default."""
 
     models: Mapping[str, ModelSource] = field(default_factory=dict)
     store: str = "out"
@@ -98,7 +98,7 @@ class Settings:
         return self.store if self.local is None else self.local.store
 
     def access(self, store: str, *, given: bool) -> S3Access | None:
-        """What opens the local cluster's bucket; None for all other stores.
+        """Access to the local cluster's bucket; None for all other stores.
 
         given: a person named the store; then AWS_* in the environment tell where it is.
         """
@@ -175,5 +175,5 @@ def check_device(text: str, where: str) -> None:
 
 
 def debugging(environ: Mapping[str, str]) -> bool:
-    """Whether unexpected errors show their traceback. Never fails: it is asked after a failure."""
+    """True if unexpected errors show their traceback. Never fails: it is asked after a failure."""
     return environ.get("SDBATCH_DEBUG", "0") not in ("", "0")

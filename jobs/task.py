@@ -11,10 +11,10 @@ from typing import Any, Literal
 from sd_core.spec import ADDED_SETTINGS, Sampling
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
-"""What a picture can be written as; the first is the default."""
+"""Formats that a picture can be written in; the first is the default."""
 
 DEFAULT_QUALITY = 95
-"""Of pictures in jpeg and webp, 1 to 100."""
+"""Quality of pictures in jpeg and webp, 1 to 100."""
 
 Reproducible = Literal["exact", "fast"]
 """How an image's bytes may depend on what else is rendered: not at all, or in their last bits."""

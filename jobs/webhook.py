@@ -74,7 +74,7 @@ class WebhookUrl:
 
     @property
     def authority(self) -> str:
-        """What the header Host says."""
+        """Value of the header Host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -84,7 +84,7 @@ class WebhookUrl:
 
 
 def check_url(url: str) -> str | None:
-    """What is wrong with a webhook's URL; None if nothing is. Nothing is resolved or contacted."""
+    """Flaw of a webhook's URL; None if there is none. Nothing is resolved or contacted."""
     if len(url) > MAX_URL_CHARS:
         return f"a URL of {len(url):,} characters, expected at most {MAX_URL_CHARS:,}"
     if not re.fullmatch(r"[\x21-\x7e]+", url):
@@ -140,7 +140,7 @@ def resolve(url: WebhookUrl, *, allow_private: bool = False) -> list[str]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is an address of one host in the internet, also where it wraps an IPv4 one."""
+    """True if it is an address of one host in the internet, also where it wraps an IPv4 one."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -154,13 +154,13 @@ def is_public(address: Address) -> bool:
 
 
 def delivery_id(status: JobStatus) -> str:
-    """Of this end of the job: 32 hex digits."""
+    """Id of this end of the job: 32 hex digits."""
     end = f"{status.job_id}\n{status.ended_s or 0.0:.6f}"
     return hashlib.sha256(end.encode()).hexdigest()[:32]
 
 
 def make_body(status: JobStatus) -> bytes:
-    """What is sent. status: of a job that has ended."""
+    """Body of the request. status: of a job that has ended."""
     ended = datetime.fromtimestamp(status.ended_s or 0.0, UTC).isoformat(timespec="microseconds")
     document = {
         "version": 1,

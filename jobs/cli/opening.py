@@ -78,5 +78,5 @@ def _find_job(ledger: Ledger, name: str) -> JobStatus:
 
 
 def store_address(store: Store, given: str) -> str:
-    """As a worker opens it, which runs in another folder."""
+    """Address of the store as a worker opens it: a worker runs in another folder."""
     return str(store.root.absolute()) if isinstance(store, LocalStore) else given

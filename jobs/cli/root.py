@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(terminal: Terminal, error: Exception) -> None:
-    """Say what went wrong, to whoever still listens: the exit code tells it, too."""
+    """Say what went wrong, if somebody still reads it: the exit code tells it, too."""
     try:
         if isinstance(error, click.ClickException) and not terminal.json:
             error.show(terminal.err.file)

@@ -195,7 +195,7 @@ def collect(
 
 
 def _repairs(damaged: Sequence[str], job: str, store: str, endpoint: str | None) -> Iterator[str]:
-    """What to do about what is damaged in a job's folder."""
+    """Commands that repair damage in a job's folder."""
     if any(path.startswith("inputs/") for path in damaged):
         yield "submit or run its manifest again, which writes damaged inputs anew"
     if not all(path.startswith("inputs/") for path in damaged):

@@ -30,13 +30,15 @@ _BESIDES = (
     *("manifest.yaml", "manifest.resolved.yaml"),
     *("records/", "failures.jsonl", "index.html", "grid-", "done.json"),
 )
-"""What is collected besides images and inputs, in this order: `done.json` last, as in the store."""
+"""Files that are collected besides images and inputs, in this order: `done.json` last."""
 
 
 @dataclass
 class Collected:
-    """What came of it. damaged: images that are not what their record says, inputs that are not
-    what their name says, and what is not there.
+    """Result of a collection.
+
+    damaged: images that are not as their record says, inputs that are not as their name says, and
+        missing files.
     """
 
     folder: Path
@@ -117,7 +119,7 @@ def collect(
 
 
 def _write_gallery(folder: JobFolder, target: LocalStore) -> None:
-    """Of what was collected so far; the pictures are there whatever is wrong with it."""
+    """Write a gallery of the images collected so far; they are there whatever is wrong with it."""
     try:
         planned = None if folder.head(folder.keys.job) is None else read_job_file(folder).images
         failures = read_failures(JobFolder(target, folder.keys))

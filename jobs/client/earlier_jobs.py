@@ -70,7 +70,7 @@ def _names(store: Store, name: str, job_id: str) -> list[str]:
 
 
 def _latest(store: Store, names: Sequence[str]) -> JobKeys | None:
-    """Of the first few, the one whose job was written last."""
+    """Keys of the job that was written last, of the first few names."""
     written: list[tuple[float, str]] = []
     for name in names[:MOST_LOOKED_AT]:
         info = store.head(JobKeys(name).job)

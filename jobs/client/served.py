@@ -14,13 +14,13 @@ def served_models(workers: Iterable[WorkerInfo]) -> Counter[str]:
 
 
 def waits_for_worker(job: JobStatus, served: Counter[str]) -> bool:
-    """Whether a job has images to do and nobody to render them. served: by `served_models`."""
+    """True if a job has images to do and nobody to render them. served: by `served_models`."""
     going = job.state is JobState.ACTIVE and not job.settled
     return going and not job.leased and not served[job.model]
 
 
 def no_worker(model: str, served: Counter[str]) -> str:
-    """What is said of a model that no worker has: which ones there are, and how to start one."""
+    """Sentence about a model that no worker has: which models they have, and how to start one."""
     there = ", ".join(f"{name} ({count})" for name, count in sorted(served.items()) if count)
     have = f"workers have {there}" if there else "there are no workers"
     return f"no worker has model {model}; {have}; sdbatch worker --model {model} starts one"

@@ -60,7 +60,7 @@ def watch(
 
 
 class _Told:
-    """What a person was told of a job so far: its state, its last error, what it waits for."""
+    """State of a job as a person was told it so far: with its last error, and what it waits for."""
 
     def __init__(self, ledger: Ledger, console: Console) -> None:
         self._ledger = ledger

@@ -16,7 +16,7 @@ MAX_DONE_BYTES = 2**20
 
 @dataclass
 class Totals:
-    """What a job's records add up to; fed one record at a time.
+    """Sums over a job's records; fed one record at a time.
 
     render_s: summed over images, which share the device, so more than the time it took.
     """

@@ -42,7 +42,7 @@ class JobKeys:
 
     @property
     def prefix(self) -> str:
-        """What every key of the job starts with."""
+        """Beginning of every key of the job."""
         return f"{self.job_id}/"
 
     @property

@@ -1,4 +1,4 @@
-"""`model.json`: the weights that a job's images are made with, fixed by whoever renders first.
+"""`model.json`: the weights that a job's images are made with, fixed by the first worker of it.
 
 A name of the model list may stand for other weights on another worker; the images of one job are
 never of two models.
@@ -31,7 +31,7 @@ _SHOWN = 16  # digits of a digest that tell two models apart for a person
 
 
 def pin_model(folder: JobFolder, name: str, digest: str, *, overwrite: bool = False) -> None:
-    """Fixes the job's model, or checks that it is this one. overwrite: fix it anew.
+    """Fixes the job's model, or checks that it is this one. overwrite: fix it again.
 
     digest: sha256 of the weights, 64 hex digits. Raises `JobConflictError` if the job has another
     model, `StoreError`.

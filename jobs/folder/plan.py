@@ -34,7 +34,7 @@ def write_plan(folder: JobFolder, parts: Iterable[bytes], *, replace: bool = Fal
 
     Parts that are there already are left, if they hold the same tasks; otherwise
     `JobConflictError`: images of another job may be there too.
-    replace: the folder is known to be this job's, so what differs is damaged, and written anew.
+    replace: the folder is known to be this job's, so what differs is damaged, and written again.
     Raises `StoreError`.
     """
     digests = [

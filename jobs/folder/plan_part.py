@@ -66,7 +66,7 @@ def same_part(folder: JobFolder, number: int, data: bytes) -> bytes:
 
 
 def describe(folder: JobFolder) -> JobFile | None:
-    """What the job is; None before its plan is complete."""
+    """Description of the job; None before its plan is complete."""
     try:
         return read_job_file(folder)
     except NotFoundError:

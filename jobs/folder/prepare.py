@@ -1,4 +1,4 @@
-"""What a job's folder holds before anything is rendered: plan, inputs, manifest."""
+"""Preparation of a job's folder before anything is rendered: plan, inputs, manifest."""
 
 from __future__ import annotations
 

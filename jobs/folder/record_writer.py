@@ -125,7 +125,7 @@ class JobRecords:
                 oldest.close()
 
     def line(self, index: int) -> Record | None:
-        """What an earlier run recorded of this image. Quick for indices in order."""
+        """Line that an earlier run recorded of this image. Quick for indices in order."""
         shard = self._shards.shard_of(index)
         if self._known[0] != shard:
             key = self._folder.keys.records(shard)

@@ -1,4 +1,4 @@
-"""What a job leaves behind besides images: records, failures, and `done.json`.
+"""Records of a job's images, and its failures.
 
 Lines are JSON in ASCII, one object each; the same content gives the same bytes.
 """
@@ -45,7 +45,7 @@ WHOLE = (
     *("index", "path", "sha256", "bytes", "prompt", "seed", "width", "height"),
     *("evaluations", "model"),
 )
-"""What totals, gallery and contact sheets need of a record."""
+"""Fields of a record that totals, gallery and contact sheets need."""
 
 
 def read_lines(store: Store, key: str, *, skip_damaged: bool = False) -> list[Record]:
@@ -193,7 +193,7 @@ _FAILURE: Mapping[str, Callable[[object], bool]] = {
 
 
 def flaw_of_record(row: Record) -> str | None:
-    """What is wrong with a record's fields, of those that are read; None if nothing is."""
+    """Flaw of a record, in the fields that are read; None if there is none."""
     for name, is_right in _RECORD.items():
         if name not in row:
             if name in ("index", "path"):
@@ -223,6 +223,6 @@ def write_failures(folder: JobFolder, failures: Iterable[Failure]) -> None:
 
 
 def read_failures(folder: JobFolder) -> list[Failure]:
-    """What `write_failures` wrote, in the order of the plan. Raises `StoreError`."""
+    """Failures as `write_failures` wrote them, in the order of the plan. Raises `StoreError`."""
     rows = _valid(_rows(folder.store, folder.keys.failures, _flaw_of_failure, MAX_FAILURES_BYTES))
     return [Failure(**{name: row[name] for name in _FAILURE}) for row in rows]

@@ -1,7 +1,7 @@
-"""Images that were left half-way: their trajectories, kept in the job's folder for whoever goes on.
+"""Images that were left half-way: their trajectories, kept in the job's folder for the next worker.
 
 They save work and decide nothing. One that is lost, damaged or of another machine only means that
-its image begins anew, so every failure here is a log line.
+its image begins at the first step, so every failure here is a log line.
 """
 
 from __future__ import annotations

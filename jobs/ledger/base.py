@@ -1,8 +1,8 @@
 """The ledger: which images of which jobs are done, and who may render the others.
 
 Celery only delivers messages; whether a message's work may run is decided by a claim here. A claim
-gives a lease with a fence: a number that grows with every claim of the shard. Whoever lost the
-lease (it expired, because its worker died or hung) holds an old fence, and every change that it
+gives a lease with a fence: a number that grows with every claim of the shard. A worker that lost
+the lease (it expired, because the worker died or hung) holds an old fence, and every change that it
 asks for is refused. So a lost message is published again, a message delivered twice is refused at
 the claim, and an image's completion is one bit.
 
@@ -79,10 +79,10 @@ class Ledger(Protocol):
         """Pause (PAUSED), go on (ACTIVE), cancel (CANCELLED) or end (DONE); the state after it.
 
         A job that is done stays done, except by `reopen`; a cancelled one stays cancelled except by
-        `create` and `retry`. Cancelling drops what is published and waiting; whoever holds a lease
-        learns it by `states` or a heartbeat, and releases it. DONE only if every image is settled,
-        and, where `failed` is given, so many of them failed: whoever writes a job's end says by it
-        what was written, for images may be tried again meanwhile.
+        `create` and `retry`. Cancelling drops what is published and waiting; a worker that holds a
+        lease learns it by `states` or a heartbeat, and releases it. DONE only if every image is
+        settled, and, where `failed` is given, so many of them failed: the worker that writes a
+        job's end says by it what was written, for images may be tried again meanwhile.
         Raises `ValueError` for UNKNOWN.
         """
         ...
@@ -120,7 +120,7 @@ class Ledger(Protocol):
 
     def unclaimed(self, job_id: str, older_than_s: float) -> list[Shard]:
         """Shards published longer ago than that and not claimed: their message may be lost. They
-        count as published anew, so that the next caller does not get them too. Nothing while the
+        count as just published, so that the next caller does not get them too. Nothing while the
         job is not active.
         """
         ...

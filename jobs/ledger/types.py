@@ -113,7 +113,7 @@ class JobStatus:
 
     @property
     def settled(self) -> bool:
-        """Whether every image is done or failed."""
+        """True if every image is done or failed."""
         return self.done + self.failed >= self.total
 
 
@@ -177,7 +177,7 @@ class Claim:
 
 
 class Beat(enum.StrEnum):
-    """What a heartbeat learns of a lease."""
+    """Answer to a heartbeat about one lease."""
 
     HELD = "held"
     LOST = "lost"  # stop: somebody else may be at it
@@ -212,7 +212,7 @@ class WorkerInfo:
 
     @property
     def serves(self) -> bool:
-        """Whether it takes shards of its model."""
+        """True if it takes shards of its model."""
         return not self.state.startswith(("stopped", "draining", "unknown"))
 
 
@@ -229,7 +229,7 @@ class Event:
 
 
 def event_order(id: str) -> tuple[int, int]:
-    """What events are ordered by. Raises `ValueError` if this is no id of an event."""
+    """Numbers that events are ordered by. Raises `ValueError` if this is no id of an event."""
     if not re.fullmatch(r"\d+(-\d+)?", id, re.ASCII):
         raise ValueError(f"{id!r} is no id of an event")
     time, _, number = id.partition("-")
@@ -239,15 +239,15 @@ def event_order(id: str) -> tuple[int, int]:
 def given_up(index: int) -> Failure:
     """The failure of an image that too many workers died on.
 
-    The ledger does not know the plan: name and prompt are empty and the seed is 0, for whoever
-    reads it to fill in.
+    The ledger does not know the plan: name and prompt are empty and the seed is 0, for the
+    reader to fill in.
     """
     reason = f"{MOST_DEATHS} workers died while rendering it"
     return Failure(index=index, name="", prompt="", seed=0, reason=reason, attempts=MOST_DEATHS)
 
 
 class Place(NamedTuple):
-    """What two jobs of one id must agree in, as in `NewJob`."""
+    """Values that two jobs of one id must agree in, as in `NewJob`."""
 
     plan: str
     store: str
@@ -278,7 +278,7 @@ def check_images(indices: Iterable[int], total: int) -> list[int]:
 
 
 def unreadable(job_id: str, why: str) -> JobStatus:
-    """What is listed of a job whose entry this version cannot read."""
+    """Status that is listed of a job whose entry this version cannot read."""
     return JobStatus(
         job_id=job_id,
         name="",

@@ -28,7 +28,7 @@ class LocalCluster:
     secret: str = field(repr=False)
 
     def access(self, store: str) -> S3Access | None:
-        """What opens `store`, if it is in the cluster's own bucket."""
+        """Access to `store`, if it is in the cluster's own bucket."""
         if store != f"s3://{BUCKET}" and not store.startswith(f"s3://{BUCKET}/"):
             return None
         return S3Access(self.endpoint, self.key_id, self.secret)
@@ -83,7 +83,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether the process is there: one that was killed could not delete its file."""
+    """True if the process is there: one that was killed could not delete its file."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -37,7 +37,7 @@ VALKEY_GRACE_S = 20.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. folder: absolute. model: a name from the workers' model list."""
+    """Cluster to run. folder: absolute. model: a name from the workers' model list."""
 
     folder: Path
     workers: int
@@ -191,7 +191,7 @@ class _Cluster:
         self._check()  # what answers may be another server that has taken the port
 
     def _check(self) -> None:
-        """Whether all can go on. Without either of the servers, nothing works."""
+        """Raise unless all can go on. Without either of the servers, nothing works."""
         if self._interrupts.count:
             raise _StopAskedError
         for server, kind in ((self._ledger_server, LedgerError), (self._store_server, StoreError)):
@@ -219,7 +219,7 @@ def _end(processes: Sequence[LoggedProcess], grace_s: float, hurried: Callable[[
 
 
 def _pids(ledger: Ledger) -> set[int]:
-    """Of the workers that said they are here."""
+    """Process ids of the workers that said they are here."""
     try:
         return {worker.pid for worker in ledger.workers()}
     except LedgerError:  # a server that ended is found out by looking at its process

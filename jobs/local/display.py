@@ -1,4 +1,4 @@
-"""What `sdbatch local` shows: each part as it becomes ready, then where everything is."""
+"""Display of `sdbatch local`: each part as it becomes ready, then where everything is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.terminal.console import Terminal
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a cluster that is ready. redis: without its password."""
+    """Addresses of a cluster that is ready. redis: without its password."""
 
     redis: str
     store: str

@@ -88,7 +88,7 @@ def _options(state: State) -> list[str]:
 
 
 def seaweed_ready(state: State) -> bool:
-    """Whether it takes objects; the bucket is made if it is not there."""
+    """True if it takes objects; the bucket is made if it is not there."""
     client = boto3.client(
         "s3",
         endpoint_url=endpoint(state),

@@ -1,4 +1,4 @@
-"""What a local cluster keeps in its folder from one start to the next: secrets and ports."""
+"""State that a local cluster keeps in its folder between starts: secrets and ports."""
 
 from __future__ import annotations
 

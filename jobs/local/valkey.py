@@ -61,7 +61,7 @@ def valkey(folder: Path, logs: Path, state: State, *, held: int) -> LoggedProces
 
 
 def valkey_ready(state: State) -> bool:
-    """Whether a server answers there, its data loaded."""
+    """True if a server answers there, its data loaded."""
     client = Redis.from_url(
         redis_url(state), socket_timeout=PROBE_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
     )

@@ -89,7 +89,7 @@ def worker_process(
 def worker_environ(
     environ: Mapping[str, str], *, redis: str, store: str, s3: Mapping[str, str], workers: int
 ) -> dict[str, str]:
-    """What leads workers to the cluster, and to nothing else. s3: AWS_* variables."""
+    """Environment that leads workers to the cluster, and to nothing else. s3: AWS_* variables."""
     kept = {name: value for name, value in environ.items() if not name.startswith("AWS_")}
     if workers > 1:
         kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))

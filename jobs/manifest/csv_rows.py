@@ -148,7 +148,7 @@ class CsvReader:
         return CsvRow(self._file, line, "".join(self._record), columns, self._delimiter)
 
     def _check_header(self, header: list[str], row: CsvRow) -> bool:
-        """Whether the columns are keys of a prompt, each once, or have no name."""
+        """True if the columns are keys of a prompt, each once, or have no name."""
         before = len(self._problems)
         for number, key in enumerate(header):
             if key and key not in PROMPT_KEYS:
@@ -162,7 +162,7 @@ class CsvReader:
         return len(self._problems) == before
 
     def _check_unnamed(self, cells: list[str], columns: Mapping[str, int], row: CsvRow) -> bool:
-        """Whether nothing is under a header that is empty, as pandas writes its index."""
+        """True if nothing is under a header that is empty, as pandas writes its index."""
         named = set(columns.values())
         for number, cell in enumerate(cells):
             if number not in named and cell.strip():
@@ -177,7 +177,7 @@ class CsvReader:
     def _values(
         self, cells: list[str], columns: Mapping[str, int], row: CsvRow
     ) -> dict[str, Any] | None:
-        """What the row sets; None, and a problem, for a cell that nobody can read any more."""
+        """Values of a row; None, and a problem, for a cell that nobody can read any more."""
         values = {}
         for key, number in columns.items():
             cell = cells[number]

@@ -1,4 +1,4 @@
-"""What a manifest names: where files may lie, and what an init image or mask must be."""
+"""Files that a manifest names: where they may lie, and what an init image or mask must be."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Inputs:
         return path
 
     def image(self, text: str, folder: Path) -> InputImage:
-        """What `text` names, from `folder` or as `s3://bucket/key`. Raises `ValueError`."""
+        """Picture that `text` names, from `folder` or as `s3://bucket/key`. Raises `ValueError`."""
         place = text if text.startswith(S3) else folder / text
         seen = self._seen.get(place)
         if seen is None:

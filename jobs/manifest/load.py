@@ -250,7 +250,7 @@ class _Loader:
         )
 
     def _has_prompts(self, top: Node, broken: set[str]) -> bool:
-        """Whether there is a list of prompts to read."""
+        """True if there is a list of prompts to read."""
         assert isinstance(top.value, dict)
         node = top.value.get("prompts")
         if node is not None and isinstance(node.value, list):

@@ -14,10 +14,11 @@ from sd_core.spec import MAX_SIDE, MAX_STEPS, SAMPLERS, SEED_LIMIT, Sampling
 DEFAULT_TEMPLATE = "{index:06d}-s{seed}"
 
 SLUG_CHARS = 40
-"""Of a prompt in a name."""
+"""Characters of a prompt in a name."""
 
 MAX_PART_BYTES = 220
-"""Of a name between slashes, in UTF-8: file systems allow 255, digest and extension follow."""
+"""Bytes of a name between slashes, in UTF-8: file systems allow 255, digest and extension follow.
+"""
 
 _NUMBERS = ("index", "seed", "steps", "width", "height")
 PLACEHOLDERS = (*_NUMBERS, "prompt", "sampler", "guidance", "strength", "name")
@@ -39,7 +40,7 @@ _WIDEST: dict[str, int | str] = {
 
 
 def check_template(template: str) -> str | None:
-    """What is wrong with a template of output names; None if nothing is."""
+    """Flaw of a template of output names; None if there is none."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:

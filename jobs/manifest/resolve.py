@@ -32,11 +32,11 @@ _IMAGES = ("init_image", "mask")
 
 @dataclass(frozen=True)
 class Layer:
-    """What one place in the manifest sets: defaults, the matrix, a file entry, a prompt.
+    """Settings of one place in the manifest: defaults, the matrix, a file entry, a prompt.
 
     values: checked one by one; seeds as an entry has them, images read (None for a bad one).
-    prefix: of the values' paths inside `place`. valid: whether nothing was wrong; otherwise it
-    makes no sense to check what goes together.
+    prefix: of the values' paths inside `place`.
+    valid: false if something was wrong; then it makes no sense to check what goes together.
     """
 
     values: Mapping[str, Any]

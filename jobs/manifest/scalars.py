@@ -77,5 +77,5 @@ def check_text(source: bytes, file: str, problems: ProblemList) -> None:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """What to tell of a file in another encoding."""
+    """Message about a file in another encoding."""
     return f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"

@@ -105,7 +105,7 @@ _ImageLists = TypedDict(  # type: ignore[misc]
 
 @with_config(_STRICT)
 class Settings(_Seeds, _Image, total=False):
-    """What defaults, prompts and rows may set. A prompt's own setting wins over the defaults."""
+    """Settings of defaults, prompts and rows. A prompt's own setting wins over the defaults."""
 
     init_image: Annotated[
         Path,

@@ -53,7 +53,7 @@ class ObjectSource:
 
     @classmethod
     def parse(cls, text: str, open_bucket: Callable[[str], Store]) -> ObjectSource:
-        """Of `s3://bucket/key`; nothing is contacted. Raises `ValueError`."""
+        """Source of `s3://bucket/key`; nothing is contacted. Raises `ValueError`."""
         bucket, _, key = text.removeprefix(S3).partition("/")
         if not key or key.endswith("/"):
             raise ValueError(f"{quote(text)} names no object; expected s3://bucket/key")

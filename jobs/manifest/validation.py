@@ -75,7 +75,7 @@ EXPECTED = {
     "quality": f"{_WHOLE} 1 to 100",
     "webhook": f"an http:// or https:// URL of at most {MAX_URL_CHARS:,} characters",
 }
-"""What a value must be, in the words of error messages, by key."""
+"""Allowed values in the words of error messages, by key."""
 
 
 def explain(
@@ -95,7 +95,7 @@ def explain(
 
 
 def without_errors(values: dict[str, Any], error: ValidationError) -> dict[str, Any]:
-    """What the schema did accept, so that it can be checked further beside the mistakes.
+    """Values that the schema accepted, so that they can be checked further beside the mistakes.
 
     Of the mappings at the top (defaults, matrix, output) only the wrong keys are left out.
     """
@@ -126,7 +126,7 @@ def _wrong_value(path: Path, value: Any) -> str:
 
 
 def _advice(key: str, value: Any) -> str:
-    """What to write instead, for what people bring from other programs; mostly nothing."""
+    """Advice on values that people bring from other programs; mostly empty."""
     if key == "sampler" and isinstance(value, str):
         name, karras = sampler_called(value) or (None, False)
         if karras:
@@ -146,8 +146,8 @@ def _advice(key: str, value: Any) -> str:
 
 
 def text_taken_apart(node: Node, keys: Sequence[str]) -> str | None:
-    """What to tell of `a cat: very fluffy`, which YAML takes for a mapping of one key; None for a
-    mapping whose key is one of `keys`, or nearly.
+    """Message about `a cat: very fluffy`, a text that YAML takes for a mapping of one key; None for
+    a mapping whose key is one of `keys`, or nearly.
     """
     if not isinstance(node.value, dict) or len(node.value) != 1:
         return None

@@ -22,7 +22,7 @@ _DOUBTS = {
 
 @dataclass(frozen=True)
 class YamlDoubts:
-    """What `jobs.manifest.yaml_file.YamlFile` tells its doubts to. file: as messages show it."""
+    """Listener for the doubts of `jobs.manifest.yaml_file.YamlFile`. file: as messages show it."""
 
     file: str
     warnings: WarningList

@@ -18,7 +18,7 @@ MOST_PARTS = 50_000
 """Chunks or segments of a file; of the largest pictures, some thousands."""
 
 MOST_BETWEEN_BYTES = 2**16
-"""What may lie between the segments of a JPEG, before its pixels."""
+"""Most bytes between the segments of a JPEG, before its pixels."""
 
 _EOI, _SOS, _APP1, _APP2 = 0xD9, 0xDA, 0xE1, 0xE2
 _EXIF, _MPF = b"Exif\0\0", b"MPF\0"

@@ -58,7 +58,7 @@ def fit(image: Image.Image, mode: str, width: int, height: int) -> Pixels:
     """The image without transparency, cropped about its centre to the aspect, resized.
 
     image: upright and of 8 bits. mode: "RGB" gives (height, width, 3) uint8, "L" (height, width).
-    Transparent parts become white; as a mask (mode "L") they become black: kept, not painted anew.
+    Transparent parts become white; as a mask (mode "L") they become black: kept, not repainted.
     """
     ground = "white" if mode == "RGB" else "black"
 

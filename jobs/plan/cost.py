@@ -11,8 +11,8 @@ from jobs.task import Task
 from sd_core.sampling.samplers import evaluations
 
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.4, "webp": 0.25}
-"""Of photographs from Stable Diffusion at quality 95; flat drawings take a tenth. An estimate for
-buying disks, good to a factor of two."""
+"""Bytes a pixel of photographs from Stable Diffusion at quality 95; flat drawings take a tenth. An
+estimate for buying disks, good to a factor of two."""
 
 _BYTES_PER_IMAGE = 3000
 """Metadata inside the image, its record and its line of the plan."""
@@ -20,11 +20,15 @@ _BYTES_PER_IMAGE = 3000
 
 @dataclass
 class PlanSummary:
-    """What a job will cost.
+    """Cost of a job.
 
-    images: how many. evaluations: of the model, over all images. rows: of the model's batches: an
-    evaluation is two, or one with guidance 1. shapes: (width, height) in pixels -> images.
-    samplers: name -> images. inputs: distinct init images and masks. output_bytes: an estimate.
+    images: how many.
+    evaluations: of the model, over all images.
+    rows: of the model's batches: an evaluation is two, or one with guidance 1.
+    shapes: (width, height) in pixels -> images.
+    samplers: name -> images.
+    inputs: distinct init images and masks.
+    output_bytes: an estimate.
     first, last: the first and last task; None if there is none.
     """
 

@@ -1,6 +1,6 @@
 """One pass over all tasks of a job: its cost, its digest, its shards and the parts of its plan.
 
-A million tasks take some ten seconds to make, so whoever needs them again takes them from here.
+A million tasks take some ten seconds to make, so code that needs them again takes them from here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jobs.plan.task_line import read_task
 from jobs.task import Task
 
 IN_MEMORY_BYTES = 32 * 2**20
-"""Of compressed parts; those of a million ordinary prompts. More go to a temporary file."""
+"""Bytes of compressed parts: a million ordinary prompts. More go to a temporary file."""
 
 
 class Expansion:

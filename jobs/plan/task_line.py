@@ -1,6 +1,6 @@
 """Reading a line of a plan: text that anybody may have written, checked before it becomes a task.
 
-The limits are those of the manifest, whoever wrote the plan.
+The limits are those of the manifest, for anybody may have written the plan.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from jobs.task import IMAGE_FORMATS, Task, input_digest
 from sd_core.spec import ADDED_SETTINGS, SAMPLERS, Sampling
 
 MAX_LINE_BYTES = 2 * 12 * MAX_PROMPT_CHARS + 2**16
-"""Of one task: two prompts of characters that JSON escapes in 12 bytes each, and all the rest."""
+"""Bytes of one task: two prompts of characters that JSON escapes in 12 bytes each, and all the
+rest.
+"""
 
 _SUFFIX = "-0123456789abcdef.webp"  # what an image's name is at most followed by
 

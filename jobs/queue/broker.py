@@ -26,7 +26,7 @@ _OPTIONS = (
     *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval"),
     *("retry_on_timeout", "max_connections", "client_name"),
 )
-"""What Celery's transport takes of the options that redis-py takes in a URL."""
+"""Options of a redis-py URL that Celery's transport takes, too."""
 
 
 def broker_settings(url: str) -> tuple[str, dict[str, Any]]:

@@ -86,7 +86,7 @@ _MESSAGE = TypeAdapter(_Message)
 
 
 def to_message(shard: Shard) -> dict[str, Any]:
-    """What is sent: no prompts, only which images."""
+    """Message for a shard: no prompts, only which images."""
     return {
         "job": shard.job_id,
         "shard": shard.number,

@@ -1,4 +1,4 @@
-"""What people look at when a job is done: contact sheets and a gallery page.
+"""Contact sheets and a gallery page: people look at them when a job is done.
 
 Both are made from records and images in the store, so they can be made again at any time.
 """

@@ -110,7 +110,7 @@ def _shown(record: Record) -> dict[str, Any]:
 def _split(
     images: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What is the same in all images, said once, and what is left of each."""
+    """Fields that are the same in all images, said once, and the rest of each image."""
     if not images:
         return {}, []
     common = {

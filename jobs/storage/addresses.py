@@ -31,7 +31,7 @@ def canonical_address(url: str) -> str:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two addresses name the same store, also by way of links. Raises like
+    """True if two addresses name the same store, also by way of links. Raises like
     `canonical_address`.
     """
     one, other = canonical_address(one), canonical_address(other)
@@ -44,7 +44,7 @@ def same_place(one: str, other: str) -> bool:
 
 
 def is_within(url: str, place: str) -> bool:
-    """Whether a store is at `place` or in a folder below it. Raises like `canonical_address`."""
+    """True if a store is at `place` or in a folder below it. Raises like `canonical_address`."""
     url, place = canonical_address(url), canonical_address(place)
     if "://" in url or "://" in place:
         return url == place or url.startswith(f"{place}/")

@@ -1,4 +1,4 @@
-"""What every store can do, and the rules for its keys.
+"""Store: the protocol of every store, and the rules for its keys.
 
 A store is a flat map from keys to bytes, like a bucket. Its one promise beyond that: `put` without
 `overwrite` lets the first writer win, also between processes and machines. Jobs lean on it: two
@@ -67,12 +67,12 @@ class Store(Protocol):
 
         limit_bytes: more than any object of this kind has. One that is larger raises
         `DamagedError`, and no more than the limit is read of it. Stores take `MAX_OBJECT_BYTES` by
-        themselves; whoever knows the kind says less.
+        themselves; a caller that knows the kind says less.
         """
         ...
 
     def head(self, key: str) -> ObjectInfo | None:
-        """What is known of the object without reading it; None if there is none."""
+        """Facts about the object without reading it; None if there is none."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -99,7 +99,7 @@ class Store(Protocol):
 
 
 def is_segment(name: str) -> bool:
-    """Whether `name` may be one part of a key, between two slashes."""
+    """True if `name` may be one part of a key, between two slashes."""
     return _flaw(name) is None
 
 
@@ -125,7 +125,7 @@ def check_prefix(prefix: str) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Whether `key` is one; a bucket or a folder may hold other objects, too."""
+    """True if `key` is one; a bucket or a folder may hold other objects, too."""
     return all(map(is_segment, key.split("/")))
 
 
@@ -139,7 +139,7 @@ def too_large(where: str, size_bytes: int | None, limit_bytes: int) -> DamagedEr
 
 
 def _flaw(segment: str) -> str | None:
-    """What is wrong with this part of a key; None if nothing is."""
+    """Flaw of this part of a key; None if there is none."""
     if not segment:
         return "it is empty, starts or ends with a slash, or has two slashes in a row"
     if segment in (".", ".."):

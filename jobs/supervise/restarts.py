@@ -53,5 +53,5 @@ class Restarts:
         return pause_s
 
     def due(self) -> bool:
-        """Whether it is time to start the process again."""
+        """True if it is time to start the process again."""
         return self._clock() >= self._due_at_s

@@ -1,4 +1,4 @@
-"""What commands say: results to stdout, errors and progress to stderr, JSON where asked for."""
+"""Output of commands: results to stdout, errors and progress to stderr, JSON where asked for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Terminal:
         click.echo(json.dumps(values, indent=2))
 
     def warn(self, warnings: Iterable[ManifestWarning]) -> None:
-        """What may not be meant; one line a kind. For programs, it is in the document."""
+        """Say what may not be meant; one line a kind. For programs, it is in the document."""
         for warning in warnings:
             if self.json:
                 self._warnings.append(warning.to_json())
@@ -66,7 +66,7 @@ class Terminal:
             self.err.print(_problem_line(first, "warning: ", f"{first.message}{times}"))
 
     def error(self, error: Exception) -> None:
-        """What went wrong; one line a problem."""
+        """Say what went wrong; one line a problem."""
         problems = error.problems if isinstance(error, ManifestError) else []
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         if self.json:
@@ -85,7 +85,7 @@ class Terminal:
         self.err.print(Text(counted(len(problems), "problem"), style="bold red"))
 
     def note(self, lines: Iterable[str]) -> None:
-        """What a person may want to know beside the result; nothing for programs."""
+        """Say what a person may want to know beside the result; nothing for programs."""
         for line in () if self.json else lines:
             self.err.print(Text(_printable(line)))
 

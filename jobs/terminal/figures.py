@@ -55,7 +55,7 @@ def figures_of(job: JobStatus) -> Figures:
 
 def _under_way(job: JobStatus) -> float:
     """Evaluations of images that are not settled yet, so far as their shards are held: the others
-    begin anew.
+    begin again.
     """
     per_image = job.evaluations / max(1, job.total)
     held = per_image * job.leased * job.total / max(1, job.shards)

@@ -1,4 +1,4 @@
-"""What a running job tells a person: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a running job: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ProgressDisplay:
             self._live.stop()
 
     def show(self, *, at_once: bool = False) -> None:
-        """What the figures are by now. at_once: without a terminal, too."""
+        """Show the figures of now. at_once: without a terminal, too."""
         figures = self._figures()
         if self._live is not None and self._task is not None:
             total = max(1, figures.evaluations)
@@ -80,7 +80,7 @@ class ProgressDisplay:
 
 
 class _Counts(ProgressColumn):
-    """What is done, as much of it as the terminal has room for beside a bar."""
+    """Counts beside a bar, as much of them as the terminal has room for."""
 
     def __init__(self, figures: Callable[[], Figures], console: Console) -> None:
         super().__init__(table_column=Column(no_wrap=True))

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 
 def restart_in_utf8() -> None:
-    """Begin this program anew in Python's UTF-8 mode, if the locale is another one.
+    """Begin this program again in Python's UTF-8 mode, if the locale is another one.
 
     Names of pictures, of files in a manifest and in messages are of all languages. In an ASCII
     locale Python could neither write nor print them, and would end in the middle of a job.

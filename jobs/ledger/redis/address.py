@@ -38,7 +38,7 @@ _Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
 @with_config(ConfigDict(extra="forbid"))
 class _Options(TypedDict, total=False):
-    """What may follow in `?name=value&…`."""
+    """Options that may follow in `?name=value&…`."""
 
     db: Annotated[int, Field(ge=0, lt=10**9)]
     username: str

@@ -24,7 +24,7 @@ def pack_images(indices: Iterable[int], total: int) -> bytearray:
 
 
 def holds(bitmap: bytes, index: int) -> bool:
-    """Whether this image is in a bitmap, which may end before it."""
+    """True if this image is in a bitmap, which may end before it."""
     return index >> 3 < len(bitmap) and bool(bitmap[index >> 3] & 0x80 >> (index & 7))
 
 

@@ -1,4 +1,4 @@
-"""What to do about an error of redis-py. Nothing here repeats a password."""
+"""Kinds of errors of redis-py, and words for them. Nothing here repeats a password."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _KINDS: dict[type[errors.RedisError], str] = {
 _NOBODY = re.compile(
     r"refused|not known|No address|name resolution|No such file|unreachable|No route"
 )
-"""What an error of a connection says where there is no server."""
+"""Words of a connection's error where there is no server."""
 
 _START = (
     "start a Redis or Valkey server there (sdbatch local does, with workers), or give another "
@@ -56,11 +56,11 @@ _START = (
 _FLAWS = re.compile(
     r"WRONGTYPE|not an integer|not a valid float|overflow|attempt to|bad argument|too short"
 )
-"""As `lua/common.lua` lists them."""
+"""Flaws of stored values, as `lua/common.lua` lists them."""
 
 
 def is_flaw(error: errors.RedisError) -> bool:
-    """Whether the server says that something it holds is not of the kind that it must be."""
+    """True if the server says that something it holds is not of the kind that it must be."""
     return isinstance(error, errors.ResponseError) and bool(_FLAWS.search(str(error)))
 
 

@@ -169,7 +169,7 @@ class RedisLedger:
         return self._statuses([job.decode("utf-8", "replace") for job in ids])
 
     def _statuses(self, job_ids: Sequence[str]) -> list[JobStatus]:
-        """Of those that there are."""
+        """Statuses of those jobs that there are."""
 
         def read(client: Any) -> Any:
             with client.pipeline() as pipe:

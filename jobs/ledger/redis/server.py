@@ -29,7 +29,7 @@ class Server:
         self.place = _place(client)
 
     def run(self, script: str, *args: str | bytes | int) -> Any:
-        """What `lua/<script>.lua` answers. Raises `LedgerError`."""
+        """Run `lua/<script>.lua`; its answer. Raises `LedgerError`."""
         code = load(script)
 
         def call(client: Any) -> Any:
@@ -41,7 +41,7 @@ class Server:
         return self.ask(call)
 
     def ask(self, question: Callable[[Any], Any]) -> Any:
-        """What `question` returns, called with the client; again if the connection breaks.
+        """Call `question` with the client, again if the connection breaks; its answer.
 
         The answer may be what was lost, so a question must be safe to ask twice. Raises
         `LedgerError`.
@@ -59,7 +59,7 @@ class Server:
 
 
 def _may_pass(error: errors.RedisError) -> bool:
-    """Whether asking again can help."""
+    """True if asking again can help."""
     if isinstance(error, (errors.AuthenticationError, errors.AuthorizationError)):
         return False  # these are connection errors to redis-py
     return isinstance(error, (errors.ConnectionError, errors.TimeoutError))

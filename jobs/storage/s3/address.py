@@ -60,7 +60,7 @@ class S3Address:
 
     @property
     def root(self) -> str:
-        """What the names of all the store's objects start with: empty, or it ends with a slash."""
+        """Beginning of the names of all the store's objects: empty, or it ends with a slash."""
         return f"{self.prefix}/" if self.prefix else ""
 
     def name(self, key: str) -> str:

@@ -21,7 +21,7 @@ CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 
 CONNECTIONS = 32
-"""Kept open at once; more threads than this wait for nothing, but connect anew."""
+"""Kept open at once; more threads than this wait for nothing, but connect again."""
 
 
 class Clients:
@@ -83,6 +83,6 @@ def _session_options(access: S3Access | None) -> dict[str, Any]:
 
 
 def is_aws(client: S3Client) -> bool:
-    """Whether the client talks to AWS itself rather than to a compatible server."""
+    """True if the client talks to AWS itself rather than to a compatible server."""
     host = urlsplit(client.meta.endpoint_url).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))

@@ -90,7 +90,7 @@ def _metadata(client: S3Client, bucket: str, name: str) -> dict[str, str] | None
 
 
 def honours_if_none_match(client: S3Client, bucket: str, root: str) -> bool:
-    """Whether the first writer wins here, also in a race; found out with objects below `root`.
+    """True if the first writer wins here, also in a race; found out with objects below `root`.
 
     root: empty, or it ends with a slash. Raises what boto3 raises if nothing can be written at all.
     """
@@ -114,7 +114,7 @@ def honours_if_none_match(client: S3Client, bucket: str, root: str) -> bool:
 
 
 def _is_refused(client: S3Client, probe: PutObjectRequestTypeDef) -> bool:
-    """Whether the object, which is there, is not written again."""
+    """True if the object, which is there, is not written again."""
     try:
         return not put_first(client, {**probe, "Metadata": {PUT_ID: new_put_id()}})
     except ClientError as error:
@@ -125,7 +125,7 @@ def _is_refused(client: S3Client, probe: PutObjectRequestTypeDef) -> bool:
 
 
 def _one_wins(client: S3Client, race: PutObjectRequestTypeDef) -> bool:
-    """Whether exactly one of several concurrent writers is told that it wrote, and did."""
+    """True if exactly one of several concurrent writers is told that it wrote, and did."""
     start = threading.Barrier(RACERS)
     bodies = [f"racer {number}".encode() for number in range(RACERS)]
 

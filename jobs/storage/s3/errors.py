@@ -1,4 +1,4 @@
-"""What went wrong with an S3 server, in words that say what to do about it.
+"""Errors of an S3 server, in words that say what to do about them.
 
 The one place where errors of boto3 become ours. Credentials are in none of the messages: servers
 are quoted by their error codes only, and credential helpers not at all.
@@ -161,7 +161,7 @@ def status(error: boto.ClientError) -> int:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a server that has worked before may be well again in a while."""
+    """True if a server that has worked before may be well again in a while."""
     if isinstance(error, boto.ClientError):
         return status(error) in (429, 500, 502, 503, 504) or error_code(error) in _THROTTLED
     if isinstance(error, (boto.SSLError, boto.ProxyConnectionError)):

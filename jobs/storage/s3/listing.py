@@ -33,7 +33,7 @@ def in_key_order(pages: Pages, prefix: str) -> Iterator[ObjectTypeDef]:
     if not first.get("IsTruncated"):
         yield from sorted(first.get("Contents", []), key=lambda found: found["Key"])
         return
-    folders: list[str] = []  # a heap: met already, but names that sort before theirs may follow
+    folders: list[str] = []  # a heap: met already, but names that sort before may follow
     for page in pages(prefix, "/"):
         met: list[tuple[str, ObjectTypeDef | None]] = sorted(
             chain(

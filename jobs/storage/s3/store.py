@@ -121,7 +121,7 @@ class S3Store:
         return self._ask("read", key, read)
 
     def _body(self, answer: GetObjectOutputTypeDef, key: str, limit_bytes: int) -> bytes:
-        """What was answered, as far as it is within the limit. Raises `DamagedError`."""
+        """Bytes of an answer, if they are within the limit. Raises `DamagedError`."""
         body, size_bytes = answer["Body"], answer.get("ContentLength")
         with contextlib.closing(body):  # of what is not read, the rest does not come
             if size_bytes is not None and size_bytes > limit_bytes:
@@ -196,7 +196,7 @@ class S3Store:
             self._probe(patient=False)
 
     def _is_conditional(self) -> bool:
-        """Whether the server honours If-None-Match; found out at the first call."""
+        """True if the server honours If-None-Match; found out at the first call."""
         with self._probing:
             return self._probe() if self._conditional is None else self._conditional
 
@@ -253,7 +253,7 @@ class S3Store:
             raise error
 
     def _ask(self, action: str, key: str, call: Callable[[S3Client], T], patient: bool = True) -> T:
-        """What `call` returns, its errors explained; a server that was there before is waited for.
+        """Return what `call` returns, its errors explained; a server that was there is waited for.
 
         action: read, write, delete or list. key: empty where no object is meant. patient: False
         gives up after few tries.
