@@ -1,6 +1,8 @@
 # Everything runs from .venv, which `make` creates; PYTHON names the interpreter to create it with.
 PYTHON ?= python3
 BIN := .venv/bin
+# One more than there are cores, as many tests wait for servers and processes.
+PARALLEL = -n $$(($$(nproc) + 1)) --dist worksteal
 RUN := $(BIN)/python
 
 .PHONY: help demo test test-slow test-cpus bench lint format reference sbom install clean
@@ -32,7 +34,8 @@ reference: install  ## Write docs/reference.md from the code
 	$(RUN) -m tests.reference
 
 test: lint  ## All checks that take minutes: run before a commit
-	$(RUN) -m pytest -n auto --dist worksteal -m 'not slow'
+	$(RUN) -m pytest $(PARALLEL) -m 'not slow' --cov --cov-report=
+	@echo "coverage: $$($(BIN)/coverage report --format=total) % ($(BIN)/coverage report says of what)"
 
 test-slow: install  ## Checks that take long or gigabytes
 	$(RUN) -m pytest -m slow
@@ -45,7 +48,7 @@ cpu-avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 cpu-sse41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
 test-cpus: install  ## Model and engine as on lesser CPUs
-	$(foreach cpu,$(CPUS),$(cpu-$(cpu)) $(RUN) -m pytest -n auto --dist worksteal -m 'not slow' \
+	$(foreach cpu,$(CPUS),$(cpu-$(cpu)) $(RUN) -m pytest $(PARALLEL) -m 'not slow' \
 		$(MODEL_TESTS) &&) true
 
 # OpenVINO is only ever a peer; --no-deps leaves out its telemetry.
