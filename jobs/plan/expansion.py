@@ -13,6 +13,8 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any
 
+from jobs.errors import InputError
+from jobs.formatting import reason
 from jobs.plan.cost import CostFold, PlanSummary
 from jobs.plan.part import PART_SIZE, dump, pack, unpacked
 from jobs.plan.shards import ShardTable
@@ -47,7 +49,8 @@ class Expansion:
         """total: how many tasks there are. head: JSON values that the digest covers besides them.
         keep_parts: for `parts` and `tasks`, which a mere estimate does without.
 
-        Raises `InputError` for prompts that are too long together for a plan.
+        Raises `InputError` for prompts that are too long together for a plan, and where a temporary
+        file cannot be written.
         """
         self.has_parts = keep_parts
         self._spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
@@ -63,10 +66,18 @@ class Expansion:
                 shards.add(task)
                 digest.update(f"\n{task.name}\n{task.canonical_json()}".encode())
             if keep_parts:
-                data = pack(dump(part), len(self._sizes))
-                self._spool.write(data)
-                self._sizes.append(len(data))
+                self._keep(pack(dump(part), len(self._sizes)))
         self.cost, self.shards, self.digest = cost.summary(), shards, digest.hexdigest()
+
+    def _keep(self, data: bytes) -> None:
+        try:
+            self._spool.write(data)
+        except OSError as error:
+            raise InputError(
+                f"the plan of a large job needs a temporary file: {reason(error)}; TMPDIR names "
+                "the folder for it"
+            ) from None
+        self._sizes.append(len(data))
 
     def parts(self) -> Iterator[bytes]:
         """The parts of the plan in order, as they are stored."""

@@ -66,6 +66,13 @@ def test_many_parts_go_to_a_file(monkeypatch):
     assert list(expansion.tasks()) == row_of(40)
 
 
+def test_a_temporary_folder_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setattr("jobs.plan.expansion.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(InputError, match=r"no such file or directory; TMPDIR names the folder"):
+        Expansion(row_of(40), 40, HEAD, part_size=10)
+
+
 def test_prompts_that_are_too_long_together(monkeypatch):
     monkeypatch.setattr("jobs.plan.part.MAX_PART_TEXT_BYTES", 1000)
     with pytest.raises(InputError, match="from image 0 on, are too long together"):
