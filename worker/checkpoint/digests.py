@@ -128,7 +128,7 @@ def _stat(path: Path) -> Facts:
 
 @functools.cache
 def _code() -> str:
-    """Digest of the code that reads weights and hashes them: another version may do it otherwise."""
+    """Digest of the code that reads weights and hashes them; another version may differ."""
     digest = hashlib.sha256()
     core = Path(str(resources.files("sd_core")))
     modules = [core / name for name in ("spec.py", "model/tokenizer.py", "vocab/bpe.py")]

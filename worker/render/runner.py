@@ -215,7 +215,7 @@ class Runner:
         evaluations_left: int,
         pool: ThreadPoolExecutor,
     ) -> None:
-        """Finish or save an image that left the engine, on a finishing thread; then free its slot."""
+        """Finish or save an image that left the engine, on a finishing thread; free its slot."""
         error = None if future.cancelled() else future.exception()
         begun_anew = False
         try:
