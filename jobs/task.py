@@ -45,7 +45,7 @@ class Task:
     format: str = IMAGE_FORMATS[0]
 
     def canonical(self) -> dict[str, Any]:
-        """All that determines the pixels and the format, and nothing else (not index nor name)."""
+        """Values that determine the pixels and the format, and no others (not index nor name)."""
         sampling = self.sampling
         values: dict[str, Any] = {
             "prompt": self.prompt,

@@ -12,7 +12,7 @@ from jobs.folder.records import Record, dump_lines, read_lines
 from jobs.plan.shards import ShardTable
 
 FLUSH_EVERY_S = 5.0
-"""Between two writes of a shard's file; what a crash may cost is read off the images again."""
+"""Seconds between two writes of a shard's file. Lines lost by a crash are read off images."""
 
 
 class ShardRecords:

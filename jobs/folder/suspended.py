@@ -24,9 +24,11 @@ class SavedImages:
         self._lock = threading.Lock()
 
     def take(self, index: int, spec: str, *, limit_bytes: int) -> bytes | None:
-        """Where an image was left, if it was. spec: its digest, 64 hex digits. limit_bytes: more
-        than such an image's state has, and no more is read
-        (`sd_core.engine.model_runner.largest_state`).
+        """State in which an image was left; None if there is none.
+
+        spec: digest of the image, 64 hex digits.
+        limit_bytes: more than such an image's state has (`largest_state` of
+            `sd_core.engine.model_runner`); no more is read.
         """
         key = self._folder.keys.saved(index, spec)
         try:

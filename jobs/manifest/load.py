@@ -171,7 +171,7 @@ class _Loader:
         self._yaml = YamlFile(source, self._file, self._problems, YamlDoubts(self._file, warnings))
 
     def load(self) -> Manifest:
-        """Both passes. Raises `ManifestError`."""
+        """Read the head, then the prompts. Raises `ManifestError`."""
         top, broken = self._yaml.mapping(streamed="prompts")
         place = NodePlace(self._file, "", top)
         head, valid = self._head(top, broken)

@@ -13,7 +13,7 @@ Path = tuple[str | int, ...]
 
 
 class Place(Protocol):
-    """Where a prompt's settings were read from, so that a problem can point at one of them."""
+    """Place that a prompt's settings were read from: a problem can point at one of them."""
 
     @property
     def file(self) -> str: ...

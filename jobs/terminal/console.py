@@ -25,7 +25,7 @@ SHOW_PROGRESS_AFTER_S = 1.0
 
 
 class Terminal:
-    """Where a command's words go. json: the command was called with --json."""
+    """Output of one command. json: the command was called with --json."""
 
     def __init__(self, *, json: bool) -> None:
         self.json = json

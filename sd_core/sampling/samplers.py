@@ -57,7 +57,7 @@ class StepTable:
 
     @property
     def history(self) -> int:
-        """How many past outputs the update reads, the newest included."""
+        """Number of past outputs that the update reads, the newest included."""
         return self.B.shape[1]
 
 
@@ -239,7 +239,7 @@ def dpmpp_2m(grid: Grid) -> StepTable:
 
 
 def _last_alpha(grid: Grid) -> float:
-    """Where a table ends; a grid without points leaves its clean latent alone."""
+    """Cumulative alpha at which a table ends: 1, a clean latent, for a grid without points."""
     return float(grid.alphas_next[-1]) if len(grid) else 1.0
 
 

@@ -59,7 +59,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class VAECheckpoint:
-    """An autoencoder on its own. scale_factor_known: whether a config gave it, not a convention."""
+    """An autoencoder on its own. scale_factor_known: true if a config gave it, not a convention."""
 
     spec: VAESpec
     part: Part

@@ -13,7 +13,9 @@ from worker.render.inputs import Inputs
 
 @dataclass(frozen=True)
 class RenderJob:
-    """folder: the job's, filled by `prepare`.
+    """A job, and what renders it.
+
+    folder: the job's, filled by `prepare`.
     described: its `job.json`.
     engine, model: what renders it, and how records name that.
     inputs: its init images and masks.
