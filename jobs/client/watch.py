@@ -19,7 +19,7 @@ from jobs.terminal.progress import ProgressDisplay
 
 EVERY_S = 1.0
 PATIENCE_S = 60.0
-"""How long a ledger may be away before that is an error."""
+"""How long a ledger may be unreachable before that is an error."""
 
 ENDED = (JobState.DONE, JobState.CANCELLED)
 
@@ -35,8 +35,8 @@ def watch(
     """Shows images, steps, rate, time left and what holds the job up, until it is done or
     cancelled; how it ended.
 
-    Raises `NotFoundError` if it is forgotten meanwhile, `LedgerError` if the ledger is away for
-    longer than a restart takes.
+    Raises `NotFoundError` if it is forgotten meanwhile, `LedgerError` if the ledger is unreachable
+    for longer than a restart takes.
     """
     status = ledger.status(job_id)
     if status.state in ENDED:

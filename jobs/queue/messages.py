@@ -27,7 +27,7 @@ TASK = "worker.render_shard"
 
 CELERY_SETTINGS: Mapping[str, Any] = {
     "broker_connection_retry_on_startup": True,
-    # By Celery's default, a worker whose broker is away for most of an hour ends.
+    # By Celery's default, a worker whose broker is unreachable for most of an hour ends.
     "broker_connection_max_retries": None,
     "task_acks_late": True,
     "worker_prefetch_multiplier": 1,

@@ -52,7 +52,7 @@ class _DoubtError(Exception):
 
 def identity(choice: ModelChoice) -> str | None:
     """64 hex digits that stand for the model's files as they are now, and for what reads them; None
-    if that cannot be said: a file is missing, or a server is away.
+    if that cannot be said: a file is missing, or a server is unreachable.
     """
     config = None if choice.config is None else str(choice.config)
     try:

@@ -57,7 +57,7 @@ def load(choice: ModelChoice) -> LatentDiffusion:
     """The model, checked against its digest where one is named, and made ready for its device.
 
     What comes from a bucket and is not what its digest says is downloaded once more.
-    Raises `ModelError`, and `StoreError` if it is in a bucket whose server is away.
+    Raises `ModelError`, and `StoreError` if it is in a bucket whose server is unreachable.
     """
     if not choice.source.startswith(S3):
         return _load(choice, choice.source)

@@ -82,7 +82,7 @@ def _version_name(files: Sequence[RemoteFile]) -> str:
 
 
 def _instead(folder: Path, pinned: bool, error: StoreError) -> Path:
-    """The version that was there last, for a server that is away."""
+    """The version that was there last, for a server that is unreachable."""
     try:
         kept = folder / (folder / "latest").read_text()
     except FileNotFoundError:

@@ -51,7 +51,7 @@ class RemoteFile:
 class RemoteModel:
     """source: `s3://bucket/key` of a single file, or `s3://bucket/folder/` in the diffusers format.
 
-    All methods raise `ModelError`, or `StoreError` for what may pass: the server is away.
+    All methods raise `ModelError`, or `StoreError` for what may pass: the server is unreachable.
     """
 
     def __init__(self, source: str) -> None:

@@ -41,7 +41,7 @@ class Health:
     def document(self) -> tuple[int, dict[str, Any]]:
         """The HTTP status, 200 or 503, and what to say with it.
 
-        With the ledger away it stays 200: another process would not reach it either.
+        With the ledger unreachable it stays 200: another process would not reach it either.
         """
         if self._watched is None:
             return 200, {"status": "ok", "state": "starting", "model": self._model}

@@ -169,7 +169,7 @@ class Runner:
         """Hand the task to the engine. from_start: whatever was saved of its image."""
         try:
             request = self._request(task)
-        except StoreError:  # not of this image: the store is away
+        except StoreError:  # not of this image: the store is unreachable
             raise
         except Exception as error:  # an input that is gone, damaged, or odd in a way of its own
             self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))

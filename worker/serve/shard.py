@@ -79,7 +79,8 @@ class LedgerReporter(Observer):
                 self._settling.release()
 
     def finish(self) -> None:
-        """Settles the rest, however long the ledger is away: what is done is not thrown away.
+        """Settles the rest, however long the ledger is unreachable: what is done is not thrown
+        away.
 
         Ends early if the lease is lost. Raises `StoreError` if the records cannot be written, and
         `DamagedLedgerError`, as waiting does not help there.

@@ -40,7 +40,9 @@ first of these, for other jobs wait.
 """
 
 STORE_FAILURES = 3
-"""Shards in a row that failed because a store is away, after which the worker stops taking work."""
+"""Shards in a row that failed because a store is unreachable, after which the worker stops taking
+work.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Worker:
         """Renders the shard that a message named, if the ledger says so; then forget the message.
 
         False if this worker takes no more work: the message is for another one. Raises
-        `LedgerError` if the ledger is away: then it is not known whether the shard was claimed, and
-        its lease runs out if it was.
+        `LedgerError` if the ledger is unreachable: then it is not known whether the shard was
+        claimed, and its lease runs out if it was.
         """
         with self._isolation.shared():
             claim = self._claim(shard)
@@ -215,9 +217,9 @@ class Worker:
     def _failed(self, error: SdbatchError, store: Store | None) -> float:
         """Counts a shard that failed as a whole, and stops if it is one too many; seconds to pause.
 
-        Only stores that are away end a worker. A job whose folder is gone or damaged, or that wants
-        other weights, would end all workers one by one; a ledger that is away is away for a new
-        process too.
+        Only stores that are unreachable end a worker. A job whose folder is gone or damaged, or
+        that wants other weights, would end all workers one by one; a ledger that is unreachable is
+        so for a new process too.
         """
         if not isinstance(error, StoreError) or (store is not None and _works(store)):
             return self._pause_s[0]

@@ -52,7 +52,7 @@ CHECK_RETRIES = 2
 """The same while the store is checked: a wrong address should be told within seconds."""
 
 PATIENCE_S = 60.0
-"""How long a server that has answered before may be away, being restarted for instance.
+"""How long a server that has answered before may be unreachable, being restarted for instance.
 
 boto3's retries alone do not last: all threads share a quota of them, which a short outage uses up.
 """
