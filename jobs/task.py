@@ -17,7 +17,11 @@ DEFAULT_QUALITY = 95
 """Quality of pictures in jpeg and webp, 1 to 100."""
 
 Reproducible = Literal["exact", "fast"]
-"""How an image's bytes may depend on what else is rendered: not at all, or in their last bits."""
+"""The dependence of an image's bytes on the images rendered beside it.
+
+    exact  none
+    fast   in the last bits
+"""
 
 _INPUT_NAME = re.compile(r"([0-9a-f]{64})\.(png|jpg|webp)")
 

@@ -15,7 +15,7 @@ from worker.faults import Reason
 class Observer:
     """Told as shards and images move; an observer overrides what it wants to know.
 
-    Methods are called from several threads, return at once and do not raise.
+    Methods are called from several threads and return at once.
     """
 
     def claimed(self, answer: ClaimAnswer) -> None:

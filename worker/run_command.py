@@ -79,7 +79,8 @@ def run_manifest(
     )
     address = options.store or manifest.output.store or settings.store
     store = open_store(address, endpoint=options.endpoint)
-    plan = manifest.expansion.cost
+    with terminal.status("planning"):
+        plan = manifest.expansion.cost
     if options.job is None:
         with terminal.status("looking for earlier jobs"):
             job_id, tasks = manifest.job_id(), manifest.expansion.tasks()

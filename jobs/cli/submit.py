@@ -83,9 +83,11 @@ def submit(
     address = given or settings.job_store
     opened = open_store_at(settings, address, endpoint, given=bool(given))
     ledger = ledger_at(redis)
+    with terminal.status("planning"):
+        expansion = read.expansion
     if job is None:
         with terminal.status("looking for earlier jobs"):
-            earlier = earlier_job_lines(opened, read, read.job_id(), read.expansion.tasks())
+            earlier = earlier_job_lines(opened, read, read.job_id(), expansion.tasks())
         terminal.note(earlier)
     submitted = submit_manifest(
         read,

@@ -29,11 +29,13 @@ def prepare(
     reproducible: Reproducible = JobFile.reproducible,
     force: bool = False,
 ) -> tuple[JobFile, ShardTable]:
-    """Writes what is not there yet, or damaged; what the job is, and its shards.
+    """Writes the files of a job's folder that are missing or damaged, before its images.
 
-    priority: None keeps that of a job that is there. reproducible: for a manifest that says nothing
-    of it. force: images of another model or quality
-    are to be replaced, so the job that they were of gives way, if its prompts are the same.
+    priority: None keeps that of a job that is there.
+    reproducible: for a manifest that says nothing of it.
+    force: replaces a job of the same prompts whose images are of another model or quality.
+
+    Returns the job's file and the table of its shards.
     Raises `JobConflictError` for a folder that holds another plan, which then stays as it is, and
     `InputError` for a picture that changed since the manifest was read.
     """

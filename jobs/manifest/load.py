@@ -26,7 +26,7 @@ from jobs.manifest.prompt_files import SUFFIXES, RowReader
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.resolve import Layer, Resolver
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TOP_KEYS
+from jobs.manifest.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TEXT_KEYS, TOP_KEYS
 from jobs.manifest.seed_warnings import SeedWatch
 from jobs.manifest.sources import Source, read_file
 from jobs.manifest.validation import EXPECTED, explain, text_taken_apart, without_errors
@@ -204,7 +204,7 @@ class _Loader:
 
     def _head(self, top: Node, broken: set[str]) -> tuple[dict[str, Any], bool]:
         """Everything but the prompts, without what is wrong; and whether nothing was."""
-        values = plain(top)
+        values = plain(top, TEXT_KEYS)
         values.pop("prompts", None)
         if "version" in broken:
             values["version"] = 1  # its problem is known already
@@ -294,7 +294,7 @@ class _Loader:
         """One item of `prompts`."""
         place = NodePlace(self._file, f"prompts[{number}]", node)
         if isinstance(node.value, dict):
-            values = plain(node)
+            values = plain(node, TEXT_KEYS)
             apart = text_taken_apart(node, (*PROMPT_KEYS, "file"))
             if apart is not None:
                 self._problems.at(place, (), apart)

@@ -7,7 +7,7 @@ time, so memory and time stay in proportion to the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NoReturn
 
 import yaml
@@ -17,7 +17,6 @@ from jobs.formatting import quote
 from jobs.limits import MAX_NESTING, MAX_VALUES
 from jobs.manifest.problems import Path, ProblemList, join_path
 from jobs.manifest.scalars import Scalar, check_text, scalar, unreadable
-from jobs.manifest.schema import TEXT_KEYS
 from jobs.manifest.yaml_comments import Comment, comments
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifty times as fast
@@ -347,13 +346,17 @@ class NodePlace:
         return node.line, node.column
 
 
-def plain(node: Node, key: str = "") -> Any:
-    """A node as plain data; a text's plain number or boolean as the text it is written as."""
+def plain(node: Node, text_keys: Collection[str] = (), key: str = "") -> Any:
+    """A node as plain data.
+
+    text_keys: keys of texts; a number or boolean under one is the text that it is written as.
+    key: the one that the node stands under.
+    """
     value = node.value
     if isinstance(value, dict):
-        return {name: plain(item, name) for name, item in value.items()}
+        return {name: plain(item, text_keys, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [plain(item, key) for item in value]
-    if key in TEXT_KEYS and value is not None:
+        return [plain(item, text_keys, key) for item in value]
+    if key in text_keys and value is not None:
         return node.text
     return value

@@ -52,7 +52,6 @@ class Expansion:
         Raises `InputError` for prompts that are too long together for a plan, and where a temporary
         file cannot be written.
         """
-        self.has_parts = keep_parts
         self._spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
         weakref.finalize(self, self._spool.close)
         self._sizes: list[int] = []

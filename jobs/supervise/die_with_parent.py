@@ -1,6 +1,6 @@
 """Become another program that ends with the process that started it, even if that is killed.
 
-    python -I -S tied.py SIGNAL PARENT-PID PROGRAM ARGUMENTS...
+    python -I -S die_with_parent.py SIGNAL PARENT-PID PROGRAM ARGUMENTS...
 
 A script of its own: `preexec_fn` of `subprocess` is not safe beside threads.
 """

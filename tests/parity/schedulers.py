@@ -5,18 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+import diffusers
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-)
 from torch import Tensor
+
+from sd_core.spec import SAMPLER_TABLE
 
 Model = Callable[[Tensor, float], Tensor]
 """Guided model output of unit-variance latents (1, 4, h, w) at a timestep."""
@@ -29,24 +22,20 @@ PUBLISHED = {
     "num_train_timesteps": 1000,
     "steps_offset": 1,
 }
-CLASSES = {
-    "plms": (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": False}),
-    "ddim": (DDIMScheduler, {"set_alpha_to_one": False, "clip_sample": False}),
-    "ddpm": (DDPMScheduler, {"clip_sample": False, "timestep_spacing": "leading"}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler_a": (EulerAncestralDiscreteScheduler, {}),
-    "heun": (HeunDiscreteScheduler, {}),
-    "lms": (LMSDiscreteScheduler, {}),
-    "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
+EXTRA = {
+    "plms": {"skip_prk_steps": True, "set_alpha_to_one": False},
+    "ddim": {"set_alpha_to_one": False, "clip_sample": False},
+    "ddpm": {"clip_sample": False, "timestep_spacing": "leading"},
 }
+"""What the class of a sampler needs besides, to compute the same."""
 
 
 def scheduler(sampler: str, *, karras: bool = False):
     """The diffusers scheduler that a sampler's name stands for."""
-    cls, extra = CLASSES[sampler]
+    extra = EXTRA.get(sampler, {})
     if karras:
         extra = {**extra, "use_karras_sigmas": True}
-    return cls(**PUBLISHED, **extra)
+    return getattr(diffusers, SAMPLER_TABLE[sampler].diffusers)(**PUBLISHED, **extra)
 
 
 def run(

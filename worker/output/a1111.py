@@ -47,13 +47,20 @@ def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if record["eta"]:
         pairs.append(("Eta DDIM", _number(record["eta"])))
     pairs += [
-        (setting.webui, _number(record[name]))
+        (setting.webui, _text(record[name]))
         for name, setting in IMAGE_SETTINGS.items()
         if setting.webui is not None and name in record
     ]
     # The noise is drawn on the CPU; without this line the web UI would draw it on the GPU.
     pairs += [("RNG", "CPU"), ("Version", "sdbatch")]
     return pairs
+
+
+def _text(value: float | str) -> str:
+    """A setting's value, which may be a number, a choice or a switch, as the web UI writes it."""
+    if isinstance(value, str | bool):
+        return str(value)
+    return _number(value)
 
 
 def _number(value: float) -> str:

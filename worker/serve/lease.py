@@ -19,7 +19,7 @@ class StopReason(enum.Enum):
 
 @dataclass(eq=False)
 class HeldLease:
-    """A lease that this process holds, and what the heart must know of it.
+    """A lease that this process holds, and what the heartbeat must know of it.
 
     stop: set to end between two steps; why says the reason.
     """

@@ -41,7 +41,7 @@ class LedgerReporter(Observer):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
-        self._holding = held
+        self._held = held
         self._records = records
         self._clock = clock
         self._done: list[int] = []
@@ -51,7 +51,7 @@ class LedgerReporter(Observer):
         self._settling = threading.Lock()
 
     def step(self) -> None:
-        self._holding.count()
+        self._held.count()
 
     def rendered(self, index: int, seconds: float) -> None:
         self._add(done=index)
@@ -86,7 +86,7 @@ class LedgerReporter(Observer):
         `DamagedLedgerError`, as waiting does not help there.
         """
         with self._settling:
-            while self._holding.why is not StopReason.LOST:
+            while self._held.why is not StopReason.LOST:
                 try:
                     return self._settle()
                 except DamagedLedgerError:
@@ -103,8 +103,8 @@ class LedgerReporter(Observer):
             self._settled_at = self._clock()
         try:
             self._records.flush()
-            if (done or failed) and not self._ledger.settle(self._holding.lease, done, failed):
-                self._holding.end(StopReason.LOST)
+            if (done or failed) and not self._ledger.settle(self._held.lease, done, failed):
+                self._held.end(StopReason.LOST)
         except BaseException:
             with self._lock:
                 self._done, self._failed = done + self._done, failed + self._failed

@@ -150,7 +150,7 @@ class Worker:
         log.info("claimed, %s to do", counted(len(claim.indices), "image"))
         held = HeldLease(claim.lease)
         self.heartbeat.hold(held)
-        if self.draining.is_set():  # it may have begun before the heart knew of this
+        if self.draining.is_set():  # it may have begun before the heartbeat knew of this
             held.end(StopReason.DRAINING)
         try:
             self._render(shard, claim.indices, held)
@@ -233,7 +233,7 @@ class Worker:
 
     def _release(self, held: HeldLease) -> None:
         lease = held.lease
-        # The last steps since the heart beat, which a person watching would miss.
+        # The last steps since the last heartbeat, which a person watching would miss.
         self.ledger.heartbeat([lease], [held.take_evaluated()])
         left = self.ledger.release(lease)
         log.info("released, %s left", counted(left, "image"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from jobs.image_settings import IMAGE_SETTINGS
 from tests.jobs.pictures.files_by_hand import png
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
 from worker.output.a1111 import a1111_text
@@ -95,6 +97,15 @@ def test_a1111_quotes_values():
     text = a1111_text(image_record(a_task(), model, RENDER))
     assert 'Model: "my: \\"best\\", model", RNG' in text
     assert parse_a1111(text)[2]["Model"] == 'my: "best", model'
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("trailing", "trailing"), (True, "True"), (3.0, "3"), (0.25, "0.25")]
+)
+def test_a1111_values_of_added_settings(monkeypatch, value: object, text: str):
+    setting = dataclasses.replace(IMAGE_SETTINGS["steps"], webui="Added")
+    monkeypatch.setattr("worker.output.a1111.IMAGE_SETTINGS", {"added": setting})
+    assert parse_a1111(a1111_text({**a_record(), "added": value}))[2]["Added"] == text
 
 
 @pytest.mark.parametrize("format", FORMATS)
