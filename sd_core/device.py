@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 if Path("/sys/kernel/mm/transparent_hugepage").exists():
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -101,30 +100,3 @@ def release_memory(device: torch.device) -> None:
     """Gives back what the allocator keeps for later; to be called after it ran out."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-class CopyOut:
-    """Tensors on their way to the CPU. From a GPU they are copied into pinned memory while it works
-    on; what is on the CPU is there already.
-    """
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._tensors = tensors
-        if tensors[0].device.type == "cuda":
-            self._tensors = tuple(
-                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
-                for t in tensors
-            )
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(tensors[0].device))
-
-    @property
-    def ready(self) -> bool:
-        return self._event is None or self._event.query()
-
-    def result(self) -> tuple[Tensor, ...]:
-        """The tensors on the CPU; waits for them."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tensors

@@ -246,6 +246,9 @@ class Engine:
                 begun = flight.trajectory is not None
                 if grace_s is not None and not (begun and flight.left * step_s < grace_s):
                     self._attempt(flight, self._suspend)
+        for flight in self._line:
+            if flight.future.done():
+                self._stages.leave(flight)
         self._line = [flight for flight in self._line if not flight.future.done()]
 
     def _suspend(self, flight: InflightRequest) -> None:
@@ -307,6 +310,7 @@ class Engine:
 
     def _land(self, flight: InflightRequest) -> None:
         self._line.remove(flight)
+        self._stages.leave(flight)
         self._landed.append((self._ticks, flight))
 
     def _decode(self, *, wait: bool) -> None:

@@ -5,24 +5,23 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from sd_core.device import CopyOut
 from sd_core.engine.request import OnStep, Rendered, Request
 from sd_core.model.layers import KeysValues
 from sd_core.sampling.samplers import evaluations
 from sd_core.sampling.trajectory import Trajectory
 from sd_core.spec import Shape
+from sd_core.transfer import CopyOut
 
 
 @dataclass(eq=False)
 class InflightRequest:
     """A request on its way: waiting without a trajectory, then with one.
 
-    arrived: its number, that no other has. state: what it is to be continued from. contexts: for
-    each row what its prompt is to every attention. times: (len(table), n) embedded timesteps.
-    exact: all evaluations so far had the fixed row count. The other fields are those of
-    `sd_core.engine.scheduler.InflightRequest`.
+    arrived: its number, that no other has.
+    state: what it is to be continued from.
+    contexts: for each row what its prompt is to every attention, the negative prompt's first.
+    exact: all evaluations so far had the fixed row count.
+    The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
     """
 
     request: Request
@@ -32,7 +31,6 @@ class InflightRequest:
     state: bytes | None = None
     trajectory: Trajectory | None = None
     contexts: list[list[KeysValues]] = field(default_factory=list)
-    times: Tensor | None = None
     admitted: float = 0.0
     exact: bool = True
     started: bool = False

@@ -13,29 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd_core.device import CopyOut, release_memory
+from sd_core.device import release_memory
 from sd_core.engine.batch_rows import Rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput, _strength
+from sd_core.engine.inflight_batch import InflightBatch
 from sd_core.engine.memory import Capacity, is_out_of_memory
 from sd_core.engine.request import Batch, Pixels, Rendered, Request
 from sd_core.engine.snapshot import load_trajectory, most_bytes, save_trajectory
+from sd_core.engine.timesteps import EmbeddedTimesteps
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.layers import KeysValues
-from sd_core.model.unet import stack_contexts
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import StepTable, step_table
-from sd_core.sampling.trajectory import (
-    Inpainting,
-    Trajectory,
-    advance,
-    from_latents,
-    from_noise,
-    guide,
-)
+from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
 from sd_core.spec import LATENT_FACTOR, Sampling, Shape
+from sd_core.transfer import CopyOut, to_device
 
 PROMPTS_KEPT = 64  # projected for every attention; at v1 size about 4 MB each in bfloat16
-TABLES_KEPT = 64  # embedded timesteps; at v1 size about 2 MB for 50 steps
+BATCHES_KEPT = 4  # latent shapes; at v1 size about 4 MB a row, for the prompts
 REPAINT = 128  # mask values from here on are repainted
 
 
@@ -47,8 +42,8 @@ class ModelRunner:
         self._rows = rows
         self._capacity = capacity
         self._contexts: OrderedDict[str, list[KeysValues]] = OrderedDict()
-        self._times: OrderedDict[int, tuple[StepTable, Tensor]] = OrderedDict()
-        self._joined: tuple[list[int], int, list[KeysValues]] = ([], 0, [])
+        self._timesteps = EmbeddedTimesteps(model)
+        self._batches: OrderedDict[Shape, InflightBatch] = OrderedDict()  # oldest use first
 
     # Start
 
@@ -64,7 +59,6 @@ class ModelRunner:
         prompts = [request.prompt] if flight.rows == 1 else [request.negative, request.prompt]
         flight.contexts = [self._encode(prompt) for prompt in prompts]
         table = table_of(request)
-        flight.times = self._embed(table)
         if flight.state is None:
             flight.trajectory = self._begin(request, table)
         else:
@@ -102,15 +96,15 @@ class ModelRunner:
         sampling, device = request.sampling, self.model.device
         generator = generator_for(sampling.seed)
         if request.init_image is None:
-            latents = from_noise(table, generator, sampling.latent_shape).to(device)
+            latents = to_device(from_noise(table, generator, sampling.latent_shape), device)
             return Trajectory(table, latents, generator, sampling.guidance)
         # First the autoencoder's sample, then the noise, from one generator, as diffusers does.
         images = _to_tensor(request.init_image)[None]
         clean = self.model.encode_image(images, [generator])[0]
-        noise = draw_noise(generator, (4, *sampling.latent_shape)).to(device)
+        noise = to_device(draw_noise(generator, (4, *sampling.latent_shape)), device)
         inpainting = None
         if request.mask is not None:
-            inpainting = Inpainting(clean, noise, _latent_mask(request.mask).to(device))
+            inpainting = Inpainting(clean, noise, to_device(_latent_mask(request.mask), device))
         latents = from_latents(table, clean, noise)
         return Trajectory(table, latents, generator, sampling.guidance, inpainting)
 
@@ -127,16 +121,6 @@ class ModelRunner:
         self._contexts.move_to_end(prompt)
         return context
 
-    def _embed(self, table: StepTable) -> Tensor:
-        """(len(table), n): the timesteps of a table, all embedded at once, from a like cache."""
-        if id(table) not in self._times:
-            times = self.model.embed_timesteps(torch.tensor(table.t, dtype=torch.float32))
-            self._times[id(table)] = table, times  # the table too, for its id is to stay its own
-            if len(self._times) > TABLES_KEPT:
-                self._times.popitem(last=False)
-        self._times.move_to_end(id(table))
-        return self._times[id(table)][1]
-
     # Evaluate
 
     def evaluate(self, shape: Shape, flights: list[InflightRequest]) -> Batch:
@@ -146,51 +130,47 @@ class ModelRunner:
         began = time.monotonic()
         used = sum(flight.rows for flight in flights)
         rows = self._rows.padded(shape, used, exact=any(f.request.exact for f in flights))
-        latents = [f.flying.latents for f in flights for _ in range(f.rows)]
-        latents += [torch.zeros_like(latents[0])] * (rows - used)
-        times = [_time_of(f) for f in flights for _ in range(f.rows)]
-        times += [times[0]] * (rows - used)
-        stacked = torch.stack(latents)
-        if stacked.shape[1:] != (4, *shape) or stacked.dtype != torch.float32:
-            raise ValueError(
-                f"latents are {stacked.dtype} {tuple(stacked.shape[1:])}; "
-                f"expected {torch.float32} {(4, *shape)}"
-            )
-        contexts = self._join(flights, rows)
-        eps, fewest = self._denoise(shape, stacked, torch.stack(times), contexts)
-        guided, row = [], 0
-        for flight in flights:
-            own = eps[row : row + flight.rows]
-            row += flight.rows
-            guidance = flight.request.sampling.guidance
-            guided.append(own[0] if flight.rows == 1 else guide(own[0], own[1], guidance))
-        advance([flight.flying for flight in flights], torch.stack(guided))
+        self._timesteps.add([flight.flying.table for flight in flights])
+        batch = self._batch(shape)
+        batch.join(flights, rows)
+        extent = batch.stage(flights, rows)
+        try:
+            eps, fewest = self._denoise(shape, batch, rows)
+            batch.step(eps, extent)
+        except BaseException:
+            batch.withdraw()
+            raise
+        batch.stepped()
         for flight in flights:
             flight.exact &= fewest == self._rows.of(shape)
         return Batch(used, rows, time.monotonic() - began)
 
-    def _join(self, flights: list[InflightRequest], rows: int) -> list[KeysValues]:
-        """The contexts of a batch, padded; kept while the same images go on together."""
-        # Known by their numbers: what has landed is not to be kept alive.
-        arrived = [flight.arrived for flight in flights]
-        if self._joined[:2] != (arrived, rows):
-            contexts = [context for flight in flights for context in flight.contexts]
-            contexts += [contexts[0]] * (rows - len(contexts))
-            self._joined = arrived, rows, stack_contexts(contexts)
-        return self._joined[2]
+    def _batch(self, shape: Shape) -> InflightBatch:
+        """The batch of this shape; that of another one may have to make room for it."""
+        if shape not in self._batches:
+            if len(self._batches) >= BATCHES_KEPT:
+                _, oldest = self._batches.popitem(last=False)
+                oldest.join([], 0)
+            rows = self._rows.of(shape)
+            self._batches[shape] = InflightBatch(self.model, self._timesteps, shape, rows)
+        self._batches.move_to_end(shape)
+        return self._batches[shape]
 
-    def _denoise(
-        self, shape: Shape, latents: Tensor, times: Tensor, contexts: list[KeysValues]
-    ) -> tuple[Tensor, int]:
+    def leave(self, flight: InflightRequest) -> None:
+        """Takes an image that needs no more evaluations out of its batch."""
+        if flight.shape in self._batches:
+            self._batches[flight.shape].leave(flight)
+
+    def _denoise(self, shape: Shape, batch: InflightBatch, total: int) -> tuple[Tensor, int]:
         """The model's outputs, and the fewest rows of a call: parts, while memory is short."""
-        total, done, fewest = len(latents), 0, len(latents)
+        done, fewest = 0, total
         outputs: list[Tensor] = []
         while done < total:
             size = self._rows.limit(shape, total - done)
             part = slice(done, done + size)
-            own = [(keys[part], values[part]) for keys, values in contexts]
+            own = [(keys[part], values[part]) for keys, values in batch.contexts]
             try:
-                outputs.append(self.model.denoise(latents[part], times[part], own))
+                outputs.append(self.model.denoise(batch.latents[part], batch.times[part], own))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._rows.ran_out(shape, size):
                     raise
@@ -198,7 +178,7 @@ class ModelRunner:
                 continue
             done, fewest = done + size, min(fewest, size)
         self._rows.went_well(shape)
-        return torch.cat(outputs), fewest
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), fewest
 
     # Finish
 
@@ -234,13 +214,6 @@ class ModelRunner:
             pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
         seconds = time.monotonic() - flight.admitted
         return Rendered(pixels, len(table), seconds, flight.exact and request.exact)
-
-
-def _time_of(flight: InflightRequest) -> Tensor:
-    """(n,): the embedded timestep of the next evaluation."""
-    if flight.times is None:
-        raise RuntimeError("a flight without a trajectory is still waiting")
-    return flight.times[flight.flying.position]
 
 
 def table_of(request: Request) -> StepTable:

@@ -11,7 +11,8 @@ from torch import Tensor
 from sd_core.model.unet import stack_contexts
 from sd_core.sampling.noise import generator_for
 from sd_core.sampling.samplers import step_table
-from sd_core.sampling.trajectory import Trajectory, advance, guide
+from sd_core.sampling.slots import Slots
+from sd_core.sampling.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from sd_core.model.diffusion import LatentDiffusion
@@ -49,23 +50,21 @@ def sample_latents(
     if generators is None:
         generators = [generator_for(n) for n in range(len(x_T))]
     table = step_table(sampler, steps, eta=eta, karras=karras)
-    batch = [
-        Trajectory(table, x * table.initial_noise, generator, guidance)
-        for x, generator in zip(x_T.float(), generators, strict=True)
-    ]
+    slots = Slots(len(x_T), (x_T.shape[-2], x_T.shape[-1]), model.device)
+    for slot, (x, generator) in enumerate(zip(x_T.float(), generators, strict=True)):
+        slots.put(slot, Trajectory(table, x * table.initial_noise, generator, guidance))
     prompts = torch.cat([uncond, cond]) if guided and uncond is not None else cond
     # One by one, and all timesteps at once: so the engine does it, and both give the same bits.
     projected = [model.project_context(prompt[None]) for prompt in prompts]
     context = stack_contexts([[(k[0], v[0]) for k, v in layers] for layers in projected])
     times = model.embed_timesteps(torch.tensor(table.t, dtype=torch.float32))
     for done, time in enumerate(times, start=1):
-        latents = torch.stack([trajectory.latents for trajectory in batch])
-        rows = torch.cat([latents, latents]) if guided else latents
+        extent = slots.stage()
+        rows = torch.cat([slots.latents, slots.latents]) if guided else slots.latents
         eps = model.denoise(rows, time.expand(len(rows), -1), context)
-        if guided:
-            without, given = eps.chunk(2)
-            eps = guide(without, given, guidance)
-        advance(batch, eps)
+        without, given = eps.chunk(2) if guided else (eps, eps.clone())
+        slots.step(without, given, extent)
+        slots.stepped()
         if on_step is not None:
             on_step(done, len(table))
-    return torch.stack([trajectory.latents for trajectory in batch])
+    return slots.latents

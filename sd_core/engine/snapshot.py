@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sd_core.sampling.samplers import StepTable
+from sd_core.sampling.samplers import MOST_HISTORY, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory
 from sd_core.spec import Shape
 
@@ -96,12 +96,14 @@ def load_trajectory(
     except RuntimeError as error:
         raise StateError(f"generator is no state of one: {error}") from error
     there = {name: tensor.to(device) for name, tensor in tensors.items() if name != "generator"}
-    outputs = [there[f"output.{n}"] for n in range(_outputs(table, position))]
+    latents = there["latents"]
+    past = latents.new_zeros(MOST_HISTORY - 1, *latents.shape)
+    for n in range(_outputs(table, position)):
+        past[n] = there[f"output.{n}"]
     inpainting = None
     if inpainted:
         inpainting = Inpainting(there["known"], there["noise"], there["mask"])
-    latents = there["latents"]
-    trajectory = Trajectory(table, latents, generator, guidance, inpainting, position, outputs)
+    trajectory = Trajectory(table, latents, generator, guidance, inpainting, position, past)
     return trajectory, exact
 
 

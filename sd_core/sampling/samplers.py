@@ -1,8 +1,7 @@
 """Samplers as tables: name -> coefficients of one linear update a model evaluation.
 
 Every sampler here is linear in the latent, its past model outputs and fresh noise. So it is a
-function from a timestep grid to a `StepTable`, and `sd_core.sampling.trajectory.advance` runs them
-all.
+function from a timestep grid to a `StepTable`, and `sd_core.sampling.slots` runs them all.
 
 Latents are kept at unit variance (x = √a·x_0 + √(1 - a)·noise) throughout; samplers written for
 latents of variance 1 + σ² (Karras et al. 2022) are divided by √(1 + σ²), which only changes
@@ -11,11 +10,13 @@ coefficients. Torch-free, float64.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sd_core.sampling.schedule import (
     Array,
@@ -28,6 +29,25 @@ from sd_core.sampling.schedule import (
 from sd_core.spec import SAMPLER_TABLE, SAMPLERS, Sampling
 
 LMS_ORDER = 4
+
+MOST_HISTORY = 5
+"""Past outputs that a table reads at most, the newest included."""
+
+
+class Number(enum.IntEnum):
+    """Columns of `StepTable.numbers`."""
+
+    A = 0
+    P = 1
+    Q = 2
+    C = 3
+    KNOWN = 4  # of the clean init image and its noise, outside a mask, after the row
+    KNOWN_NOISE = 5
+    GUIDANCE = 6  # of the image, not of the table
+    B = 7  # the first of MOST_HISTORY
+
+
+NUMBERS = Number.B + MOST_HISTORY
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +79,21 @@ class StepTable:
     def history(self) -> int:
         """Number of past outputs that the update reads, the newest included."""
         return self.B.shape[1]
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float32]:
+        """(N, NUMBERS) float32: all that a step needs to know of its row."""
+        numbers = np.zeros((len(self), NUMBERS), dtype=np.float32)
+        columns = {Number.A: self.A, Number.P: self.p, Number.Q: self.q, Number.C: self.C}
+        for column, values in columns.items():
+            numbers[:, column] = values
+        alphas = self.alphas[1:].tolist()
+        alphas[-1:] = [1.0]  # the init image itself comes back
+        # Python's powers: numpy's square roots differ from them in the last bit of some.
+        numbers[:, Number.KNOWN] = [alpha**0.5 for alpha in alphas[: len(self)]]
+        numbers[:, Number.KNOWN_NOISE] = [(1 - alpha) ** 0.5 for alpha in alphas[: len(self)]]
+        numbers[:, Number.B : Number.B + self.history] = self.B
+        return numbers
 
 
 @dataclass

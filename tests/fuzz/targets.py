@@ -32,6 +32,7 @@ from sd_core.engine.model_runner import table_of
 from sd_core.engine.request import Request
 from sd_core.engine.snapshot import StateError, load_trajectory, save_trajectory
 from sd_core.sampling.noise import generator_for
+from sd_core.sampling.samplers import MOST_HISTORY
 from sd_core.sampling.trajectory import Trajectory, from_noise
 from sd_core.spec import Sampling
 from sd_core.weights.configs import compvis_spec, diffusers_text, diffusers_unet, diffusers_vae
@@ -234,8 +235,8 @@ def _states() -> list[bytes]:
     latents = from_noise(table, generator, (8, 8))
     states = []
     for position in range(3):
-        outputs = [latents.clone() for _ in range(position)]
-        trajectory = Trajectory(table, latents, generator, 7.5, None, position, outputs)
+        past = latents.repeat(MOST_HISTORY - 1, 1, 1, 1)
+        trajectory = Trajectory(table, latents, generator, 7.5, None, position, past)
         states.append(save_trajectory(trajectory, kind="this", exact=True))
     return states
 

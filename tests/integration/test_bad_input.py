@@ -210,7 +210,9 @@ def test_a_job_is_rendered_with_one_model_only(started, model, tmp_path):
     cluster.submit(write(tmp_path, "second", 2))
     wait_for(lambda: of(cluster, "second").state is JobState.DONE, f"it\n{cluster.logs()}")
     second = JobKeys(of(cluster, "second").job_id)
-    theirs = {record["model"]["digest"] for record in read_records(cluster.store, second)}
+    theirs = {
+        record["model"]["digest"] for record in read_records(JobFolder(cluster.store, second))
+    }
     assert len(theirs) == 1
     assert theirs != digests
 

@@ -9,7 +9,8 @@ import torch
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import start_point, step_table
 from sd_core.sampling.schedule import alphas_cumprod
-from sd_core.sampling.trajectory import Trajectory, advance, from_latents, from_noise
+from sd_core.sampling.slots import Slots
+from sd_core.sampling.trajectory import Trajectory, from_latents, from_noise
 from sd_core.spec import KARRAS_SAMPLERS, SAMPLERS
 from tests.parity import schedulers
 
@@ -24,10 +25,17 @@ def model(x: torch.Tensor, t: float) -> torch.Tensor:
 
 def ours(table, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     trajectory = Trajectory(table, latents, generator)
+    slots = Slots(1, SHAPE, latents.device)
+    slots.put(0, trajectory)
     while not trajectory.done:
-        eps = model(trajectory.latents[None], trajectory.timestep)
-        advance([trajectory], eps)
+        advance(slots, model(slots.latents, trajectory.timestep))
     return trajectory.latents
+
+
+def advance(slots: Slots, eps: torch.Tensor) -> None:
+    extent = slots.stage()
+    slots.step(eps, eps.clone(), extent)
+    slots.stepped()
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -104,11 +112,13 @@ def test_plms_img2img_asks_the_model_at_the_timestep_its_latents_have():
     noise = draw_noise(generator_for(5), (4, *SHAPE))
     table = step_table("plms", steps, strength=0.5)
     trajectory = Trajectory(table, from_latents(table, torch.zeros_like(noise), noise), None)
+    slots = Slots(1, SHAPE, noise.device)
+    slots.put(0, trajectory)
 
     def ours_once(_, t):
         assert t == trajectory.timestep
-        advance([trajectory], noise[None])
-        return trajectory.latents
+        advance(slots, noise[None])
+        return trajectory.latents.clone()
 
     told, real = told_and_real(ours_once, table.t, trajectory.latents)
     np.testing.assert_allclose(told, real, atol=1e-5)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_core.device import CopyOut, resolve_dtype
+from sd_core.device import resolve_dtype
 from sd_core.engine import model_runner
 from sd_core.engine.batch_rows import DECODED_TOGETHER, RECOVER_AFTER
 from sd_core.engine.engine import Batch, Engine, EngineClosedError
@@ -28,6 +28,7 @@ from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import step_table
 from sd_core.sampling.trajectory import from_noise
 from sd_core.spec import SAMPLERS, Sampling
+from sd_core.transfer import CopyOut
 from tests.sd_core.small import ODD, small_model
 
 # Where the CPU only emulates bfloat16, these tests take minutes in it.
