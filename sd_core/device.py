@@ -89,11 +89,22 @@ def _cpu_multiplies_bfloat16() -> bool:
     return bool(found.get("bf16") or (avx512 and uses_avx512()))
 
 
-def total_memory(device: torch.device) -> int:
-    """Bytes of the device's own memory; of the machine's, for a CPU."""
+def own_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that others do not hold: this process's and free ones; of the
+    machine's, for a CPU.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def use_device(device: torch.device) -> None:
+    """Makes the device that of the calling thread: libraries allocate on it where nothing else is
+    said.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def release_memory(device: torch.device) -> None:

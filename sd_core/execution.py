@@ -124,6 +124,9 @@ def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> Latent
     if model.device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        # Products of float32 with the precision of float32; cuDNN's are in TF32 by default.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         _channels_last(model)
     if execution in PACKED:
         model.memory_format = torch.channels_last

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from jobs.variables import OTHERS, VARIABLES
-from sd_core.engine.batch_rows import DECODED_TOGETHER, batch_rows
+from sd_core.engine.batch_rows import DECODED_TOGETHER, Rows, batch_rows
 from sd_core.engine.memory import decode_bytes, evaluation_bytes
 from sd_core.model.text import weight_shapes
 from sd_core.model.unet import UNet
@@ -131,8 +131,10 @@ def test_the_memory_of_a_gpu_is_as_predicted():
         f"{gigabytes(weights_bytes(2))} for its weights in float16, and {gigabytes(batch)} " in text
     )
     assert f"or {gigabytes(together * decode(512, 2))} while four are decoded" in text
-    assert f"takes {gigabytes(together * decode(768, 2), 0)} at 768×768" in text
-    assert f"{gigabytes(together * decode(1024, 2), 0)} at 1024×1024" in text
+    rules = Rows("cuda", lambda shape: 2)
+    assert (rules.decoded((96, 96)), rules.decoded((128, 128))) == (1, 1)
+    assert f"one by one: {gigabytes(decode(768, 2))} at 768×768" in text
+    assert f"{gigabytes(decode(1024, 2))} at 1024×1024" in text
 
 
 def test_the_memory_of_a_cpu_is_as_predicted():

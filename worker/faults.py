@@ -35,6 +35,8 @@ def is_device_lost(error: BaseException) -> bool:
     """
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
+    if "captur" in str(error):  # of a graph: the engine goes on without it
+        return False
     # By name: not all that imports this renders, and older torch has no such class.
     return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
 

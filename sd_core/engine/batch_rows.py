@@ -18,8 +18,10 @@ MOST_ROWS = 16
 FAST_ROWS = {"cpu": tuple(range(1, MOST_ROWS + 1)), "cuda": (1, 2, 4, 8, 12, 16)}
 
 # Images decoded together: always so many where they are exact, padded; up to so many otherwise. On
-# a CPU several take as long as one after the other.
+# a CPU several take as long as one after the other. Large images are decoded in less company, for
+# each takes gigabytes: four at 512×512 are one at 1024×1024.
 DECODED_TOGETHER = {"cpu": 1, "cuda": 4}
+DECODED_LATENT_PIXELS = 4 * 64 * 64
 
 RECOVER_AFTER = 64
 """Evaluations without trouble after which a batch that was cut down may have twice the rows."""
@@ -61,16 +63,17 @@ class Rows:
         if exact or self._static:
             return most
         counts = FAST_ROWS[self._device]
-        return min(most, counts[bisect.bisect_left(counts, used)])
+        place = bisect.bisect_left(counts, used)
+        return min(most, counts[place]) if place < len(counts) else most
 
-    @property
-    def decoded(self) -> int:
-        """Images decoded together, at most."""
-        return DECODED_TOGETHER[self._device]
+    def decoded(self, shape: Shape) -> int:
+        """Images of this latent shape decoded together, at most."""
+        fitting = DECODED_LATENT_PIXELS // (shape[0] * shape[1])
+        return max(1, min(DECODED_TOGETHER[self._device], fitting))
 
-    def padded_decode(self, used: int, *, exact: bool) -> int:
+    def padded_decode(self, shape: Shape, used: int, *, exact: bool) -> int:
         """Images of a decode of which `used` are wanted."""
-        return self.decoded if exact or self._static else used
+        return self.decoded(shape) if exact or self._static else used
 
     # What memory allows
 

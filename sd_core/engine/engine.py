@@ -23,7 +23,7 @@ from functools import partial
 from torch import Tensor
 
 from sd_core.cpu.packing import packed_bytes
-from sd_core.device import total_memory
+from sd_core.device import own_memory, use_device
 from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput
 from sd_core.engine.memory import Capacity
@@ -80,7 +80,7 @@ class Engine:
         capacity = Capacity(
             model.spec,
             str(model.device),
-            total_memory(model.device),
+            own_memory(model.device),
             sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model),
             model.dtype.itemsize,
         )
@@ -178,6 +178,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            use_device(self.model.device)
             self._serve()
         except BaseException as error:
             # Whatever went wrong in here, nobody may wait for ever.
@@ -325,7 +326,7 @@ class Engine:
                 for _, flight in self._landed
                 if (flight.shape, flight.request.exact) == (first.shape, first.request.exact)
             ]
-            size = self._rows.decoded
+            size = self._rows.decoded(first.shape)
             padded = first.request.exact and len(alike) < size
             if padded and wait and self._ticks - since < MOST_WAIT_TICKS:
                 return

@@ -11,6 +11,14 @@ from dataclasses import dataclass
 
 from sd_core.spec import LATENT_FACTOR, ModelSpec, Shape, UNetSpec, VAESpec
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "enough memory",
+    "can't allocate memory",
+    "status_alloc_failed",  # of cuBLAS and cuDNN
+    "unable to find an engine",  # of cuDNN, where no workspace fits
+)
+
 USABLE = 0.9
 """Share of a device's memory that is planned with; the rest is the allocator's and libraries'."""
 
@@ -29,9 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()  # torch's own class is a RuntimeError with such a text
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "enough memory" in text or "can't allocate memory" in text
-    )
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 def evaluation_bytes(spec: UNetSpec, shape: Shape, itemsize: int) -> int:

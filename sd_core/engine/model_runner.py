@@ -185,7 +185,7 @@ class ModelRunner:
     def decode(self, flights: list[InflightRequest]) -> PendingOutput:
         """Pixels of finished trajectories of one shape, all exact or none, on their way out."""
         latents = torch.stack([flight.flying.latents for flight in flights])
-        rows = self._rows.padded_decode(len(flights), exact=flights[0].request.exact)
+        rows = self._rows.padded_decode(flights[0].shape, len(flights), exact=flights[0].request.exact)
         nothing = latents.new_zeros(rows - len(flights), *latents.shape[1:])
         padded = torch.cat([latents, nothing])
         try:

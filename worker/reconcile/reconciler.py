@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,8 +58,12 @@ class Reconciler:
         self._finalizer = JobFinalizer(ledger, open_store, owner=owner)
 
     def run(self, stop: threading.Event, every_s: float = EVERY_S) -> None:
-        """Rounds until stop is set; for a thread of its own."""
-        while not stop.wait(every_s):
+        """Rounds until stop is set, `every_s` apart on average; for a thread of its own.
+
+        At regular times the same one of two waiting workers could get every message, even of a
+        shard that it cannot render and gives back.
+        """
+        while not stop.wait(every_s * random.uniform(0.5, 1.5)):
             try:
                 self.round()
             except SdbatchError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sd_core.engine.batch_rows import FAST_ROWS, MOST_ROWS, RECOVER_AFTER, Rows, batch_rows
 
 SHAPE = (16, 16)
+V1 = (64, 64)
 
 
 def test_row_counts_are_even_and_bounded():
@@ -26,9 +27,20 @@ def test_exact_batches_are_padded_to_one_count_and_fast_ones_to_the_next():
 def test_compiled_models_see_one_count_only():
     rows = Rows("cuda", lambda shape: 16, static=True)
     assert {rows.padded(SHAPE, used, exact=False) for used in range(1, 17)} == {16}
-    assert {rows.padded_decode(used, exact=False) for used in range(1, rows.decoded + 1)} == {4}
+    assert {rows.padded_decode(V1, used, exact=False) for used in range(1, 5)} == {4}
     eager = Rows("cuda", lambda shape: 16)
-    assert [eager.padded_decode(2, exact=exact) for exact in (False, True)] == [2, 4]
+    assert [eager.padded_decode(V1, 2, exact=exact) for exact in (False, True)] == [2, 4]
+
+
+def test_large_images_are_decoded_in_less_company():
+    rows = Rows("cuda", lambda shape: 2)
+    assert [rows.decoded((side, side)) for side in (16, 64, 80, 96, 128, 256)] == [4, 4, 2, 1, 1, 1]
+    assert Rows("cpu", lambda shape: 2).decoded(V1) == 1
+
+
+def test_more_rows_than_any_fixed_count():
+    rows = Rows("cuda", lambda shape: 32)
+    assert [rows.padded(SHAPE, used, exact=False) for used in (16, 17, 32)] == [16, 32, 32]
 
 
 def test_every_count_is_reached_on_every_device():

@@ -76,6 +76,18 @@ def reconciler(ledger, queue, tmp_path):
     return make
 
 
+def test_rounds_do_not_keep_step_with_what_waits_for_messages(reconciler):
+    waits: list[float] = []
+
+    class Stop:
+        def wait(self, seconds: float) -> bool:
+            waits.append(seconds)
+            return len(waits) == 50
+
+    reconciler().run(Stop(), every_s=2.0)
+    assert 1.0 <= min(waits) < 1.5 < 2.5 < max(waits) <= 3.0
+
+
 def test_it_fills_the_window_once(reconciler, queue):
     one = reconciler()
     one.round()
