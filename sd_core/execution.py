@@ -4,13 +4,16 @@ eager: as it is.
 packed: eager, with weights in the layout of the CPU's kernels (`sd_core.cpu.packing`).
 fused: packed, with kernels of our own (`sd_core.cpu.kernels`) for the UNet's attention, for norms
 and, on CPUs without AMX, for convolutions and linear layers.
-compiled: by `torch.compile`, one program for each shape, kept on disk for the next start.
+graphed: on CUDA, each evaluation of a batch and the step after it as one captured graph
+(`sd_core.gpu.graphs`), which the engine's fixed row counts make possible.
+compiled: by `torch.compile`, one program for each shape, kept on disk for the next start; on CUDA
+captured as well.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
 CUDA, where nothing was run by this project's authors, for they had no GPU: convolutions in
-channels-last, cuDNN's deterministic algorithms, float16 by default, attention by whichever of
-torch's kernels fits (FlashAttention for float16 and bfloat16), and, compiled, CUDA graphs, which
-the engine's fixed row counts make possible.
+channels-last, cuDNN's deterministic algorithms, float16 by default, and FlashAttention for float16
+and bfloat16, torch's memory-efficient kernel for float32. cuDNN's attention is switched off: it
+chooses among its plans by what memory is free.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ from sd_core.spec import EXECUTIONS, LATENT_FACTOR, ModelSpec
 PACKED = ("packed", "fused")
 """The ways of running that have weights laid out for the CPU's kernels."""
 
+CAPTURED = ("graphed", "compiled")
+"""The ways of running whose evaluations are captured as graphs on CUDA."""
+
 SHAPES_COMPILED = 1024
 """Image sizes that one process may compile programs for; torch refuses the next."""
 
@@ -41,8 +47,8 @@ class ExecutionError(ValueError):
 
 
 def resolve_execution(execution: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The way of running of that name; "auto" is, on a CPU, the first of fused and packed that it
-    has the kernels of for the type; else eager.
+    """The way of running of that name; "auto" is graphed on CUDA; on a CPU the first of fused and
+    packed that it has the kernels of for the type, else eager.
 
     Raises `ExecutionError` for another name, and where this machine cannot do what is asked.
     """
@@ -51,6 +57,8 @@ def resolve_execution(execution: str, device: torch.device, dtype: torch.dtype) 
         raise ExecutionError(f"execution {execution!r} is unknown; expected {expected}")
     packable = can_pack(device, dtype)
     fusable = packable and dtype is torch.bfloat16 and have_kernels()
+    if execution == "auto" and device.type == "cuda":
+        return "graphed"
     if execution == "auto":
         return "fused" if fusable else "packed" if packable else "eager"
     if execution == "packed" and not packable:
@@ -63,6 +71,8 @@ def resolve_execution(execution: str, device: torch.device, dtype: torch.dtype) 
             "execution fused is for bfloat16 on CPUs with AVX-512 for it, where sdbatch was "
             "installed with a C++ compiler; packed runs without"
         )
+    if execution == "graphed" and device.type != "cuda":
+        raise ExecutionError(f"execution graphed is for CUDA, not for this {device}")
     if execution == "compiled":
         _find_compiler()
     return execution
@@ -127,6 +137,7 @@ def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> Latent
         # Products of float32 with the precision of float32; cuDNN's are in TF32 by default.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.enable_cudnn_sdp(False)
         _channels_last(model)
     if execution in PACKED:
         model.memory_format = torch.channels_last
@@ -163,6 +174,9 @@ def _compile(model: LatentDiffusion, cache: Path | None) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED
     torch._dynamo.config.accumulated_recompile_limit = 2 * SHAPES_COMPILED
-    mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+    if model.device.type == "cuda":
+        from torch._inductor import config  # takes a while to import
+
+        config.deterministic = True  # no choice of kernels by how fast they just ran
     for module in (model.unet, model.vae.decoder):
-        module.compile(fullgraph=True, dynamic=False, mode=mode)
+        module.compile(fullgraph=True, dynamic=False)

@@ -78,7 +78,7 @@ SAMPLERS = tuple(SAMPLER_TABLE)
 KARRAS_SAMPLERS = tuple(name for name, sampler in SAMPLER_TABLE.items() if sampler.karras)
 """Samplers that may use Karras spacing."""
 
-EXECUTIONS = ("auto", "eager", "packed", "fused", "compiled")
+EXECUTIONS = ("auto", "eager", "packed", "fused", "graphed", "compiled")
 """Ways of running a model that `sd_core.execution.make_ready` accepts; the first is the default."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

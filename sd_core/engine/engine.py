@@ -200,6 +200,8 @@ class Engine:
                 continue
             self._leave()
             choice = self._next_batch()
+            if choice is None:
+                self._report_batches(wait=True)
             self._deliver(wait=choice is None and not self._landed)
             if choice is not None:
                 self._tick(choice)
@@ -287,7 +289,7 @@ class Engine:
     def _tick(self, choice: ScheduledBatch[InflightRequest]) -> None:
         """Evaluate one batch; the next one is chosen after it."""
         try:
-            batch = self._stages.evaluate(choice.shape, choice.flights)
+            self._stages.evaluate(choice.shape, choice.flights)
         except Exception as error:
             self._progressed_at = time.monotonic()
             if len(choice.flights) == 1:
@@ -298,16 +300,24 @@ class Engine:
                 self._tick(ScheduledBatch(choice.shape, [flight]))
             return
         self._ticks += 1
-        self._step_s = batch.seconds
         self._progressed_at = time.monotonic()
         self._lineup.served(choice, self._line)
-        if self._on_batch is not None:
-            self._on_batch(batch)
+        self._report_batches()
         for flight in choice.flights:
             flight.started = True
             self._attempt(flight, _report_step)
             if flight.flying.done and not flight.future.done():
                 self._land(flight)
+
+    def _report_batches(self, *, wait: bool = False) -> None:
+        try:
+            ended = self._stages.ended(wait=wait)
+        except RuntimeError:
+            return  # of the device; the copies of the images' pixels tell it too
+        for batch in ended:
+            self._step_s = batch.seconds
+            if self._on_batch is not None:
+                self._on_batch(batch)
 
     def _land(self, flight: InflightRequest) -> None:
         self._line.remove(flight)

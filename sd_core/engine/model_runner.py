@@ -21,10 +21,14 @@ from sd_core.engine.memory import Capacity, is_out_of_memory
 from sd_core.engine.request import Batch, Pixels, Rendered, Request
 from sd_core.engine.snapshot import load_trajectory, most_bytes, save_trajectory
 from sd_core.engine.timesteps import EmbeddedTimesteps
+from sd_core.execution import CAPTURED
+from sd_core.gpu.graphs import Graphs
+from sd_core.gpu.pace import Pace, pace_of
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.layers import KeysValues
 from sd_core.sampling.noise import draw_noise, generator_for
-from sd_core.sampling.samplers import StepTable, step_table
+from sd_core.sampling.samplers import MOST_HISTORY, StepTable, step_table
+from sd_core.sampling.slots import Extent
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
 from sd_core.spec import LATENT_FACTOR, Sampling, Shape
 from sd_core.transfer import CopyOut, to_device
@@ -44,6 +48,11 @@ class ModelRunner:
         self._contexts: OrderedDict[str, list[KeysValues]] = OrderedDict()
         self._timesteps = EmbeddedTimesteps(model)
         self._batches: OrderedDict[Shape, InflightBatch] = OrderedDict()  # oldest use first
+        self._pace: Pace[tuple[int, int]] = pace_of(model.device)
+        self._ended: list[Batch] = []
+        self._graphs: Graphs[tuple[Shape, int, bool]] | None = None
+        if model.device.type == "cuda" and model.execution in CAPTURED:
+            self._graphs = Graphs(model.device)
 
     # Start
 
@@ -123,34 +132,67 @@ class ModelRunner:
 
     # Evaluate
 
-    def evaluate(self, shape: Shape, flights: list[InflightRequest]) -> Batch:
-        """One evaluation for all of them, which are of this shape; each moves one row on, or none
-        of them if it raises.
+    def evaluate(self, shape: Shape, flights: list[InflightRequest]) -> None:
+        """Queues one evaluation for all of them, which are of this shape; each moves one row on, or
+        none of them if it raises.
         """
-        began = time.monotonic()
         used = sum(flight.rows for flight in flights)
         rows = self._rows.padded(shape, used, exact=any(f.request.exact for f in flights))
+        self._pace.begin()
         self._timesteps.add([flight.flying.table for flight in flights])
         batch = self._batch(shape)
         batch.join(flights, rows)
         extent = batch.stage(flights, rows)
         try:
-            eps, fewest = self._denoise(shape, batch, rows)
-            batch.step(eps, extent)
+            fewest = self._advance(shape, batch, rows, extent)
         except BaseException:
             batch.withdraw()
+            self._note(self._pace.rest())  # what is staged next may be written to at once
             raise
         batch.stepped()
         for flight in flights:
             flight.exact &= fewest == self._rows.of(shape)
-        return Batch(used, rows, time.monotonic() - began)
+        self._note(self._pace.end((used, rows)))
+
+    def ended(self, *, wait: bool = False) -> list[Batch]:
+        """Evaluations that the device has ended since this was last asked. wait: for all of them.
+
+        Raises what the device tells late, such as that it is lost.
+        """
+        if wait:
+            self._note(self._pace.rest())
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _note(self, ended: list[tuple[tuple[int, int], float]]) -> None:
+        self._ended += [Batch(used, rows, seconds) for (used, rows), seconds in ended]
+
+    def _advance(self, shape: Shape, batch: InflightBatch, rows: int, extent: Extent) -> int:
+        """Evaluates the model and moves the images; the fewest rows of a call of the model."""
+        if self._graphs is not None and self._rows.limit(shape, rows) == rows:
+
+            def evaluate() -> Tensor:
+                contexts = [(keys[:rows], values[:rows]) for keys, values in batch.contexts]
+                return self.model.denoise(batch.latents[:rows], batch.times[:rows], contexts)
+
+            # The step of a graph is one for any images of the batch.
+            whole = Extent(len(batch.latents), MOST_HISTORY, True, extent.inpainted)
+            key = shape, rows, extent.inpainted
+            if self._graphs.run(key, lambda: batch.step(evaluate(), whole), evaluate):
+                self._rows.went_well(shape)
+                return rows
+        eps, fewest = self._denoise(shape, batch, rows)
+        batch.step(eps, extent)
+        return fewest
 
     def _batch(self, shape: Shape) -> InflightBatch:
         """The batch of this shape; that of another one may have to make room for it."""
         if shape not in self._batches:
             if len(self._batches) >= BATCHES_KEPT:
-                _, oldest = self._batches.popitem(last=False)
+                old_shape, oldest = self._batches.popitem(last=False)
                 oldest.join([], 0)
+                if self._graphs is not None:
+                    self._graphs.drop(lambda key: key[0] == old_shape)
             rows = self._rows.of(shape)
             self._batches[shape] = InflightBatch(self.model, self._timesteps, shape, rows)
         self._batches.move_to_end(shape)
@@ -174,18 +216,25 @@ class ModelRunner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._rows.ran_out(shape, size):
                     raise
-                release_memory(self.model.device)
+                self._free_memory()
                 continue
             done, fewest = done + size, min(fewest, size)
         self._rows.went_well(shape)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs), fewest
+
+    def _free_memory(self) -> None:
+        if self._graphs is not None:
+            self._graphs.forget()
+        release_memory(self.model.device)
 
     # Finish
 
     def decode(self, flights: list[InflightRequest]) -> PendingOutput:
         """Pixels of finished trajectories of one shape, all exact or none, on their way out."""
         latents = torch.stack([flight.flying.latents for flight in flights])
-        rows = self._rows.padded_decode(flights[0].shape, len(flights), exact=flights[0].request.exact)
+        rows = self._rows.padded_decode(
+            flights[0].shape, len(flights), exact=flights[0].request.exact
+        )
         nothing = latents.new_zeros(rows - len(flights), *latents.shape[1:])
         padded = torch.cat([latents, nothing])
         try:
@@ -193,7 +242,7 @@ class ModelRunner:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(padded) == 1:
                 raise
-            release_memory(self.model.device)
+            self._free_memory()
             pixels = torch.cat([self.model.decode(one[None]) for one in latents])
             for flight in flights:
                 flight.exact = False

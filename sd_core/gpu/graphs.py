@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 import torch
 
@@ -17,18 +18,21 @@ KEPT = 16
 """Graphs that are kept. Each holds the memory of its row count's activations, in a shared pool."""
 
 
-class Graphs:
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Graphs(Generic[Key]):
     """Graphs of one device, by key. captured, refused: how many captures there were, and failed."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
-        self._refused: set[Hashable] = set()
+        self._graphs: OrderedDict[Key, torch.cuda.CUDAGraph] = OrderedDict()
+        self._refused: set[Key] = set()
         self._pool = torch.cuda.graph_pool_handle()
         self.captured = 0
         self.refused = 0
 
-    def run(self, key: Hashable, call: Callable[[], None], warm: Callable[[], object]) -> bool:
+    def run(self, key: Key, call: Callable[[], None], warm: Callable[[], object]) -> bool:
         """Does what `call` does; False, with nothing done, where it cannot be captured.
 
         key: the same for calls that run the same kernels on the same addresses.
@@ -51,13 +55,21 @@ class Graphs:
         self._graphs[key].replay()
         return True
 
+    def drop(self, outdated: Callable[[Key], bool]) -> None:
+        """Forgets the graphs of these keys: what they read and write is about to be freed."""
+        torch.cuda.current_stream(self._device).synchronize()
+        for key in [key for key in self._graphs if outdated(key)]:
+            del self._graphs[key]
+
     def forget(self) -> None:
         """Frees the memory of all graphs; they are captured again when they are needed."""
         torch.cuda.current_stream(self._device).synchronize()
         self._graphs.clear()
         self._refused.clear()
 
-    def _capture(self, call: Callable[[], None], warm: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    def _capture(
+        self, call: Callable[[], None], warm: Callable[[], object]
+    ) -> torch.cuda.CUDAGraph:
         stream, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         side.wait_stream(stream)
         with torch.cuda.stream(side):

@@ -20,6 +20,7 @@ from sd_core.model.unet import UNet
 from sd_core.model.vae import AutoencoderKL
 from sd_core.sampling.noise import draw_noise
 from sd_core.spec import LATENT_FACTOR, ModelSpec
+from sd_core.transfer import to_device
 from sd_core.vocab.bpe import tokens_over
 
 
@@ -103,7 +104,7 @@ class LatentDiffusion(nn.Module):
         """ids: (B, 77) int64 -> (B, 77, context_dim) text states, after the final layer norm."""
         _check("ids", ids, (None, MAX_TOKENS))
         with torch.inference_mode():
-            states = self.text(ids.to(self.device))
+            states = self.text(to_device(ids, self.device))
         return _plain(states)
 
     def embed_timesteps(self, timesteps: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class LatentDiffusion(nn.Module):
         _check("timesteps", timesteps, (None,))
         with torch.inference_mode():
             # Timesteps stay float32: bfloat16 cannot tell 997 from 999.
-            return self.unet.embed(timesteps.to(self.device, torch.float32))
+            return self.unet.embed(to_device(timesteps.float(), self.device))
 
     def project_context(self, context: Tensor) -> list[KeysValues]:
         """context: (B, 77, context_dim), of `encode_prompt` -> what `denoise` takes instead, with
@@ -121,7 +122,7 @@ class LatentDiffusion(nn.Module):
         """
         _check("context", context, (None, None, self.spec.unet.context_dim))
         with torch.inference_mode():
-            return self.unet.project(context.to(self.device, self.dtype))
+            return self.unet.project(to_device(context, self.device).to(self.dtype))
 
     def denoise(
         self, latents: Tensor, timesteps: Tensor, context: Tensor | Sequence[KeysValues]
@@ -151,7 +152,7 @@ class LatentDiffusion(nn.Module):
         _check("latents", latents, (None, spec.latent_channels, None, None))
         with torch.inference_mode():
             # Divided in float32, so that the latents are rounded to the model's type only once.
-            unscaled = latents.to(self.device, torch.float32) / spec.scale_factor
+            unscaled = to_device(latents.float(), self.device) / spec.scale_factor
             images = self.vae.decode(self._pixels(unscaled)).float().clamp(-1.0, 1.0)
         return _plain(images)
 
@@ -180,13 +181,13 @@ class LatentDiffusion(nn.Module):
             if generators is not None:
                 shape = tuple(latents.shape[1:])
                 noise = torch.stack([draw_noise(generator, shape) for generator in generators])
-                latents = latents + deviation.float() * noise.to(self.device)
+                latents = latents + deviation.float() * to_device(noise, self.device)
             latents = latents * self.spec.vae.scale_factor
         return _plain(latents)
 
     def _pixels(self, x: Tensor) -> Tensor:
         """(B, C, h, w) as the convolutions take it."""
-        return x.to(self.device, self.dtype, memory_format=self.memory_format)
+        return to_device(x, self.device).to(self.dtype, memory_format=self.memory_format)
 
 
 def _plain(result: Tensor) -> Tensor:

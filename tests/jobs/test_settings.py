@@ -75,7 +75,7 @@ def test_empty_is_not_set():
         (
             "SDBATCH_EXECUTION",
             "fast",
-            "found 'fast', expected one of auto, eager, packed, fused, compiled",
+            "found 'fast', expected one of auto, eager, packed, fused, graphed, compiled",
         ),
         ("SDBATCH_LOG", "xml", "found 'xml', expected one of text, json"),
         ("SDBATCH_METRICS", "9400", "found '9400', expected host:port, such as 127.0.0.1:9400"),

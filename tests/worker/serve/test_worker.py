@@ -418,7 +418,11 @@ ILLEGAL = "CUDA error: an illegal memory access was encountered"
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to"), False, True),
         (MemoryError(), False, True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), False, True),
-        (torch.AcceleratorError("CUDA error: not permitted when stream is capturing"), False, False),
+        (
+            torch.AcceleratorError("CUDA error: not permitted when stream is capturing"),
+            False,
+            False,
+        ),
         (RuntimeError("shapes do not fit"), False, False),
         (ValueError("CUDA error"), False, False),
     ],

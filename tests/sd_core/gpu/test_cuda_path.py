@@ -1,0 +1,309 @@
+"""The engine on a stand-in for CUDA: no waits, captured graphs, bounded lead, lost memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future
+
+import pytest
+import torch
+
+from sd_core.device import own_memory, release_memory
+from sd_core.engine.batch_rows import Rows
+from sd_core.engine.engine import Engine
+from sd_core.engine.inflight import InflightRequest
+from sd_core.engine.memory import Capacity
+from sd_core.engine.model_runner import BATCHES_KEPT, ModelRunner
+from sd_core.engine.request import Batch, Request
+from sd_core.execution import make_ready
+from sd_core.gpu.graphs import Graphs
+from sd_core.gpu.pace import pace_of
+from sd_core.spec import SAMPLERS
+from sd_core.transfer import AHEAD, CopyOut, Upload, to_device
+from tests.sd_core.engine.test_engine import request
+from tests.sd_core.gpu import stand_in
+from tests.sd_core.gpu.stand_in import CUDA, Far
+from tests.sd_core.small import ODD, small_model
+
+ROWS = 8
+SHAPE = (8, 8)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    with stand_in.cuda(monkeypatch) as device:
+        yield device
+
+
+def model_on(execution: str):
+    model = small_model(ODD)
+    stand_in.move(model)
+    return make_ready(model, execution)
+
+
+@pytest.fixture
+def model(device):
+    return model_on("auto")
+
+
+class Run:
+    """A model runner and the images in it, on this thread."""
+
+    def __init__(self, model, rows: int = ROWS) -> None:
+        capacity = Capacity(model.spec, "cuda:0", 2**40, 0, 4)
+        self.runner = ModelRunner(model, Rows("cuda", lambda shape: rows), capacity)
+        self.flights: list[InflightRequest] = []
+        self._arrived = 0
+
+    def start(self, request: Request) -> InflightRequest:
+        self._arrived += 1
+        flight = InflightRequest(request, Future(), None, self._arrived)
+        self.runner.start(flight)
+        self.flights.append(flight)
+        return flight
+
+    def tick(self) -> None:
+        shape = self.flights[0].shape
+        self.runner.evaluate(shape, [f for f in self.flights if f.shape == shape])
+
+    def finish(self) -> list[torch.Tensor]:
+        flights = list(self.flights)
+        while self.flights:
+            self.tick()
+            for flight in [f for f in self.flights if f.flying.done]:
+                self.runner.leave(flight)
+                self.flights.remove(flight)
+        return [flight.flying.latents.near for flight in flights]
+
+
+MIXED = [
+    request(sampler="dpmpp_2m", steps=5, seed=1),
+    request("a star", sampler="euler_a", steps=7, seed=2, guidance=1.0),
+    request(sampler="plms", steps=4, seed=3),
+    request(sampler="lms", steps=6, seed=4, guidance=1.0),
+]
+
+
+def test_auto_is_graphed_on_cuda_and_float32_is_float32(model):
+    assert model.execution == "graphed"
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("execution", ["eager", "graphed"])
+def test_no_step_waits_for_the_device(device, execution):
+    """Nor does the start of an image. The capture does, once for each row count."""
+    run = Run(model_on(execution))
+    for sampler in SAMPLERS[:3]:
+        run.start(request(sampler=sampler, steps=20, seed=5))
+    run.tick()
+    run.runner.ended(wait=True)
+    device.waits.clear()
+    run.start(request("never seen", sampler="euler_a", steps=20))
+    for _ in range(6):
+        run.tick()
+    assert device.waits == []
+
+
+def test_waits_would_be_seen(device):
+    there = torch.zeros(3, device=CUDA)
+    there.sum().item()
+    there.to("cpu")
+    there.copy_(torch.ones(3))
+    torch.ones(3).to(CUDA)
+    there.copy_(torch.ones(3).pin_memory())
+    assert len(device.waits) == 5
+    to_device(torch.ones(3), CUDA)
+    CopyOut(there)
+    assert len(device.waits) == 5
+    with pytest.raises(RuntimeError, match="same device"):
+        there + torch.ones(3)
+
+
+def test_a_captured_step_gives_the_bits_of_an_eager_one(device):
+    found = []
+    for execution in ("eager", "graphed"):
+        run = Run(model_on(execution))
+        for one in MIXED:
+            run.start(one)
+        found.append(run.finish())
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert device.replays >= 7
+
+
+def test_a_mask_has_a_graph_of_its_own(device):
+    found = []
+    for execution in ("eager", "graphed"):
+        run = Run(model_on(execution))
+        run.start(request(sampler="dpmpp_2m", steps=6))
+        run.tick()
+        run.start(request(init=True, mask=True, sampler="euler_a", steps=6))
+        found.append(run.finish())
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert run.runner._graphs.captured == 2
+
+
+def test_a_step_is_one_launch_beside_what_it_is_told(model, device):
+    run = Run(model)
+    for one in MIXED[:2]:
+        run.start(one)
+    run.tick()
+    device.launches.clear()
+    run.tick()
+    assert device.launches.count("replay") == 1
+    # The numbers, the noise, where the timesteps are, and two gathers.
+    assert sum(name in ("copy_", "index_select") for name in device.launches) <= 5
+    assert len(device.launches) < 40
+
+
+def test_the_host_is_a_few_steps_ahead_and_seconds_are_the_devices(model, device):
+    run = Run(model)
+    run.start(request(sampler="ddim", steps=6))
+    ended: list[Batch] = []
+    for tick in range(6):
+        run.tick()
+        ended += run.runner.ended()
+        assert len(ended) == max(0, tick + 1 - AHEAD)
+    ended += run.runner.ended(wait=True)
+    assert ended == [Batch(2, ROWS, 0.001)] * 6
+
+
+class TestMemory:
+    def test_no_room_for_a_graph_is_no_failure(self, model, device):
+        run = Run(model)
+        calm = Run(model)
+        for one in MIXED:
+            run.start(one)
+            calm.start(one)
+        device.capture_error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        run.tick()
+        run.tick()
+        assert (run.runner._graphs.captured, run.runner._graphs.refused) == (0, 1)
+        assert device.replays == 0
+        device.capture_error = None
+        wanted = calm.finish()
+        assert all(torch.equal(*pair) for pair in zip(run.finish(), wanted, strict=True))
+
+    def test_graphs_give_their_memory_back_before_rows_are_halved(self, model, device, monkeypatch):
+        run = Run(model)
+        for one in MIXED:
+            run.start(one)
+        run.tick()
+        assert run.runner._graphs._graphs
+        denoise, calls = model.denoise, []
+
+        def short(latents, timesteps, context):
+            calls.append(len(latents))
+            if len(latents) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return denoise(latents, timesteps, context)
+
+        monkeypatch.setattr(model, "denoise", short)
+        run.runner._graphs.forget()  # so that it is captured again, which has no room
+        run.tick()
+        assert calls == [8, 8, 4, 4]
+        assert "empty_cache" in device.launches
+        assert not any(flight.exact for flight in run.flights)
+
+    def test_what_others_hold_is_not_ours(self, device):
+        assert own_memory(CUDA) == 61 * 2**30
+        release_memory(CUDA)
+        assert device.launches == ["empty_cache"]
+
+    def test_batches_of_many_shapes_take_turns(self, model, device):
+        """Their memory, and that of their graphs, is bounded; nothing is lost."""
+        sides = [64 + 8 * n for n in range(BATCHES_KEPT + 2)]
+        asked = [request(sampler="dpmpp_2m", steps=4, width=side) for side in sides]
+        alone = []
+        for one in asked:
+            run = Run(model)
+            run.start(one)
+            alone += run.finish()
+        run = Run(model)
+        flights = [run.start(one) for one in asked]
+        for _ in range(4):
+            for flight in flights:
+                run.runner.evaluate(flight.shape, [flight])
+        assert len(run.runner._batches) == BATCHES_KEPT
+        assert len(run.runner._graphs._graphs) == BATCHES_KEPT
+        for flight, wanted in zip(flights, alone, strict=True):
+            assert torch.equal(flight.flying.latents.near, wanted)
+
+
+class TestGraphs:
+    def test_the_least_recently_used_one_goes_first(self, device, monkeypatch):
+        monkeypatch.setattr("sd_core.gpu.graphs.KEPT", 2)
+        graphs: Graphs[int] = Graphs(CUDA)
+        total = torch.zeros(1, device=CUDA)
+
+        def run(key: int) -> None:
+            assert graphs.run(key, lambda: total.add_(key), lambda: None)
+
+        for key in (1, 2, 1, 3, 1, 2):
+            run(key)
+        assert graphs.captured == 4
+        assert total.near.item() == 10
+
+    def test_a_capture_executes_nothing(self, device):
+        graphs: Graphs[int] = Graphs(CUDA)
+        total = torch.zeros(1, device=CUDA)
+        for _ in range(3):
+            graphs.run(0, lambda: total.add_(1), lambda: None)
+        assert total.near.item() == 3
+
+    def test_what_would_wait_cannot_be_captured(self, device):
+        graphs: Graphs[int] = Graphs(CUDA)
+        total = torch.zeros(1, device=CUDA)
+        assert not graphs.run(0, lambda: total.add_(total.sum().item()), lambda: None)
+        assert graphs.refused == 1
+
+
+def test_what_the_host_writes_is_not_what_the_device_still_reads(device):
+    upload = Upload((2,), CUDA)
+    hosts = []
+    for value in range(AHEAD + 2):
+        upload.host.fill_(value)
+        hosts.append(upload.host.data_ptr())
+        upload.send()
+        assert upload.tensor.near.tolist() == [value] * 2
+    assert len(set(hosts)) == AHEAD + 1
+    assert device.waits == []
+
+
+def test_a_pace_tells_what_has_ended_in_order(device):
+    pace = pace_of(CUDA)
+    ended = []
+    for piece in range(5):
+        pace.begin()
+        ended += pace.end(piece)
+    assert [piece for piece, _ in ended] == [0, 1, 2]
+    assert [piece for piece, _ in pace.rest()] == [3, 4]
+
+
+def test_whole_images_through_the_engine(device, monkeypatch):
+    """The engine's thread makes the device its own; images are those of a CPU, but for rounding."""
+    serve = Engine._serve
+
+    def serve_here(engine: Engine) -> None:
+        with device:
+            serve(engine)
+
+    monkeypatch.setattr(Engine, "_serve", serve_here)
+    batches: list[Batch] = []
+    model = model_on("auto")
+    asked = [*MIXED, dataclasses.replace(MIXED[0], exact=False)]
+    with Engine(model, rows=ROWS, on_batch=batches.append) as engine:
+        futures = [engine.submit(one) for one in asked]
+        found = [future.result(timeout=120) for future in futures]
+    assert f"set_device {CUDA}" in device.launches
+    assert all(batch.seconds > 0 for batch in batches)
+    assert sum(batch.rows_used for batch in batches) == sum(
+        one.evaluations * r.rows for one, r in zip(found, asked, strict=True)
+    )
+    with torch.utils._python_dispatch._disable_current_modes():
+        plain = small_model(ODD)
+        with Engine(plain, rows=ROWS) as engine:
+            wanted = [engine.submit(one).result(timeout=120).pixels for one in asked]
+        for one, pixels in zip(found, wanted, strict=True):
+            assert not isinstance(one.pixels, Far)
+            assert (one.pixels - pixels).abs().max() < 1e-3
