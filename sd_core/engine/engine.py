@@ -27,7 +27,7 @@ from sd_core.device import own_memory, use_device
 from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput
 from sd_core.engine.memory import Capacity
-from sd_core.engine.model_runner import ModelRunner
+from sd_core.engine.model_runner import ModelRunner, table_of
 from sd_core.engine.request import (
     Batch,
     EngineClosedError,
@@ -125,6 +125,8 @@ class Engine:
         _check_callable("on_step", on_step)
         if state is not None and not isinstance(state, bytes):
             raise ValueError(f"state is a {type(state).__name__}; expected bytes, of Suspended")
+        # Kept in a cache. On the engine's thread, the device would wait: some take 25 ms to make.
+        _ = table_of(request).numbers
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed")
