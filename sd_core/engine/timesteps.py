@@ -15,17 +15,20 @@ from torch import Tensor
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.sampling.samplers import StepTable
 
-KEPT = 4096
-"""Timesteps that are kept for later images; at v1 size about 40 kB each in 16 bits."""
+LEAST = 256
+KEPT = 2048
+"""Timesteps that are kept for later images when room is made; at v1 size about 40 kB each in 16
+bits."""
 
 
 class EmbeddedTimesteps:
-    """rows: (timesteps, n), of the model's type; empty until the first `add`."""
+    """rows: (capacity, n), of the model's type; empty until the first `add`."""
 
     def __init__(self, model: LatentDiffusion) -> None:
         self._model = model
-        self.rows = torch.empty(0)
+        self.rows = torch.empty(0, 0)
         self._begins: OrderedDict[StepTable, int] = OrderedDict()  # least recently used first
+        self._end = 0
 
     def begin(self, table: StepTable) -> int:
         """The row of the first timestep of a table that was added; good until the next `add`."""
@@ -38,27 +41,30 @@ class EmbeddedTimesteps:
         The next `begin` of a table that was dropped raises `KeyError`.
         """
         new = [table for table in dict.fromkeys(tables) if table not in self._begins]
-        if not new:
-            return
-        room = KEPT - sum(map(len, new))
+        needed = sum(map(len, new))
+        parts = [self._model.embed_timesteps(torch.tensor(t.t, dtype=torch.float32)) for t in new]
+        if self._end + needed > len(self.rows):
+            self._make_room(needed, tables, parts[0])
+        for table, part in zip(new, parts, strict=True):
+            self._append(table, part)
+
+    def _append(self, table: StepTable, part: Tensor) -> None:
+        self.rows[self._end : self._end + len(part)].copy_(part)
+        self._begins[table] = self._end
+        self._end += len(part)
+
+    def _make_room(self, needed: int, tables: Collection[StepTable], like: Tensor) -> None:
+        """Keeps the tables and, of others, the latest used; twice the room that is needed then."""
+        before, begins = self.rows, self._begins
+        room = KEPT
         kept: list[StepTable] = []
-        for table in reversed(self._begins):
+        for table in reversed(begins):
             room -= len(table)
             if room >= 0 or table in tables:
                 kept.append(table)
-        parts = [self._part(table) for table in kept]
-        parts += [self._model.embed_timesteps(torch.tensor(t.t, dtype=torch.float32)) for t in new]
-        self.rows = torch.cat(parts)
-        self._begins = OrderedDict()
-        begin = 0
-        for table, part in zip([*kept, *new], parts, strict=True):
-            self._begins[table] = begin
-            begin += len(part)
+        size = max(LEAST, 2 * (needed + sum(map(len, kept))))
+        self.rows = like.new_zeros(size, like.shape[1])
+        self._begins, self._end = OrderedDict(), 0
         for table in reversed(kept):
-            self._begins.move_to_end(table)
-        for table in new:
-            self._begins.move_to_end(table)
-
-    def _part(self, table: StepTable) -> Tensor:
-        begin = self._begins[table]
-        return self.rows[begin : begin + len(table)]
+            begin = begins[table]
+            self._append(table, before[begin : begin + len(table)])
