@@ -89,6 +89,20 @@ def _cpu_multiplies_bfloat16() -> bool:
     return bool(found.get("bf16") or (avx512 and uses_avx512()))
 
 
+def device_kind(device: torch.device) -> str:
+    """What an image's bytes depend on of a device, in words: `cpu`, or a GPU's name, capability and
+    multiprocessors, and the versions of the libraries that choose its kernels.
+    """
+    if device.type != "cuda":
+        return device.type
+    card = torch.cuda.get_device_properties(device)
+    return (
+        f"cuda: {card.name}, capability {card.major}.{card.minor}, "
+        f"{card.multi_processor_count} multiprocessors, torch {torch.__version__}, "
+        f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    )
+
+
 def own_memory(device: torch.device) -> int:
     """Bytes of a GPU's memory that others do not hold: this process's and free ones; of the
     machine's, for a CPU.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd_core.device import release_memory
+from sd_core.device import device_kind, release_memory
 from sd_core.engine.batch_rows import Rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput, _strength
 from sd_core.engine.inflight_batch import InflightBatch
@@ -46,6 +46,7 @@ class ModelRunner:
         self._rows = rows
         self._capacity = capacity
         self._contexts: OrderedDict[str, list[KeysValues]] = OrderedDict()
+        self._device_kind = device_kind(model.device)
         self._timesteps = EmbeddedTimesteps(model)
         self._batches: OrderedDict[Shape, InflightBatch] = OrderedDict()  # oldest use first
         self._pace: Pace[tuple[int, int]] = pace_of(model.device)
@@ -83,7 +84,9 @@ class ModelRunner:
             flight.state = None
 
     def save(self, flight: InflightRequest) -> bytes:
-        """State that `start` continues from, in any process with this model and kind of device."""
+        """State that `start` continues from, in any process with this model and a device of this
+        kind (`sd_core.device.device_kind`).
+        """
         kind = self._kind(flight.request)
         return save_trajectory(flight.flying, kind=kind, exact=flight.exact)
 
@@ -95,7 +98,7 @@ class ModelRunner:
             request.digest(),
             self.model.digest,
             self.model.dtype,
-            self.model.device.type,
+            self._device_kind,
             self.model.execution,
             rows,
         ]

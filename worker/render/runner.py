@@ -18,6 +18,7 @@ from jobs.errors import ForeignImageError, SdbatchError, StoreError
 from jobs.folder.suspended import SavedImages
 from jobs.plan.cost import evaluations_of
 from jobs.task import Failure, Task, spec_digest
+from sd_core.device import device_kind
 from sd_core.engine.engine import MOST_ROWS, Rendered, Suspended
 from sd_core.engine.model_runner import largest_state
 from sd_core.engine.request import Request
@@ -275,7 +276,7 @@ class Runner:
 
     def _render_info(self, task: Task, rendered: Rendered) -> RenderInfo:
         return RenderInfo(
-            device=self._engine.model.device.type,
+            device=device_kind(self._engine.model.device),
             dtype=str(self._engine.model.dtype).removeprefix("torch."),
             execution=self._engine.model.execution,
             evaluations=rendered.evaluations,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,8 +114,8 @@ def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 class StandIn(TorchDispatchMode):
-    """waits: since it was last cleared. launches: operations and graphs that the host queued.
-    fits: bytes that a capture has; None for any. events, replays: counts.
+    """waits: since it was last cleared. launches: what the host queued, by name. capture_error:
+    raised where something is captured. replays: of graphs. card: its properties.
     """
 
     def __init__(self) -> None:
@@ -124,6 +125,7 @@ class StandIn(TorchDispatchMode):
         self.capturing: Recording | None = None
         self.capture_error: Exception | None = None
         self.replays = 0
+        self.card = SimpleNamespace(name="Stand-in", major=9, minor=0, multi_processor_count=132)
         self._pinned: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -202,6 +204,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         "CUDAGraph": lambda: Graph(device),
         "graph": lambda graph, **options: captured(device, graph, options),
         "graph_pool_handle": lambda: (0, 1),
+        "get_device_properties": lambda _=None: device.card,
         "mem_get_info": lambda _=None: (60 * 2**30, 80 * 2**30),
         "memory_reserved": lambda _=None: 2**30,
         "empty_cache": lambda: device.launches.append("empty_cache"),

@@ -8,13 +8,14 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from sd_core.device import own_memory, release_memory
+from sd_core.device import device_kind, own_memory, release_memory
 from sd_core.engine.batch_rows import Rows
 from sd_core.engine.engine import Engine
 from sd_core.engine.inflight import InflightRequest
 from sd_core.engine.memory import Capacity
 from sd_core.engine.model_runner import BATCHES_KEPT, ModelRunner
 from sd_core.engine.request import Batch, Request
+from sd_core.engine.snapshot import StateError
 from sd_core.execution import make_ready
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import pace_of
@@ -278,6 +279,28 @@ def test_a_pace_tells_what_has_ended_in_order(device):
         ended += pace.end(piece)
     assert [piece for piece, _ in ended] == [0, 1, 2]
     assert [piece for piece, _ in pace.rest()] == [3, 4]
+
+
+def test_a_saved_state_goes_on_only_on_such_a_card(model, device):
+    run = Run(model)
+    flight = run.start(request(sampler="lms", steps=9))
+    for _ in range(4):
+        run.tick()
+    run.runner.leave(flight)
+    state = run.runner.save(flight)
+    again = InflightRequest(flight.request, Future(), None, 9, state)
+    Run(model).runner.start(again)
+    assert torch.equal(again.flying.latents.near, flight.flying.latents.near)
+    device.card.name = "Another"
+    other = InflightRequest(flight.request, Future(), None, 9, state)
+    with pytest.raises(StateError, match="another request, model or arithmetic"):
+        Run(model).runner.start(other)
+
+
+def test_a_record_tells_the_card_and_the_libraries(device):
+    said = device_kind(CUDA)
+    assert said.startswith("cuda: Stand-in, capability 9.0, 132 multiprocessors, torch 2.")
+    assert device_kind(torch.device("cpu")) == "cpu"
 
 
 def test_whole_images_through_the_engine(device, monkeypatch):
