@@ -37,7 +37,9 @@ test: lint  ## All checks that take minutes: run before a commit
 	$(RUN) -m pytest $(PARALLEL) -m 'not slow' --cov --cov-report=
 	@echo "coverage: $$($(BIN)/coverage report --format=total) % ($(BIN)/coverage report says of what)"
 
+# Triton's kernels run in its interpreter; --no-deps, as torch for CUDA brings it along.
 test-slow: install  ## Checks that take long or gigabytes
+	$(BIN)/pip install --quiet --no-deps -c infra/constraints.txt triton
 	$(RUN) -m pytest -m slow
 
 # The model and the engine as on lesser CPUs: without AVX-512, without AVX. CPUS=avx2 is one of them.

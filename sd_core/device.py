@@ -90,7 +90,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def device_kind(device: torch.device) -> str:
-    """What an image's bytes depend on of a device, in words: `cpu`, or a GPU's name, capability and
+    """The device as far as an image's bytes depend on it: `cpu`, or a GPU's name, capability and
     multiprocessors, and the versions of the libraries that choose its kernels.
     """
     if device.type != "cuda":

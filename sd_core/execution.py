@@ -5,7 +5,8 @@ packed: eager, with weights in the layout of the CPU's kernels (`sd_core.cpu.pac
 fused: packed, with kernels of our own (`sd_core.cpu.kernels`) for the UNet's attention, for norms
 and, on CPUs without AMX, for convolutions and linear layers.
 graphed: on CUDA, each evaluation of a batch and the step after it as one captured graph
-(`sd_core.gpu.graphs`), which the engine's fixed row counts make possible.
+(`sd_core.gpu.graphs`), which the engine's fixed row counts make possible; with group norms in
+Triton, where they work (`sd_core.gpu.group_norm`).
 compiled: by `torch.compile`, one program for each shape, kept on disk for the next start; on CUDA
 captured as well.
 
@@ -27,6 +28,7 @@ from torch import nn
 
 from sd_core.cpu.kernels import have_amx, have_kernels
 from sd_core.cpu.packing import can_pack, pack
+from sd_core.gpu.group_norm import works
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.unet import UNet
 from sd_core.model.vae import AutoencoderKL
@@ -139,6 +141,12 @@ def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> Latent
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.enable_cudnn_sdp(False)
         _channels_last(model)
+    if execution == "graphed" and works(model.device, model.dtype):
+        from sd_core.gpu.fused_blocks import fuse  # needs Triton
+
+        fuse(model.unet)
+        fuse(model.vae)
+        model.kernels = "Triton's group norm"
     if execution in PACKED:
         model.memory_format = torch.channels_last
     elif execution == "compiled":

@@ -102,6 +102,8 @@ class ModelRunner:
             self.model.execution,
             rows,
         ]
+        if self.model.kernels:
+            parts.append(self.model.kernels)
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
     def _begin(self, request: Request, table: StepTable) -> Trajectory:

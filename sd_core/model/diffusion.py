@@ -67,8 +67,9 @@ class LatentDiffusion(nn.Module):
         self.vae = AutoencoderKL(spec.vae) if vae is None else vae
         self.tokenizer = PromptTokenizer() if tokenizer is None else tokenizer
         self.provenance: Provenance | None = None
-        # Both are changed by `sd_core.execution.make_ready`.
+        # These are changed by `sd_core.execution.make_ready`.
         self.execution = "eager"
+        self.kernels = ""  # of our own, where the way of running does not say it
         self.memory_format = torch.contiguous_format
 
     @property

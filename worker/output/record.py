@@ -50,11 +50,14 @@ class ModelInfo:
 class RenderInfo:
     """How one image was rendered.
 
-    device: of `sd_core.device.device_kind`. execution: how the model was run, as
-    `sd_core.execution` names it. evaluations: of the UNet. batch_rows: rows of the batches it ran
-    in, which its bytes depend on; None if there was not one fixed count. render_s: from admission
-    to the last pixel. tokens_cut: field of a prompt -> tokens of it that the model did not read; of
-    those only that were cut.
+    device: of `sd_core.device.device_kind`, and kernels of our own on it.
+    execution: how the model was run, as `sd_core.execution` names it.
+    evaluations: of the UNet.
+    batch_rows: rows of the batches it ran in, which its bytes depend on; None if there was not one
+        fixed count.
+    render_s: from admission to the last pixel.
+    tokens_cut: field of a prompt -> tokens of it that the model did not read; of those only that
+        were cut.
     """
 
     device: str

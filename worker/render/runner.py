@@ -275,17 +275,18 @@ class Runner:
         return False
 
     def _render_info(self, task: Task, rendered: Rendered) -> RenderInfo:
+        model = self._engine.model
         return RenderInfo(
-            device=device_kind(self._engine.model.device),
-            dtype=str(self._engine.model.dtype).removeprefix("torch."),
-            execution=self._engine.model.execution,
+            device=", ".join(filter(None, (device_kind(model.device), model.kernels))),
+            dtype=str(model.dtype).removeprefix("torch."),
+            execution=model.execution,
             evaluations=rendered.evaluations,
             batch_rows=self._engine.rows_of(task.sampling) if rendered.exact else None,
             render_s=rendered.seconds,
             tokens_cut={
                 name: over
                 for name, text in prompts_of(task).items()
-                if (over := self._engine.model.tokens_over(text))
+                if (over := model.tokens_over(text))
             },
         )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,6 +91,19 @@ def test_auto_is_graphed_on_cuda_and_float32_is_float32(model):
     assert model.execution == "graphed"
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_kernels_of_our_own_are_part_of_what_a_state_goes_on_with(device, monkeypatch):
+    fused = []
+    blocks = SimpleNamespace(fuse=fused.append)
+    monkeypatch.setitem(sys.modules, "sd_core.gpu.fused_blocks", blocks)
+    kinds = []
+    for works in (False, True):
+        monkeypatch.setattr("sd_core.execution.works", lambda *_, works=works: works)
+        model = model_on("auto")
+        kinds.append(Run(model).runner._kind(MIXED[0]))
+    assert fused == [model.unet, model.vae]
+    assert len(set(kinds)) == 2
 
 
 @pytest.mark.parametrize("execution", ["eager", "graphed"])
