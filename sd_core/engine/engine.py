@@ -52,6 +52,9 @@ __all__ = [
     "batch_rows",
 ]
 
+LOOK_AHEAD = 16
+"""Waiting images whose prompts may be encoded beside the evaluations of others."""
+
 MOST_WAIT_TICKS = 4
 """A finished image waits so many evaluations for others to be decoded with, where that helps."""
 
@@ -304,6 +307,7 @@ class Engine:
         self._ticks += 1
         self._progressed_at = time.monotonic()
         self._lineup.served(choice, self._line)
+        self._stages.encode_ahead(self._lineup.coming(self._line, LOOK_AHEAD))
         self._report_batches()
         for flight in choice.flights:
             flight.started = True

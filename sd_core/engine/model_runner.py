@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from sd_core.engine.batch_rows import Rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput, _strength
 from sd_core.engine.inflight_batch import InflightBatch
 from sd_core.engine.memory import Capacity, is_out_of_memory
+from sd_core.engine.prompts import EncodedPrompts
 from sd_core.engine.request import Batch, Pixels, Rendered, Request
 from sd_core.engine.snapshot import load_trajectory, most_bytes, save_trajectory
 from sd_core.engine.timesteps import EmbeddedTimesteps
@@ -25,7 +27,6 @@ from sd_core.execution import CAPTURED
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import Pace, pace_of
 from sd_core.model.diffusion import LatentDiffusion
-from sd_core.model.layers import KeysValues
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import MOST_HISTORY, StepTable, step_table
 from sd_core.sampling.slots import Extent
@@ -33,7 +34,6 @@ from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, fr
 from sd_core.spec import LATENT_FACTOR, Sampling, Shape
 from sd_core.transfer import CopyOut, to_device
 
-PROMPTS_KEPT = 64  # projected for every attention; at v1 size about 4 MB each in bfloat16
 BATCHES_KEPT = 4  # latent shapes; at v1 size about 4 MB a row, for the prompts
 REPAINT = 128  # mask values from here on are repainted
 
@@ -45,7 +45,7 @@ class ModelRunner:
         self.model = model
         self._rows = rows
         self._capacity = capacity
-        self._contexts: OrderedDict[str, list[KeysValues]] = OrderedDict()
+        self._prompts = EncodedPrompts(model)
         self._device_kind = device_kind(model.device)
         self._timesteps = EmbeddedTimesteps(model)
         self._batches: OrderedDict[Shape, InflightBatch] = OrderedDict()  # oldest use first
@@ -66,8 +66,7 @@ class ModelRunner:
         request = flight.request
         self._capacity.check(flight.shape, flight.rows)
         flight.admitted = time.monotonic()
-        prompts = [request.prompt] if flight.rows == 1 else [request.negative, request.prompt]
-        flight.contexts = [self._encode(prompt) for prompt in prompts]
+        flight.contexts = self._prompts.get(_prompts_of(request))
         table = table_of(request)
         if flight.state is None:
             flight.trajectory = self._begin(request, table)
@@ -82,6 +81,10 @@ class ModelRunner:
                 device=self.model.device,
             )
             flight.state = None
+
+    def encode_ahead(self, waiting: Iterable[InflightRequest]) -> None:
+        """Prepares prompts of images that begin soon, where the device can beside its work."""
+        self._prompts.encode_ahead(prompt for f in waiting for prompt in _prompts_of(f.request))
 
     def save(self, flight: InflightRequest) -> bytes:
         """State that `start` continues from, in any process with this model and a device of this
@@ -121,19 +124,6 @@ class ModelRunner:
             inpainting = Inpainting(clean, noise, to_device(_latent_mask(request.mask), device))
         latents = from_latents(table, clean, noise)
         return Trajectory(table, latents, generator, sampling.guidance, inpainting)
-
-    def _encode(self, prompt: str) -> list[KeysValues]:
-        """Keys and values of a prompt for each attention, (heads, 77, d), from a cache of the
-        latest.
-        """
-        context = self._contexts.get(prompt)
-        if context is None:
-            projected = self.model.project_context(self.model.encode_prompt([prompt]))
-            context = self._contexts[prompt] = [(keys[0], values[0]) for keys, values in projected]
-            if len(self._contexts) > PROMPTS_KEPT:
-                self._contexts.popitem(last=False)
-        self._contexts.move_to_end(prompt)
-        return context
 
     # Evaluate
 
@@ -268,6 +258,11 @@ class ModelRunner:
             pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
         seconds = time.monotonic() - flight.admitted
         return Rendered(pixels, len(table), seconds, flight.exact and request.exact)
+
+
+def _prompts_of(request: Request) -> list[str]:
+    """A prompt for each row."""
+    return [request.prompt] if request.rows == 1 else [request.negative, request.prompt]
 
 
 def table_of(request: Request) -> StepTable:

@@ -54,6 +54,9 @@ class Far(torch.Tensor):
     def __repr__(self) -> str:
         return f"Far({self.near!r})"
 
+    def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
+        self.near.streams = [*getattr(self.near, "streams", []), stream]
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError(f"{func} on a tensor of the stand-in, which is not in use here")
@@ -224,7 +227,7 @@ class Stream:
         pass
 
     def wait_event(self, event: Event) -> None:
-        pass
+        self._device.launches.append("wait_event")
 
     def synchronize(self) -> None:
         self._device._wait("synchronize")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from sd_core.engine.engine import Engine
 from sd_core.engine.inflight import InflightRequest
 from sd_core.engine.memory import Capacity
 from sd_core.engine.model_runner import BATCHES_KEPT, ModelRunner
+from sd_core.engine.prompts import EncodedPrompts
 from sd_core.engine.request import Batch, Request
 from sd_core.engine.snapshot import StateError
 from sd_core.execution import make_ready
@@ -182,6 +184,64 @@ def test_the_host_is_a_few_steps_ahead_and_seconds_are_the_devices(model, device
         assert len(ended) == max(0, tick + 1 - AHEAD)
     ended += run.runner.ended(wait=True)
     assert ended == [Batch(2, ROWS, 0.001)] * 6
+
+
+class TestPrompts:
+    def test_a_prompt_is_the_same_whatever_it_is_encoded_with(self, model):
+        alone = EncodedPrompts(model).get(["a star"])[0]
+        together = EncodedPrompts(model)
+        together.encode_ahead([f"picture {n}" for n in range(7)] + ["a star", "a ring"])
+        (context,) = together.get(["a star"])
+        for one, other in zip(alone, context, strict=True):
+            assert all(torch.equal(a.near, b.near) for a, b in zip(one, other, strict=True))
+
+    def test_only_whole_batches_are_encoded_ahead_and_waited_for_once(self, model, device):
+        prompts = EncodedPrompts(model)
+        device.launches.clear()
+        prompts.encode_ahead(["one", "two"])
+        assert not device.launches
+        ahead = [f"picture {n}" for n in range(20)]
+        prompts.encode_ahead(ahead)
+        device.launches.clear()
+        prompts.get(ahead[:3])
+        prompts.get(ahead[3:8])
+        assert device.launches == ["wait_event"]
+        assert device.waits == []
+        prompts.get(["one"])  # a batch of its own
+        assert device.launches.count("wait_event") == 2
+
+    def test_what_is_freed_may_still_be_read_by_the_main_work(self, model):
+        (((keys, values), *_),) = EncodedPrompts(model).get(["a star"])
+        for part in (keys, values):
+            assert part.near.streams == [torch.cuda.current_stream()]
+            assert part.near.untyped_storage().nbytes() == part.near.nbytes
+
+    def test_the_engine_looks_ahead(self, device, monkeypatch):
+        model = model_on("auto")
+        encode, sizes = model.encode_prompt, []
+
+        def counted(prompts):
+            sizes.append(sum(map(bool, prompts)))
+            return encode(prompts)
+
+        monkeypatch.setattr(model, "encode_prompt", counted)
+        asked = [request(f"picture {n}", steps=4, seed=n) for n in range(12)]
+        serve = Engine._serve
+        ready = threading.Event()
+
+        def serve_here(engine: Engine) -> None:
+            assert ready.wait(60)
+            with device:
+                serve(engine)
+
+        monkeypatch.setattr(Engine, "_serve", serve_here)
+        with Engine(model, rows=2) as engine:
+            futures = [engine.submit(one) for one in asked]
+            ready.set()
+            for future in futures:
+                future.result(timeout=120)
+        assert max(sizes) == 8
+        assert len(sizes) <= 6
 
 
 class TestMemory:
