@@ -126,9 +126,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
         device=str(model.device),
         version=importlib.metadata.version("sdbatch"),
     )
-    metrics.watch(
-        leases=lambda: len(heartbeat.held_leases), stalled_s=engine.stalled_s, device=model.device
-    )
+    metrics.watch(engine, leases=lambda: len(heartbeat.held_leases))
     stop = threading.Event()
     reconciler = Reconciler(
         ledger,

@@ -172,6 +172,16 @@ class Engine:
         """True while the engine's thread runs: until `close`, or an error that nobody foresaw."""
         return self._thread.is_alive()
 
+    def busy_s(self) -> float:
+        """Seconds that the device spent on evaluations and decodes that have ended, by its own
+        clock; over the seconds that passed, its busy share.
+        """
+        return self._stages.busy_s
+
+    def captures(self) -> int:
+        """Graphs that were captured: mostly one for each latent shape and row count."""
+        return self._stages.captures
+
     def stalled_s(self) -> float:
         """Seconds since work last moved on (an image begun, a batch evaluated, an image decoded);
         0 without work.

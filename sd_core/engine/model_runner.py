@@ -49,7 +49,9 @@ class ModelRunner:
         self._device_kind = device_kind(model.device)
         self._timesteps = EmbeddedTimesteps(model)
         self._batches: OrderedDict[Shape, InflightBatch] = OrderedDict()  # oldest use first
-        self._pace: Pace[tuple[int, int]] = pace_of(model.device)
+        # Rows used and rows of an evaluation; None for a decode.
+        self._pace: Pace[tuple[int, int] | None] = pace_of(model.device)
+        self.busy_s = 0.0  # of what the device has ended
         self._ended: list[Batch] = []
         self._graphs: Graphs[tuple[Shape, int, bool]] | None = None
         if model.device.type == "cuda" and model.execution in CAPTURED:
@@ -159,8 +161,14 @@ class ModelRunner:
         ended, self._ended = self._ended, []
         return ended
 
-    def _note(self, ended: list[tuple[tuple[int, int], float]]) -> None:
-        self._ended += [Batch(used, rows, seconds) for (used, rows), seconds in ended]
+    @property
+    def captures(self) -> int:
+        """Graphs that were captured."""
+        return 0 if self._graphs is None else self._graphs.captured
+
+    def _note(self, ended: list[tuple[tuple[int, int] | None, float]]) -> None:
+        self.busy_s += sum(seconds for _, seconds in ended)
+        self._ended += [Batch(*counts, seconds) for counts, seconds in ended if counts is not None]
 
     def _advance(self, shape: Shape, batch: InflightBatch, rows: int, extent: Extent) -> int:
         """Evaluates the model and moves the images; the fewest rows of a call of the model."""
@@ -232,6 +240,7 @@ class ModelRunner:
         )
         nothing = latents.new_zeros(rows - len(flights), *latents.shape[1:])
         padded = torch.cat([latents, nothing])
+        self._pace.begin()
         try:
             pixels = self.model.decode(padded)[: len(flights)]
         except (RuntimeError, MemoryError) as error:
@@ -241,7 +250,9 @@ class ModelRunner:
             pixels = torch.cat([self.model.decode(one[None]) for one in latents])
             for flight in flights:
                 flight.exact = False
-        return PendingOutput(flights, CopyOut(pixels, latents))
+        output = PendingOutput(flights, CopyOut(pixels, latents))
+        self._note(self._pace.end(None))
+        return output
 
     def rendered(self, flight: InflightRequest, pixels: Tensor, latents: Tensor) -> Rendered:
         """The finished image. Raises `ArithmeticError` if its numbers went out of range."""

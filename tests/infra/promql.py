@@ -26,7 +26,13 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
     metrics = Metrics("demo")
     metrics.describe(owner="w1", model="demo", digest="5a", device="cuda:0", version="1")
-    metrics.watch(leases=lambda: 0, stalled_s=lambda: 0, device=torch.device("cuda:0"))
+    engine = SimpleNamespace(
+        model=SimpleNamespace(device=torch.device("cuda:0")),
+        stalled_s=lambda: 0,
+        busy_s=lambda: 0,
+        captures=lambda: 0,
+    )
+    metrics.watch(engine, leases=lambda: 0)
     metrics.queue = {"demo": QueueFigures()}
     text = generate_latest(metrics.registry).decode()
     found: dict[str, set[str]] = {"up": set()}

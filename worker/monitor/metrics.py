@@ -19,12 +19,12 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from jobs.ledger.types import ClaimAnswer
 from jobs.task import Failure
-from sd_core.engine.engine import Batch
+from sd_core.engine.engine import Batch, Engine
 from worker.faults import Reason
 from worker.observer import Observer
 
@@ -110,14 +110,13 @@ class Metrics(Observer):
         """Says whose metrics these are."""
         self._info.labels(owner, model, digest, device, version).set(1)
 
-    def watch(
-        self, *, leases: Callable[[], float], stalled_s: Callable[[], float], device: torch.device
-    ) -> None:
+    def watch(self, engine: Engine, *, leases: Callable[[], float]) -> None:
         """Set what is asked at every scrape instead of counted."""
         self._leases.set_function(leases)
-        self._stalled_s.set_function(stalled_s)
-        if device.type == "cuda":
-            self.registry.register(_CudaMemory(device))
+        self._stalled_s.set_function(engine.stalled_s)
+        self.registry.register(_EngineWork(engine))
+        if engine.model.device.type == "cuda":
+            self.registry.register(_CudaMemory(engine.model.device))
 
     def watch_reports(self, silent_s: Callable[[], float]) -> None:
         """How old the queue's figures are: without the ledger, the last ones stay."""
@@ -180,6 +179,27 @@ class _QueueCollector(Collector):
             workers.add_metric([model], figures.workers)
             oldest.add_metric([model], figures.oldest_job_s)
         return [pending, leased, published, failed, workers, oldest]
+
+
+class _EngineWork(Collector):
+    """The engine's own counts: it alone knows when the device has ended something."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        device = str(self._engine.model.device)
+        busy = CounterMetricFamily(
+            "sdbatch_accelerator_busy_seconds",
+            "Device time of evaluations and decodes",
+            labels=["device"],
+        )
+        busy.add_metric([device], self._engine.busy_s())
+        captures = CounterMetricFamily(
+            "sdbatch_graph_captures", "CUDA graphs that were captured", labels=["device"]
+        )
+        captures.add_metric([device], self._engine.captures())
+        return [busy, captures]
 
 
 class _CudaMemory(Collector):

@@ -46,6 +46,8 @@ CONTRACT = {
     "sdbatch_oldest_job_seconds": {"model"},
     "sdbatch_failed_images": {"model"},
     "sdbatch_engine_stalled_seconds": set(),
+    "sdbatch_accelerator_busy_seconds_total": {"device"},
+    "sdbatch_graph_captures_total": {"device"},
     "sdbatch_ledger_silent_seconds": set(),
     "sdbatch_worker_info": {"owner", "model", "digest", "device", "version"},
 }
@@ -71,6 +73,7 @@ def samples(metrics: Metrics) -> dict[str, set[str]]:
 
 def test_every_series_of_the_contract_is_there_and_no_other(service):
     service.metrics.describe(owner="w1", model="odd", digest="5a", device="cpu", version="1")
+    service.metrics.watch(service.engine, leases=lambda: 0)
     Reporter(service.worker, service.metrics).report()
     found = samples(service.metrics)
     derived = {name for name in found if name.endswith(("_seconds_sum", "_seconds_count"))}
@@ -78,9 +81,7 @@ def test_every_series_of_the_contract_is_there_and_no_other(service):
 
 
 def test_memory_of_the_device_has_no_series_on_a_cpu(service):
-    service.metrics.watch(
-        leases=lambda: 0, stalled_s=service.engine.stalled_s, device=torch.device("cpu")
-    )
+    service.metrics.watch(service.engine, leases=lambda: 0)
     assert "sdbatch_accelerator_memory_bytes" not in samples(service.metrics)
 
 
@@ -96,6 +97,10 @@ def test_a_rendered_shard_is_counted(service):
     assert service.value("sdbatch_upload_bytes_total") == size > 0
     assert service.value("sdbatch_upload_seconds_count") == 2
     assert service.value("sdbatch_in_flight_images") == 0
+    service.metrics.watch(service.engine, leases=lambda: 0)
+    busy_s = service.value("sdbatch_accelerator_busy_seconds_total", device="cpu")
+    assert busy_s > service.value("sdbatch_evaluation_seconds_sum", model="odd") > 0  # decodes too
+    assert service.value("sdbatch_graph_captures_total", device="cpu") == 0
     batches = service.value("sdbatch_evaluation_seconds_count", model="odd")
     used = service.value("sdbatch_batch_rows_used_total", model="odd")
     rows = service.engine.rows_of(Sampling(width=64, height=64))
@@ -145,11 +150,7 @@ def test_reasons_are_few_and_fixed(error, rendered, reason):
 
 
 def test_leases_held_and_lost_are_counted(service):
-    service.metrics.watch(
-        leases=lambda: len(service.worker.heartbeat.held_leases),
-        stalled_s=service.engine.stalled_s,
-        device=torch.device("cpu"),
-    )
+    service.metrics.watch(service.engine, leases=lambda: len(service.worker.heartbeat.held_leases))
     service.enter()
     seen = []
 
