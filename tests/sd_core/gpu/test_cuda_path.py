@@ -393,10 +393,9 @@ def test_whole_images_through_the_engine(device, monkeypatch):
     with Engine(model, rows=ROWS, on_batch=batches.append) as engine:
         futures = [engine.submit(one) for one in asked]
         found = [future.result(timeout=120) for future in futures]
-        busy_s, captures = engine.busy_s(), engine.captures()
     assert f"set_device {CUDA}" in device.launches
-    assert captures == 1
-    assert busy_s >= sum(batch.seconds for batch in batches) / 2
+    assert engine.captures() == 1
+    assert engine.busy_s() > sum(batch.seconds for batch in batches)  # with the decodes
     assert all(batch.seconds > 0 for batch in batches)
     assert sum(batch.rows_used for batch in batches) == sum(
         one.evaluations * r.rows for one, r in zip(found, asked, strict=True)
