@@ -1,8 +1,14 @@
-"""How many rows a batch has: by device and latent shape, and fewer while memory is short."""
+"""How many rows a batch has: by device and latent shape, and fewer while memory is short.
+
+The bits of an image's evaluation may depend on the row count, for kernels may be chosen or divide
+their work by it. So exact images run at one fixed count; and at smaller ones as soon as these were
+seen to give the same bits on this machine.
+"""
 
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +19,7 @@ from sd_core.spec import Shape
 BATCH_LATENT_PIXELS = {"cpu": 2 * 64 * 64, "cuda": 16 * 64 * 64}
 MOST_ROWS = 16
 
-# Row counts of batches whose images need not be exact. An accelerator wants few static shapes; on
+# Row counts besides the fixed one. An accelerator wants few static shapes; on
 # a CPU every row of padding is arithmetic for nothing, and no count costs more than another.
 FAST_ROWS = {"cpu": tuple(range(1, MOST_ROWS + 1)), "cuda": (1, 2, 4, 8, 12, 16)}
 
@@ -22,6 +28,9 @@ FAST_ROWS = {"cpu": tuple(range(1, MOST_ROWS + 1)), "cuda": (1, 2, 4, 8, 12, 16)
 # each takes gigabytes: four at 512×512 are one at 1024×1024.
 DECODED_TOGETHER = {"cpu": 1, "cuda": 4}
 DECODED_LATENT_PIXELS = 4 * 64 * 64
+
+CHECKS = 2
+"""Evaluations in which a row count has to give the bits of the fixed one before it serves, too."""
 
 RECOVER_AFTER = 64
 """Evaluations without trouble after which a batch that was cut down may have twice the rows."""
@@ -52,6 +61,8 @@ class Rows:
         self._fixed = fixed
         self._static = static
         self._limits: dict[Shape, _Limit] = {}
+        self._same: Counter[tuple[Shape, int]] = Counter()  # evaluations that gave the same bits
+        self._other: set[tuple[Shape, int]] = set()  # counts that gave other ones
 
     def of(self, shape: Shape) -> int:
         """The fixed row count of a shape: what a batch holds at most."""
@@ -59,12 +70,31 @@ class Rows:
 
     def padded(self, shape: Shape, used: int, *, exact: bool) -> int:
         """Rows of a batch in which `used` hold an image."""
-        most = self.of(shape)
-        if exact or self._static:
-            return most
-        counts = FAST_ROWS[self._device]
+        rows = self._fitting(shape, used)
+        return self.of(shape) if exact and not self.gives_exact(shape, rows) else rows
+
+    def _fitting(self, shape: Shape, used: int) -> int:
+        most, counts = self.of(shape), FAST_ROWS[self._device]
         place = bisect.bisect_left(counts, used)
-        return min(most, counts[place]) if place < len(counts) else most
+        return min(most, counts[place]) if place < len(counts) and not self._static else most
+
+    def gives_exact(self, shape: Shape, rows: int) -> bool:
+        """True if so many rows give the bits of the fixed count."""
+        return rows == self.of(shape) or self._same[shape, rows] >= CHECKS
+
+    def unchecked(self, shape: Shape, used: int) -> int | None:
+        """A count that would do for `used` rows and is still to be compared with the fixed one."""
+        rows = self._fitting(shape, used)
+        known = self.gives_exact(shape, rows) or (shape, rows) in self._other
+        return None if known else rows
+
+    def checked(self, shape: Shape, rows: int, *, same: bool) -> None:
+        """An evaluation of so many rows gave, or did not give, the bits of the fixed count."""
+        if same:
+            self._same[shape, rows] += 1
+        else:
+            self._same[shape, rows] = 0
+            self._other.add((shape, rows))
 
     def decoded(self, shape: Shape) -> int:
         """Images of this latent shape decoded together, at most."""

@@ -5,9 +5,9 @@ gives them one evaluation of the UNet, moves each over one row of its table, and
 finished. An image is two rows of the batch, one with guidance 1.0. It joins and leaves between any
 two evaluations, so urgent work waits for one evaluation and one decode at most.
 
-Batches of exact images are padded to a fixed row count for each latent shape, and text and images
-are encoded and decoded at fixed batch sizes. The kernels' results then depend on the shapes alone,
-so an image's bytes are the same whatever it ran with.
+Batches of exact images are padded to a fixed row count for each latent shape, or to a smaller one
+that was seen to give the same bits (`batch_rows`), and text and images are encoded and decoded at
+fixed batch sizes. So an image's bytes are the same whatever it ran with.
 """
 
 from __future__ import annotations

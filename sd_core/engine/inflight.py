@@ -20,7 +20,7 @@ class InflightRequest:
     arrived: its number, that no other has.
     state: what it is to be continued from.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
-    exact: all evaluations so far had the fixed row count.
+    exact: all evaluations so far gave the bits of the fixed row count.
     The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
     """
 

@@ -134,21 +134,23 @@ class ModelRunner:
         none of them if it raises.
         """
         used = sum(flight.rows for flight in flights)
-        rows = self._rows.padded(shape, used, exact=any(f.request.exact for f in flights))
+        exact = any(flight.request.exact for flight in flights)
+        rows = self._rows.padded(shape, used, exact=exact)
+        check = self._rows.unchecked(shape, used) if exact else None
         self._pace.begin()
         self._timesteps.add([flight.flying.table for flight in flights])
         batch = self._batch(shape)
-        batch.join(flights, rows)
+        batch.join(flights, rows if check is None else check)
         extent = batch.stage(flights, rows)
         try:
-            fewest = self._advance(shape, batch, rows, extent)
+            fewest = self._advance(shape, batch, rows, extent, check)
         except BaseException:
             batch.withdraw()
             self._note(self._pace.rest())  # what is staged next may be written to at once
             raise
         batch.stepped()
         for flight in flights:
-            flight.exact &= fewest == self._rows.of(shape)
+            flight.exact &= self._rows.gives_exact(shape, fewest)
         self._note(self._pace.end((used, rows)))
 
     def ended(self, *, wait: bool = False) -> list[Batch]:
@@ -170,23 +172,42 @@ class ModelRunner:
         self.busy_s += sum(seconds for _, seconds in ended)
         self._ended += [Batch(*counts, seconds) for counts, seconds in ended if counts is not None]
 
-    def _advance(self, shape: Shape, batch: InflightBatch, rows: int, extent: Extent) -> int:
-        """Evaluates the model and moves the images; the fewest rows of a call of the model."""
-        if self._graphs is not None and self._rows.limit(shape, rows) == rows:
+    def _advance(
+        self, shape: Shape, batch: InflightBatch, rows: int, extent: Extent, check: int | None
+    ) -> int:
+        """Evaluates the model and moves the images; the fewest rows of a call of the model.
+
+        check: a row count to compare with this one.
+        """
+        whole = self._rows.limit(shape, rows) == rows
+        if self._graphs is not None and whole and check is None:
 
             def evaluate() -> Tensor:
                 contexts = [(keys[:rows], values[:rows]) for keys, values in batch.contexts]
                 return self.model.denoise(batch.latents[:rows], batch.times[:rows], contexts)
 
             # The step of a graph is one for any images of the batch.
-            whole = Extent(len(batch.latents), MOST_HISTORY, True, extent.inpainted)
+            any_images = Extent(len(batch.latents), MOST_HISTORY, True, extent.inpainted)
             key = shape, rows, extent.inpainted
-            if self._graphs.run(key, lambda: batch.step(evaluate(), whole), evaluate):
+            if self._graphs.run(key, lambda: batch.step(evaluate(), any_images), evaluate):
                 self._rows.went_well(shape)
                 return rows
         eps, fewest = self._denoise(shape, batch, rows)
+        if check is not None and whole and fewest == rows:
+            self._check(shape, batch, check, eps)
         batch.step(eps, extent)
         return fewest
+
+    def _check(self, shape: Shape, batch: InflightBatch, rows: int, eps: Tensor) -> None:
+        """Compares the evaluation of the first so many rows alone with what all together gave."""
+        own = slice(rows)
+        contexts = [(keys[own], values[own]) for keys, values in batch.contexts]
+        try:
+            alone = self.model.denoise(batch.latents[own], batch.times[own], contexts)
+        except (RuntimeError, MemoryError):
+            return  # the images have their evaluation
+        same = torch.equal(alone.view(torch.int32), eps[own].view(torch.int32))
+        self._rows.checked(shape, rows, same=same)
 
     def _batch(self, shape: Shape) -> InflightBatch:
         """The batch of this shape; that of another one may have to make room for it."""

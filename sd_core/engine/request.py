@@ -37,7 +37,7 @@ class Request:
     mask: (H, W) uint8 of that size, with an init image: white is repainted, the rest is kept to the
         pixel.
     priority: images of higher priority take the device between two steps; any whole number.
-    exact: run at one fixed row count, so that the bytes depend on nothing else in the batch. False
+    exact: give the bits of one fixed row count, which depend on nothing else in the batch. False
         takes whatever row count is quickest.
     Raises `ValueError` naming the field, what it is and what is expected.
     """
@@ -89,7 +89,7 @@ class Rendered:
     picture of them.
 
     evaluations: of the UNet. seconds: from admission to the last pixel, here; shared with
-    neighbours. exact: every evaluation ran at the fixed row count of its shape.
+    neighbours. exact: every evaluation gave the bits of the fixed row count of its shape.
     """
 
     pixels: Tensor

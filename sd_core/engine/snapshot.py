@@ -43,7 +43,7 @@ class StateError(ValueError):
 
 def save_trajectory(trajectory: Trajectory, *, kind: str, exact: bool) -> bytes:
     """kind: names request, model and arithmetic; `load_trajectory` takes no other. exact: whether
-    all evaluations so far ran at the fixed row count.
+    all evaluations so far gave the bits of the fixed row count.
     """
     tensors: dict[str, Tensor] = {
         "latents": trajectory.latents,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from sd_core.engine.batch_rows import FAST_ROWS, MOST_ROWS, RECOVER_AFTER, Rows, batch_rows
+from sd_core.engine.batch_rows import (
+    CHECKS,
+    FAST_ROWS,
+    MOST_ROWS,
+    RECOVER_AFTER,
+    Rows,
+    batch_rows,
+)
 
 SHAPE = (16, 16)
 V1 = (64, 64)
@@ -30,6 +37,38 @@ def test_compiled_models_see_one_count_only():
     assert {rows.padded_decode(V1, used, exact=False) for used in range(1, 5)} == {4}
     eager = Rows("cuda", lambda shape: 16)
     assert [eager.padded_decode(V1, 2, exact=exact) for exact in (False, True)] == [2, 4]
+
+
+class TestChecked:
+    """Counts that gave the bits of the fixed one serve exact images, too."""
+
+    def test_a_count_serves_once_it_was_the_same_often_enough(self):
+        rows = Rows("cpu", lambda shape: 16)
+        for _ in range(CHECKS):
+            assert rows.padded(SHAPE, 6, exact=True) == 16
+            assert not rows.gives_exact(SHAPE, 6)
+            assert rows.unchecked(SHAPE, 6) == 6
+            rows.checked(SHAPE, 6, same=True)
+        assert rows.padded(SHAPE, 6, exact=True) == 6
+        assert rows.gives_exact(SHAPE, 6)
+        assert rows.unchecked(SHAPE, 6) is None
+        assert rows.padded(SHAPE, 5, exact=True) == 16
+        assert rows.padded(V1, 6, exact=True) == 16
+
+    def test_a_count_that_differed_once_never_serves(self):
+        rows = Rows("cpu", lambda shape: 16)
+        rows.checked(SHAPE, 6, same=True)
+        rows.checked(SHAPE, 6, same=False)
+        assert rows.unchecked(SHAPE, 6) is None
+        assert rows.padded(SHAPE, 6, exact=True) == 16
+        assert rows.padded(SHAPE, 6, exact=False) == 6
+
+    def test_a_gpu_checks_its_few_counts_and_compiled_models_none(self):
+        rows = Rows("cuda", lambda shape: 16)
+        assert [rows.unchecked(SHAPE, used) for used in (1, 3, 5, 9, 13, 16)] == [
+            *(1, 4, 8, 12, None, None)
+        ]
+        assert Rows("cuda", lambda shape: 16, static=True).unchecked(SHAPE, 2) is None
 
 
 def test_large_images_are_decoded_in_less_company():

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sd_core.device import resolve_dtype
 from sd_core.engine import model_runner
-from sd_core.engine.batch_rows import DECODED_TOGETHER, RECOVER_AFTER
+from sd_core.engine.batch_rows import CHECKS, DECODED_TOGETHER, RECOVER_AFTER, Rows
 from sd_core.engine.engine import Batch, Engine, EngineClosedError
 from sd_core.engine.request import Request
 from sd_core.engine.sample import sample_latents
@@ -457,6 +457,68 @@ class TestPriority:
             assert torch.equal(displaced.result(timeout=60).pixels, alone)
 
 
+@pytest.fixture
+def unproved(monkeypatch):
+    """No row count but the fixed one ever serves exact images."""
+    monkeypatch.setattr(Rows, "unchecked", lambda self, shape, used: None)
+
+
+class TestProvedRows:
+    """Exact images at smaller row counts, where these give the bits of the fixed one."""
+
+    def test_the_bytes_are_those_of_the_fixed_count(self, model, monkeypatch):
+        batches: list[Batch] = []
+        wanted = [request(**{"seed": n, **kind}) for n, kind in enumerate(KINDS.values())]
+        with Engine(model, rows=8, on_batch=batches.append) as engine:
+            found = [engine.submit(one).result(timeout=60) for one in wanted]
+        assert all(one.exact for one in found)
+        monkeypatch.setattr(Rows, "unchecked", lambda self, shape, used: None)
+        with Engine(model, rows=8) as engine:
+            fixed = render(engine, *wanted)
+        assert all(torch.equal(one.pixels, two) for one, two in zip(found, fixed, strict=True))
+        assert {batch.rows for batch in batches[:2]} == {8}
+
+    def test_a_count_with_other_bits_does_not_serve(self, model, monkeypatch):
+        """Stands for kernels that round by the row count. Fast images take it all the same."""
+        denoise = model.denoise
+
+        def rounding(latents, timesteps, context):
+            return denoise(latents, timesteps, context) * (1 + 1e-6 * len(latents))
+
+        monkeypatch.setattr(model, "denoise", rounding)
+        batches: list[Batch] = []
+        with Engine(model, rows=8, on_batch=batches.append) as engine:
+            (alone,) = render(engine, request(steps=9))
+            together = render(engine, request(steps=9), *(request(seed=n) for n in range(2, 5)))
+            assert {batch.rows for batch in batches} == {8}
+            render(engine, dataclasses.replace(request(), exact=False))
+        assert torch.equal(alone, together[0])
+        assert batches[-1].rows == 2
+
+    def test_where_the_bits_are_the_same_few_rows_serve(self, model, monkeypatch):
+        """Stands for kernels that do not mind the row count: rows one by one."""
+        denoise = model.denoise
+
+        def one_by_one(latents, timesteps, context):
+            rows = [
+                denoise(
+                    latents[n : n + 1],
+                    timesteps[n : n + 1],
+                    [(k[n : n + 1], v[n : n + 1]) for k, v in context],
+                )
+                for n in range(len(latents))
+            ]
+            return torch.cat(rows)
+
+        monkeypatch.setattr(model, "denoise", one_by_one)
+        batches: list[Batch] = []
+        with Engine(model, rows=8, on_batch=batches.append) as engine:
+            rendered = engine.submit(request(steps=9)).result(timeout=60)
+        assert rendered.exact
+        assert [batch.rows for batch in batches] == [8] * CHECKS + [2] * (len(batches) - CHECKS)
+
+
+@pytest.mark.usefixtures("unproved")
 class TestFast:
     def test_batches_have_no_more_rows_than_they_need(self, model):
         batches: list[Batch] = []
@@ -510,7 +572,7 @@ class TestMemory:
             assert_alike(image.pixels, usual, model.dtype)
             assert not image.exact  # other row counts, so perhaps other bits
 
-    def test_the_row_count_recovers(self, model, monkeypatch):
+    def test_the_row_count_recovers(self, model, monkeypatch, unproved):
         short = Short(model, fits=4)
         monkeypatch.setattr(model, "denoise", short.denoise)
         batches: list[Batch] = []

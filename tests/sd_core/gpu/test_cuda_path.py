@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sd_core.device import device_kind, own_memory, release_memory
-from sd_core.engine.batch_rows import Rows
+from sd_core.engine.batch_rows import CHECKS, Rows
 from sd_core.engine.engine import Engine
 from sd_core.engine.inflight import InflightRequest
 from sd_core.engine.memory import Capacity
@@ -32,6 +32,12 @@ from tests.sd_core.small import ODD, small_model
 
 ROWS = 8
 SHAPE = (8, 8)
+
+
+@pytest.fixture(autouse=True)
+def unproved(monkeypatch):
+    """No row count but the fixed one ever serves, so that each test has one graph."""
+    monkeypatch.setattr(Rows, "unchecked", lambda self, shape, used: None)
 
 
 @pytest.fixture
@@ -147,6 +153,21 @@ def test_a_captured_step_gives_the_bits_of_an_eager_one(device):
         found.append(run.finish())
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert device.replays >= 7
+
+
+def test_a_smaller_count_is_proved_and_then_captured(device, monkeypatch):
+    monkeypatch.undo()
+    with stand_in.cuda(monkeypatch):
+        run = Run(model_on("auto"))
+        run.start(request(steps=8, sampler="ddim"))
+        rows = []
+        for _ in range(8):
+            run.tick()
+            rows += [batch.rows for batch in run.runner.ended(wait=True)]
+        counts = [ROWS] * CHECKS
+        assert rows[: len(counts)] == counts
+        assert set(rows) <= {ROWS, 2}
+        assert run.runner.captures == 1  # of the count that serves
 
 
 def test_a_mask_has_a_graph_of_its_own(device):
