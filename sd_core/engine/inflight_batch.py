@@ -48,10 +48,6 @@ class InflightBatch:
         self._last = Upload((rows,), device, torch.int64)
         self._times_at = Upload((rows,), device, torch.int64)
 
-    @property
-    def empty(self) -> bool:
-        return not self._slot_of
-
     def join(self, flights: Sequence[InflightRequest], rows: int) -> None:
         """Makes these images, in the first so many rows, all that is in the batch; the others keep
         their state and leave.

@@ -143,14 +143,14 @@ class ModelRunner:
         batch.join(flights, rows if check is None else check)
         extent = batch.stage(flights, rows)
         try:
-            fewest = self._advance(shape, batch, rows, extent, check)
+            calls = self._advance(shape, batch, rows, extent, check)
         except BaseException:
             batch.withdraw()
             self._note(self._pace.rest())  # what is staged next may be written to at once
             raise
         batch.stepped()
         for flight in flights:
-            flight.exact &= self._rows.gives_exact(shape, fewest)
+            flight.exact &= all(self._rows.gives_exact(shape, count) for count in calls)
         self._note(self._pace.end((used, rows)))
 
     def ended(self, *, wait: bool = False) -> list[Batch]:
@@ -174,13 +174,12 @@ class ModelRunner:
 
     def _advance(
         self, shape: Shape, batch: InflightBatch, rows: int, extent: Extent, check: int | None
-    ) -> int:
-        """Evaluates the model and moves the images; the fewest rows of a call of the model.
+    ) -> set[int]:
+        """Evaluates the model and moves the images; the row counts of its calls of the model.
 
         check: a row count to compare with this one.
         """
-        whole = self._rows.limit(shape, rows) == rows
-        if self._graphs is not None and whole and check is None:
+        if self._graphs is not None and check is None and self._rows.limit(shape, rows) == rows:
 
             def evaluate() -> Tensor:
                 contexts = [(keys[:rows], values[:rows]) for keys, values in batch.contexts]
@@ -191,12 +190,12 @@ class ModelRunner:
             key = shape, rows, extent.inpainted
             if self._graphs.run(key, lambda: batch.step(evaluate(), any_images), evaluate):
                 self._rows.went_well(shape)
-                return rows
-        eps, fewest = self._denoise(shape, batch, rows)
-        if check is not None and whole and fewest == rows:
+                return {rows}
+        eps, calls = self._denoise(shape, batch, rows)
+        if check is not None and calls == {rows}:
             self._check(shape, batch, check, eps)
         batch.step(eps, extent)
-        return fewest
+        return calls
 
     def _check(self, shape: Shape, batch: InflightBatch, rows: int, eps: Tensor) -> None:
         """Compares the evaluation of the first so many rows alone with what all together gave."""
@@ -227,9 +226,9 @@ class ModelRunner:
         if flight.shape in self._batches:
             self._batches[flight.shape].leave(flight)
 
-    def _denoise(self, shape: Shape, batch: InflightBatch, total: int) -> tuple[Tensor, int]:
-        """The model's outputs, and the fewest rows of a call: parts, while memory is short."""
-        done, fewest = 0, total
+    def _denoise(self, shape: Shape, batch: InflightBatch, total: int) -> tuple[Tensor, set[int]]:
+        """The model's outputs, and the row counts of its calls: several, while memory is short."""
+        done, calls = 0, set()
         outputs: list[Tensor] = []
         while done < total:
             size = self._rows.limit(shape, total - done)
@@ -242,9 +241,10 @@ class ModelRunner:
                     raise
                 self._free_memory()
                 continue
-            done, fewest = done + size, min(fewest, size)
+            done += size
+            calls.add(size)
         self._rows.went_well(shape)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), fewest
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), calls
 
     def _free_memory(self) -> None:
         if self._graphs is not None:

@@ -572,6 +572,30 @@ class TestMemory:
             assert_alike(image.pixels, usual, model.dtype)
             assert not image.exact  # other row counts, so perhaps other bits
 
+    def test_every_part_must_give_the_bits_of_the_fixed_count(self, model, monkeypatch):
+        """A batch of six in parts of four and two, where two would be right and four are not."""
+        short = Short(model, fits=4)
+        monkeypatch.setattr(model, "denoise", short.denoise)
+        right: set[int] = set()
+        limits: list[int] = []
+
+        def ran_out(rows, shape, size):
+            limits.append(size - 2)
+            return True
+
+        monkeypatch.setattr(Rows, "padded", lambda rows, shape, used, exact: 6)
+        monkeypatch.setattr(Rows, "ran_out", ran_out)
+        monkeypatch.setattr(Rows, "limit", lambda rows, shape, size: min(size, *limits, 6))
+        monkeypatch.setattr(Rows, "gives_exact", lambda rows, shape, size: size in right)
+        for proved, exact in (({6, 2}, False), ({6, 4, 2}, True)):
+            right |= proved
+            limits.clear()
+            short.calls.clear()
+            with Engine(model, rows=8) as engine:
+                rendered = engine.submit(request(sampler="ddim", steps=2)).result(timeout=60)
+            assert short.calls == [6, 4, 2, 4, 2]
+            assert rendered.exact is exact
+
     def test_the_row_count_recovers(self, model, monkeypatch, unproved):
         short = Short(model, fits=4)
         monkeypatch.setattr(model, "denoise", short.denoise)
