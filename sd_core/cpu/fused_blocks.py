@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sd_core.cpu.kernels import attention, group_norm, layer_norm
 from sd_core.cpu.native_layers import OwnLinear, PointwiseConv2d, WinogradConv2d
 from sd_core.model import vae
+from sd_core.model.fusing import exchange_blocks
 from sd_core.model.layers import (
     CrossAttention,
     KeysValues,
@@ -130,16 +131,4 @@ _FUSED: Mapping[type[nn.Module], type[nn.Module]] = {
 
 def fuse(part: nn.Module) -> None:
     """Make the blocks of a part, the UNet or the autoencoder, fused ones, in place."""
-    for module in part.modules():
-        if isinstance(module, nn.Sequential) and len(module) > 1:
-            if isinstance(module[0], nn.GroupNorm) and isinstance(module[1], nn.SiLU):
-                module[0].__class__ = FusedGroupNormSiLU
-                module[1] = nn.Identity()
-        elif isinstance(module, vae.ResnetBlock):
-            module.norm1.__class__ = module.norm2.__class__ = FusedGroupNormSiLU
-        elif isinstance(module, vae.Encoder | vae.Decoder):
-            module.norm_out.__class__ = FusedGroupNormSiLU
-        elif type(module) is nn.GroupNorm:
-            module.__class__ = FusedGroupNorm
-        if type(module) in _FUSED:  # it keeps its parts, and gets another `forward`
-            module.__class__ = _FUSED[type(module)]
+    exchange_blocks(part, FusedGroupNorm, FusedGroupNormSiLU, _FUSED)

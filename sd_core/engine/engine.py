@@ -317,13 +317,13 @@ class Engine:
         self._ticks += 1
         self._progressed_at = time.monotonic()
         self._lineup.served(choice, self._line)
-        self._stages.encode_ahead(self._lineup.coming(self._line, LOOK_AHEAD))
         self._report_batches()
         for flight in choice.flights:
             flight.started = True
             self._attempt(flight, _report_step)
             if flight.flying.done and not flight.future.done():
                 self._land(flight)
+        self._stages.encode_ahead(self._lineup.coming(self._line, LOOK_AHEAD))
 
     def _report_batches(self, *, wait: bool = False) -> None:
         try:

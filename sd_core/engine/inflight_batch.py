@@ -23,7 +23,7 @@ from sd_core.transfer import Upload
 
 class InflightBatch:
     """So many rows. An evaluation takes `join`, `stage`, the model on `latents`, `times` and
-    `contexts`, `step` and `stepped`; where the model raises, `withdraw` instead of the last two.
+    `contexts`, `step` and `stepped`; where one of them raises, `withdraw` instead of the rest.
 
     latents: (rows, 4, h, w) float32. times: (rows, n). contexts: for each attention keys and values
     of all rows.

@@ -140,9 +140,9 @@ class ModelRunner:
         self._pace.begin()
         self._timesteps.add([flight.flying.table for flight in flights])
         batch = self._batch(shape)
-        batch.join(flights, rows if check is None else check)
-        extent = batch.stage(flights, rows)
         try:
+            batch.join(flights, rows if check is None else check)
+            extent = batch.stage(flights, rows)
             calls = self._advance(shape, batch, rows, extent, check)
         except BaseException:
             batch.withdraw()

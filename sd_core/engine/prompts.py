@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -51,13 +52,14 @@ class EncodedPrompts:
 
     def encode_ahead(self, prompts: Iterable[str]) -> None:
         """Encodes a whole batch of what will be wanted soon, where the device does it beside its
-        other work; nothing for fewer.
+        other work; nothing for fewer. What fails is tried again, and raises, in `get`.
         """
         if self._together == 1:
             return
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         if len(new) >= self._together:
-            self._encode(new[: self._together])
+            with contextlib.suppress(RuntimeError, MemoryError):
+                self._encode(new[: self._together])
 
     def _encode(self, prompts: Sequence[str]) -> None:
         padded = [*prompts, *[""] * (self._together - len(prompts))]

@@ -8,7 +8,7 @@ full. Higher priority goes first, and shapes of one priority take turns.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -74,9 +74,9 @@ class Scheduler(Generic[F]):
         shape = self._shape(groups)
         return ScheduledBatch(shape, self._fill(groups[shape], self._room(shape)))
 
-    def coming(self, flights: Iterable[F], most: int) -> list[F]:
-        """Those that have not begun, in the order in which they seem to begin."""
-        return heapq.nsmallest(most, (f for f in flights if not f.started), key=_order)
+    def coming(self, flights: Iterable[F], most: int) -> Iterator[F]:
+        """Images that have not begun, in the order in which they seem to begin."""
+        yield from heapq.nsmallest(most, (f for f in flights if not f.started), key=_order)
 
     def served(self, choice: ScheduledBatch[F], flights: Iterable[F]) -> None:
         """The choice was evaluated. flights: all that it was made of."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from sd_core.sampling.samplers import MOST_HISTORY, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory
 from sd_core.spec import Shape
+from sd_core.transfer import to_device
 
 FORMAT = "1"
 
@@ -95,7 +96,9 @@ def load_trajectory(
         generator.set_state(tensors["generator"])
     except RuntimeError as error:
         raise StateError(f"generator is no state of one: {error}") from error
-    there = {name: tensor.to(device) for name, tensor in tensors.items() if name != "generator"}
+    there = {
+        name: to_device(tensor, device) for name, tensor in tensors.items() if name != "generator"
+    }
     latents = there["latents"]
     past = latents.new_zeros(MOST_HISTORY - 1, *latents.shape)
     for n in range(_outputs(table, position)):

@@ -1,5 +1,5 @@
 """CUDA's own: work in the background, and captured graphs.
 
-Everything here was written without a GPU. Tests run all of it on stand-ins for CUDA's streams,
-events and graphs (`tests/sd_core/gpu`).
+Everything here was written without a GPU. Tests run streams, events and graphs on a stand-in for
+CUDA, and Triton's kernels in its interpreter (`tests/sd_core/gpu`).
 """

@@ -27,7 +27,7 @@ EXTRA = {
     "ddim": {"set_alpha_to_one": False, "clip_sample": False},
     "ddpm": {"clip_sample": False, "timestep_spacing": "leading"},
 }
-"""What the class of a sampler needs besides, to compute the same."""
+"""Arguments that the class of a sampler needs besides, to compute the same."""
 
 
 def scheduler(sampler: str, *, karras: bool = False):

@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def run(bench: Bench, section: Callable[[Bench], dict[str, Any]]) -> dict[str, Any]:
-    """What a section found, with the seconds that it took."""
+    """The findings of a section, with the seconds that it took."""
     name = section.__name__
     if bench.left_s < LEAST_LEFT_S:
         return {"skipped": "no time left"}

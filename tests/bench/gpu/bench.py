@@ -1,4 +1,4 @@
-"""What the sections share: models, inputs of an evaluation, clocks."""
+"""Shared by the sections: models, inputs of an evaluation, clocks."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Bench:
 
 
 class Inputs:
-    """What an evaluation of so many rows takes, at fixed addresses; no two rows are alike."""
+    """Inputs of an evaluation of so many rows, at fixed addresses; no two rows are alike."""
 
     def __init__(self, bench: Bench, model: LatentDiffusion, rows: int, seed: int = 1) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -152,8 +152,8 @@ class Inputs:
         return found
 
 
-def graph_of(call: Call) -> Callable[[], None]:
-    """The call as a CUDA graph, which belongs to the bench: peers are measured so too."""
+def graph_of(call: Call) -> tuple[Callable[[], None], Any]:
+    """The call as a CUDA graph, and the place of its result: peers are measured so too."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -162,12 +162,8 @@ def graph_of(call: Call) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay(kept: object = kept) -> None:  # with its outputs, whose memory it writes to
-        graph.replay()
-
-    return replay
+        result = call()
+    return graph.replay, result
 
 
 def sha(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Whether numbers are right, and bytes of exact images depend on nothing but the image."""
+"""Checks that numbers are right, and that an exact image's bytes depend on it alone."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 
 from sd_core.device import device_kind, own_memory, release_memory
 from sd_core.engine.batch_rows import CHECKS, Rows
@@ -20,7 +21,7 @@ from sd_core.engine.model_runner import ModelRunner
 from sd_core.engine.prompts import EncodedPrompts
 from sd_core.engine.request import Batch, Request
 from sd_core.engine.snapshot import StateError
-from sd_core.execution import make_ready
+from sd_core.execution import make_ready, run_as
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import pace_of
 from sd_core.spec import SAMPLERS
@@ -112,6 +113,14 @@ def test_kernels_of_our_own_are_part_of_what_a_state_goes_on_with(device, monkey
         kinds.append(Run(model).runner._kind(MIXED[0]))
     assert fused == [model.unet, model.vae]
     assert len(set(kinds)) == 2
+
+
+def test_inductor_chooses_kernels_by_no_clock_on_cuda(device, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
+    model = small_model(ODD)
+    stand_in.move(model)
+    run_as(model, "compiled", None)  # compiles with the first image only
+    assert torch._inductor.config.deterministic
 
 
 @pytest.mark.parametrize("execution", ["eager", "graphed"])
@@ -230,6 +239,19 @@ class TestPrompts:
         assert device.waits == []
         prompts.get(["one"])  # a batch of its own
         assert device.launches.count("wait_event") == 2
+
+    def test_what_fails_ahead_is_told_by_the_image_that_wants_it(self, model, monkeypatch):
+        prompts, ahead = EncodedPrompts(model), [f"picture {n}" for n in range(8)]
+        with monkeypatch.context() as patch:
+
+            def short(prompts):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+            patch.setattr(model, "encode_prompt", short)
+            prompts.encode_ahead(ahead)
+            with pytest.raises(torch.OutOfMemoryError):
+                prompts.get(ahead[:1])
+        assert len(prompts.get(ahead)) == 8
 
     def test_what_is_freed_may_still_be_read_by_the_main_work(self, model):
         (((keys, values), *_),) = EncodedPrompts(model).get(["a star"])

@@ -93,7 +93,7 @@ def test_tritons_is_the_formula_too():
 
 
 def main() -> None:
-    """What the test above runs, with Triton's interpreter."""
+    """Run by the test above, with Triton's interpreter."""
     from sd_core.gpu.fused_blocks import fuse
     from sd_core.gpu.triton_norm import group_norm
     from tests.sd_core.small import ODD, small_model
