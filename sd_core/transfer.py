@@ -55,20 +55,26 @@ class Upload:
 
 
 class CopyOut:
-    """Tensors on their way to the CPU. From a GPU they are copied into pinned memory while it works
-    on; what is on the CPU is there already.
+    """Tensors on their way to the CPU. From a GPU they are copied into pinned memory, on a stream
+    of their own: its kernels go on meanwhile. What is on the CPU is there already.
     """
 
     def __init__(self, *tensors: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
         self._tensors = tensors
-        if tensors[0].device.type == "cuda":
-            self._tensors = tuple(
-                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
-                for t in tensors
-            )
+        device = tensors[0].device
+        if device.type == "cuda":
+            beside = torch.cuda.Stream(device)
+            beside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(beside):
+                self._tensors = tuple(
+                    torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+                    for t in tensors
+                )
+            for tensor in tensors:
+                tensor.record_stream(beside)  # may not be freed for others while it is read
             self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(tensors[0].device))
+            self._event.record(beside)
 
     @property
     def ready(self) -> bool:

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -388,13 +388,12 @@ class Engine:
                 for flight in landing.flights:
                     _fail(flight, error)
             else:
-                for flight, pixels, latents in zip(landing.flights, *arrived, strict=True):
-                    hand_over = partial(self._hand_over, pixels=pixels, latents=latents)
-                    self._attempt(flight, hand_over)
+                for flight, *own in zip(landing.flights, *arrived, strict=True):
+                    self._attempt(flight, partial(self._hand_over, arrived=own))
             self._leaving.popleft()
 
-    def _hand_over(self, flight: InflightRequest, *, pixels: Tensor, latents: Tensor) -> None:
-        rendered = self._stages.rendered(flight, pixels, latents)
+    def _hand_over(self, flight: InflightRequest, *, arrived: Sequence[Tensor]) -> None:
+        rendered = self._stages.rendered(flight, arrived)
         if flight.future.set_running_or_notify_cancel():
             flight.future.set_result(rendered)
 

@@ -66,7 +66,11 @@ class InflightRequest:
 
 @dataclass
 class PendingOutput:
-    """Decoded images whose pixels are on their way to the CPU, one row for each flight."""
+    """Decoded images on their way to the CPU.
+
+    copy: for each flight its pixels (H, W, 3) uint8, whether these are of finite numbers, and its
+    latents.
+    """
 
     flights: list[InflightRequest]
     copy: CopyOut

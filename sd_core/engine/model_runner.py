@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +28,7 @@ from sd_core.execution import CAPTURED
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import Pace, pace_of
 from sd_core.model.diffusion import LatentDiffusion
+from sd_core.pixels import NOT_FINITE, finite, to_uint8
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import MOST_HISTORY, StepTable, step_table
 from sd_core.sampling.slots import Extent
@@ -271,12 +273,15 @@ class ModelRunner:
             pixels = torch.cat([self.model.decode(one[None]) for one in latents])
             for flight in flights:
                 flight.exact = False
-        output = PendingOutput(flights, CopyOut(pixels, latents))
+        output = PendingOutput(flights, CopyOut(to_uint8(pixels), finite(pixels), latents))
         self._note(self._pace.end(None))
         return output
 
-    def rendered(self, flight: InflightRequest, pixels: Tensor, latents: Tensor) -> Rendered:
-        """The finished image. Raises `ArithmeticError` if its numbers went out of range."""
+    def rendered(self, flight: InflightRequest, arrived: Sequence[Tensor]) -> Rendered:
+        """The finished image. arrived: its part of a `PendingOutput`. Raises `ArithmeticError` if
+        its numbers went out of range.
+        """
+        decoded, decoded_well, latents = arrived
         request, table = flight.request, flight.flying.table
         if not torch.isfinite(latents).all():
             raise ArithmeticError(
@@ -284,12 +289,15 @@ class ModelRunner:
                 f"evaluation{'' if len(table) == 1 else 's'} in "
                 f"{str(self.model.dtype).removeprefix('torch.')}; try dtype float32 or bfloat16"
             )
+        if not decoded_well:
+            raise ArithmeticError(NOT_FINITE)
+        pixels = decoded.numpy()
         if request.mask is not None and request.init_image is not None:
             # The autoencoder would change what the mask keeps.
-            anew = torch.tensor(request.mask) >= REPAINT
-            pixels = torch.where(anew, pixels, _to_tensor(request.init_image))
+            pixels = np.where(request.mask[..., None] >= REPAINT, pixels, request.init_image)
         seconds = time.monotonic() - flight.admitted
-        return Rendered(pixels, len(table), seconds, flight.exact and request.exact)
+        exact = flight.exact and request.exact
+        return Rendered(pixels, latents, len(table), seconds, exact)
 
 
 def _prompts_of(request: Request) -> list[str]:

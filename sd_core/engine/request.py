@@ -85,14 +85,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A finished image: pixels (3, H, W) float32 in [-1, 1] on the CPU; `sd_core.to_pil` makes a
-    picture of them.
+    """A finished image: pixels (H, W, 3) uint8, of which `sd_core.to_pil` makes a picture.
 
-    evaluations: of the UNet. seconds: from admission to the last pixel, here; shared with
+    latents: (4, h, w) float32 on the CPU, that the pixels were decoded from. evaluations: of the
+    UNet. seconds: from admission to the last pixel, here; shared with
     neighbours. exact: every evaluation gave the bits of the fixed row count of its shape.
     """
 
-    pixels: Tensor
+    pixels: Pixels
+    latents: Tensor
     evaluations: int
     seconds: float
     exact: bool = True

@@ -26,7 +26,6 @@ from sd_core.engine.engine import Engine
 from sd_core.engine.request import Request
 from sd_core.execution import make_ready
 from sd_core.loading import load_model
-from sd_core.pixels import to_uint8
 from sd_core.sampling.noise import generator_for
 from sd_core.spec import EXECUTIONS, Sampling
 from sd_core.weights.export import save_diffusers
@@ -43,7 +42,7 @@ WANTED = (Wanted("image_s.ratio_diffusers", most=0.6),)
 def ours(engine: Engine, sampling: Sampling) -> Callable[[], bytes]:
     def render() -> bytes:
         pixels = engine.submit(Request(PROMPT, sampling)).result().pixels
-        return encode_image(to_uint8(pixels.numpy()), record(), "png")
+        return encode_image(pixels, record(), "png")
 
     return render
 

@@ -16,7 +16,6 @@ from PIL import Image
 from sd_core.engine.engine import Engine
 from sd_core.engine.request import Request
 from sd_core.engine.sample import sample_latents
-from sd_core.pixels import to_uint8
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import start_point
 from sd_core.spec import SAMPLERS, ModelSpec, Sampling
@@ -116,7 +115,7 @@ def check_images(peers: Peers, sampler: str) -> None:
     ]
     with Engine(peers.model, rows=4) as engine:
         futures = [engine.submit(request) for request in requests]
-        ours = [to_uint8(future.result().pixels.numpy()) for future in futures]
+        ours = [future.result().pixels for future in futures]
     theirs = [
         peers.call(peers.txt2img, sampler, 0, height=peers.side, width=peers.side)[0],
         img2img(peers, sampler, init),

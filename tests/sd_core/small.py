@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from sd_core.engine.request import Rendered
 from sd_core.model.diffusion import LatentDiffusion, Provenance
 from sd_core.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
 
@@ -45,3 +47,13 @@ def small_model(spec: ModelSpec = SMALL, seed: int = 0) -> LatentDiffusion:
                     parameter.add_(0.1 * torch.randn_like(parameter))
     model.provenance = Provenance(source="small", format="memory", digest=f"small-{seed}")
     return model.requires_grad_(False).eval()
+
+
+LEVEL = 1 / 127.5
+"""One level of a pixel among `numbers`: what rounding makes of hardly any difference."""
+
+
+def numbers(rendered: Rendered) -> Tensor:
+    """All that an image is, in one row: its latents, and its pixels in [-1, 1]."""
+    pixels = torch.from_numpy(rendered.pixels).float() / 127.5 - 1
+    return torch.cat([rendered.latents.flatten(), pixels.flatten()])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_core import load_model
+from sd_core import load_model, to_pil
 from sd_core.demo.judge import judge
 from sd_core.demo.scenes import (
     COLOURS,
@@ -42,12 +42,6 @@ def engine(model):
         yield engine
 
 
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """(3, H, W) float in [-1, 1] to an RGB image."""
-    unit = (pixels.clamp(-1, 1) / 2 + 0.5).permute(1, 2, 0).numpy()
-    return Image.fromarray((unit * 255).round().astype(np.uint8))
-
-
 def to_tensor(images: list[Image.Image]) -> torch.Tensor:
     """RGB images to (B, 3, H, W) float32 in [-1, 1]."""
     pixels = np.stack([np.asarray(image) for image in images])
@@ -65,7 +59,7 @@ def render(engine: Engine, prompts: list[str], **settings) -> list[Image.Image]:
         engine.submit(Request(p, Sampling(**(defaults | {"seed": n} | settings)), init_image=init))
         for n, p in enumerate(prompts)
     ]
-    return [to_image(future.result().pixels) for future in futures]
+    return [to_pil(future.result().pixels) for future in futures]
 
 
 def test_the_judge_reads_drawn_scenes():

@@ -23,7 +23,6 @@ from sd_core.engine.engine import MOST_ROWS, Rendered, Suspended
 from sd_core.engine.model_runner import largest_state
 from sd_core.engine.request import Request
 from sd_core.engine.snapshot import StateError
-from sd_core.pixels import to_uint8
 from worker import logs
 from worker.faults import DeviceLostError, Reason, is_device_lost, reason_of
 from worker.observer import Observer
@@ -243,7 +242,7 @@ class Runner:
         try:
             rendered = future.result()
             finished = self._finisher.finish(
-                to_uint8(rendered.pixels.numpy()),
+                rendered.pixels,
                 task,
                 self._render_info(task, rendered),
                 damage=self._stored.damage(task.index),

@@ -140,5 +140,5 @@ def _images(b: Bench) -> dict[str, Any]:
         with Engine(b.model) as engine:
             futures = [engine.submit(one) for one in line]
             rendered = [future.result() for future in futures]
-        digests.append(sha(rendered[place].pixels))
+        digests.append(sha(torch.from_numpy(rendered[place].pixels)))
     return {"same": len(set(digests)) == 1, "sha256": digests[0]}

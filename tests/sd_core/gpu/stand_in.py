@@ -224,7 +224,7 @@ class Stream:
         self._device = device
 
     def wait_stream(self, other: Stream) -> None:
-        pass
+        self._device.launches.append("wait_stream")
 
     def wait_event(self, event: Event) -> None:
         self._device.launches.append("wait_event")

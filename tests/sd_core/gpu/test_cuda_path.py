@@ -29,7 +29,7 @@ from sd_core.transfer import AHEAD, CopyOut, Upload, to_device
 from tests.sd_core.engine.test_engine import request
 from tests.sd_core.gpu import stand_in
 from tests.sd_core.gpu.stand_in import CUDA, Far
-from tests.sd_core.small import ODD, small_model
+from tests.sd_core.small import LEVEL, ODD, numbers, small_model
 
 ROWS = 8
 SHAPE = (8, 8)
@@ -151,6 +151,16 @@ def test_waits_would_be_seen(device):
     assert len(device.waits) == 5
     with pytest.raises(RuntimeError, match="same device"):
         there + torch.ones(3)
+
+
+def test_what_leaves_is_copied_beside_the_work(device):
+    there = torch.arange(3.0, device=CUDA)
+    device.launches.clear()
+    copy = CopyOut(there)
+    assert device.launches == ["wait_stream", "copy_"]
+    assert len(there.near.streams) == 1  # so long its memory is not another tensor's
+    assert copy.ready
+    assert copy.result()[0].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_a_captured_step_gives_the_bits_of_an_eager_one(device):
@@ -447,7 +457,7 @@ def test_whole_images_through_the_engine(device, monkeypatch):
     with torch.utils._python_dispatch._disable_current_modes():
         plain = small_model(ODD)
         with Engine(plain, rows=ROWS) as engine:
-            wanted = [engine.submit(one).result(timeout=120).pixels for one in asked]
-        for one, pixels in zip(found, wanted, strict=True):
-            assert not isinstance(one.pixels, Far)
-            assert (one.pixels - pixels).abs().max() < 1e-3
+            wanted = [engine.submit(one).result(timeout=120) for one in asked]
+        for one, plain in zip(found, wanted, strict=True):
+            assert not isinstance(one.latents, Far)
+            assert (numbers(one) - numbers(plain)).abs().max() < 1e-3 + LEVEL
