@@ -10,7 +10,7 @@ import secrets
 import socket
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from celery.worker import state as celery_state
 
@@ -25,6 +25,7 @@ from worker.checkpoint.load import ModelChoice, load
 from worker.monitor.health import Health, Monitor
 from worker.monitor.metrics import Metrics
 from worker.monitor.presence import SEEN_S, Reporter
+from worker.output.encoders import encoder
 from worker.output.record import ModelInfo
 from worker.reconcile.reconciler import Reconciler
 from worker.reconcile.webhooks import Notifier
@@ -49,6 +50,7 @@ class _Life:
     threads: list[threading.Thread]
     stop: threading.Event
     monitor: Monitor | None
+    encoding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
 _life: _Life | None = None
@@ -107,6 +109,8 @@ def _begin(settings: Settings, owner: str) -> _Life:
     info = ModelInfo(name, model.digest, source.source, revision)
     heartbeat = LeaseHeartbeat(ledger, every_s=settings.lease_s / 4, lease_s=settings.lease_s)
     engine = Engine(model, on_batch=metrics.evaluated)
+    encoding = contextlib.ExitStack()
+    encode = encoding.enter_context(encoder(model.device.type))
     worker = Worker(
         owner,
         engine,
@@ -116,6 +120,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
         observer=metrics,
         heartbeat=heartbeat,
         on_stop=_end,
+        encode=encode,
         grace_s=settings.grace_s,
     )
     reporter = Reporter(worker, metrics)
@@ -149,7 +154,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
         thread.start()
     health.watch(worker, reporter, threads)
     log.info("worker %s has model %s on %s", owner, name, model.device)
-    return _Life(worker, ledger, threads, stop, monitor)
+    return _Life(worker, ledger, threads, stop, monitor, encoding)
 
 
 def drain() -> None:
@@ -186,6 +191,7 @@ def stop(code: int | None = 0) -> None:
     if life.monitor is not None:
         life.monitor.close()
     life.worker.engine.close(cancel=True)
+    life.encoding.close()
     stopped = life.worker.stopped
     if stopped is not None:
         # It stays on the list for a while, with the reason.

@@ -22,6 +22,7 @@ from jobs.folder.records import Record
 from jobs.task import DEFAULT_QUALITY, Task
 from worker.observer import Observer
 from worker.output.encode import encode_image
+from worker.output.encoders import Encode
 from worker.output.record import ModelInfo, RenderInfo, image_record, record_line
 from worker.output.stored import record_in_store
 
@@ -50,6 +51,7 @@ class Finisher:
     """Finishes the images of a job, or of a shard of it; threads may share it.
 
     overwrite: replace what is in the store (`--force`) instead of keeping it.
+    encode: makes the files.
     clock_s, now: seconds for timings, and the time of day in UTC for records.
     """
 
@@ -59,6 +61,7 @@ class Finisher:
     observer: Observer
     quality: int = DEFAULT_QUALITY
     overwrite: bool = False
+    encode: Encode = encode_image
     clock_s: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
 
@@ -78,7 +81,7 @@ class Finisher:
         """
         record = image_record(task, self.model, render)
         started = self.clock_s()
-        data = encode_image(pixels, record, task.format, self.quality)
+        data = self.encode(pixels, record, task.format, self.quality)
         encoded = self.clock_s()
         key = self.folder.keys.image(task.name, record["spec"], task.format)
         stored = self._put(key, data, record["spec"], damage)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from jobs.folder.job_file import JobFile
 from jobs.folder.layout import JobFolder
 from sd_core.engine.engine import Engine
+from worker.output.encode import encode_image
+from worker.output.encoders import Encode
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 
@@ -19,6 +21,7 @@ class RenderJob:
     described: its `job.json`.
     engine, model: what renders it, and how records name that.
     inputs: its init images and masks.
+    encode: makes the image files.
     force: render what is in the store too, and replace it.
     """
 
@@ -27,4 +30,5 @@ class RenderJob:
     engine: Engine
     model: ModelInfo
     inputs: Inputs
+    encode: Encode = encode_image
     force: bool = False

@@ -13,6 +13,7 @@ from jobs.plan.shards import ShardTable
 from sd_core.engine.engine import Engine
 from sd_core.model.diffusion import LatentDiffusion
 from worker.observer import Observer
+from worker.output.encoders import encoder
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.job import RenderJob
@@ -34,8 +35,12 @@ def render(
 
     info: of the model, for records. stop: see `run_job`. Raises like it.
     """
-    with closing(JobRecords(folder, shards)) as records, Engine(model) as engine:
-        job = RenderJob(folder, described, engine, info, Inputs(folder), force)
+    with (
+        closing(JobRecords(folder, shards)) as records,
+        encoder(model.device.type) as encode,
+        Engine(model) as engine,
+    ):
+        job = RenderJob(folder, described, engine, info, Inputs(folder), encode, force)
         runner = Runner(job, records, observer, RenderOptions(save=lambda: True))
         # From the plan in the store: the files that a manifest names may change meanwhile.
         outcome = runner.render(read_plan(folder), stop)

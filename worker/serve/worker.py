@@ -21,6 +21,8 @@ from sd_core.engine.engine import Engine, EngineClosedError
 from worker.faults import DeviceLostError, report_job_error
 from worker.logs import masked
 from worker.observer import Observer
+from worker.output.encode import encode_image
+from worker.output.encoders import Encode
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.job import RenderJob
@@ -71,9 +73,13 @@ class _Identity:
 
 
 class Worker:
-    """owner: unique to this process. on_stop: called once, when the worker stops by itself, with
-    the reason; what it held is about to be released. grace_s: when it drains, images that end
-    within so long are finished. Threads may handle shards at the same time.
+    """Threads may handle shards at the same time.
+
+    owner: unique to this process.
+    on_stop: called once, when the worker stops by itself, with the reason; what it held is about to
+        be released.
+    encode: makes the image files.
+    grace_s: when it drains, images that end within so long are finished.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Worker:
         observer: Observer,
         heartbeat: LeaseHeartbeat | None = None,
         on_stop: Callable[[Stopped], None] = lambda stopped: None,
+        encode: Encode = encode_image,
         pause_s: tuple[float, ...] = PAUSE_S,
         grace_s: float = 0.0,
     ) -> None:
@@ -99,6 +106,7 @@ class Worker:
         self.stopped: Stopped | None = None
         self._observer = observer
         self._on_stop = on_stop
+        self._encode = encode
         self._store_at = lru_cache(maxsize=JOBS_KEPT)(open_store)
         self._loaded = lru_cache(maxsize=JOBS_KEPT)(self._load_job)
         self._pause_s = pause_s
@@ -247,7 +255,8 @@ class Worker:
             raise NotFoundError(f"{folder.url} has no plan")
         pin_model(folder, self.model.name, self.model.digest)
         described = read_job_file(folder)
-        job = RenderJob(folder, described, self.engine, self.model, Inputs(folder))
+        inputs = Inputs(folder)
+        job = RenderJob(folder, described, self.engine, self.model, inputs, self._encode)
         return job, PlanReader(folder)
 
 
