@@ -109,6 +109,8 @@ def _begin(settings: Settings, owner: str) -> _Life:
     info = ModelInfo(name, model.digest, source.source, revision)
     heartbeat = LeaseHeartbeat(ledger, every_s=settings.lease_s / 4, lease_s=settings.lease_s)
     engine = Engine(model, on_batch=metrics.evaluated)
+    health.starting = "compiling"
+    _compile_ahead(engine)
     encoding = contextlib.ExitStack()
     encode = encoding.enter_context(encoder(model.device.type))
     worker = Worker(
@@ -155,6 +157,15 @@ def _begin(settings: Settings, owner: str) -> _Life:
     health.watch(worker, reporter, threads)
     log.info("worker %s has model %s on %s", owner, name, model.device)
     return _Life(worker, ledger, threads, stop, monitor, encoding)
+
+
+def _compile_ahead(engine: Engine) -> None:
+    """Before work is taken: its first images would wait."""
+    try:
+        engine.compile_ahead()
+    except (ArithmeticError, RuntimeError, MemoryError) as error:
+        # Jobs of a size that fits may come all the same; others fail image by image.
+        log.warning("an image of the model's native size cannot be rendered here: %s", error)
 
 
 def drain() -> None:

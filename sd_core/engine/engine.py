@@ -38,6 +38,7 @@ from sd_core.engine.request import (
     Suspended,
 )
 from sd_core.engine.scheduler import ScheduledBatch, Scheduler
+from sd_core.execution import CAPTURED
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.spec import Sampling, whole_number
 
@@ -54,6 +55,9 @@ __all__ = [
 
 LOOK_AHEAD = 16
 """Waiting images whose prompts may be encoded beside the evaluations of others."""
+
+MOST_COMPILE_S = 1800.0
+"""Seconds that compiling a program may take: minutes on a GPU, more on a busy CPU."""
 
 MOST_WAIT_TICKS = 4
 """A finished image waits so many evaluations for others to be decoded with, where that helps."""
@@ -182,12 +186,32 @@ class Engine:
         """Graphs that were captured: mostly one for each latent shape and row count."""
         return self._stages.captures
 
+    @property
+    def compiling(self) -> bool:
+        """True while a program for a size that is new here is made: see `sd_core.execution`."""
+        return self._stages.compiling
+
     def stalled_s(self) -> float:
         """Seconds since work last moved on (an image begun, a batch evaluated, an image decoded);
-        0 without work.
+        0 without work, and while a program is compiled in its time.
         """
-        progressed_at = self._progressed_at
-        return 0.0 if progressed_at is None else max(0.0, time.monotonic() - progressed_at)
+        progressed_at, compiling = self._progressed_at, self.compiling
+        if progressed_at is None:
+            return 0.0
+        seconds = time.monotonic() - progressed_at
+        return max(0.0, seconds - MOST_COMPILE_S if compiling else seconds)
+
+    def compile_ahead(self) -> None:
+        """Compiles or captures, where the model is run so, what images of its native size need, and
+        waits for it. Raises what an image of that size would fail with.
+        """
+        if self.model.execution not in CAPTURED:
+            return
+        side = self.model.spec.native_size
+        sampling = Sampling(sampler="ddim", steps=1, width=side, height=side, seed=0)
+        full = [Request("", sampling)] * (self.rows_of(sampling) // 2)
+        for future in [self.submit(request) for request in full]:
+            future.result()
 
     # Everything below runs on the engine's thread.
 

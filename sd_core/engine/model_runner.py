@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -54,6 +55,8 @@ class ModelRunner:
         # Rows used and rows of an evaluation; None for a decode.
         self._pace: Pace[tuple[int, int] | None] = pace_of(model.device)
         self.busy_s = 0.0  # of what the device has ended
+        self.compiling = False  # or capturing
+        self._programs: set[tuple[object, ...]] = set()  # that were called before
         self._ended: list[Batch] = []
         self._graphs: Graphs[tuple[Shape, int, bool]] | None = None
         if model.device.type == "cuda" and model.execution in CAPTURED:
@@ -145,7 +148,8 @@ class ModelRunner:
         try:
             batch.join(flights, rows if check is None else check)
             extent = batch.stage(flights, rows)
-            calls = self._advance(shape, batch, rows, extent, check)
+            with self._program("evaluation", shape, rows, extent.inpainted):
+                calls = self._advance(shape, batch, rows, extent, check)
         except BaseException:
             batch.withdraw()
             self._note(self._pace.rest())  # what is staged next may be written to at once
@@ -169,6 +173,19 @@ class ModelRunner:
     def captures(self) -> int:
         """Graphs that were captured."""
         return 0 if self._graphs is None else self._graphs.captured
+
+    @contextmanager
+    def _program(self, *key: object) -> Iterator[None]:
+        """A call of what is compiled or captured, where the model is, the first time it is called.
+
+        key: the same for calls of one program.
+        """
+        self.compiling = self.model.execution in CAPTURED and key not in self._programs
+        try:
+            yield
+            self._programs.add(key)
+        finally:
+            self.compiling = False
 
     def _note(self, ended: list[tuple[tuple[int, int] | None, float]]) -> None:
         self.busy_s += sum(seconds for _, seconds in ended)
@@ -265,7 +282,8 @@ class ModelRunner:
         padded = torch.cat([latents, nothing])
         self._pace.begin()
         try:
-            pixels = self.model.decode(padded)[: len(flights)]
+            with self._program("decode", flights[0].shape, rows):
+                pixels = self.model.decode(padded)[: len(flights)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(padded) == 1:
                 raise

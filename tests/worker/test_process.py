@@ -50,3 +50,13 @@ def test_stopped_by_itself_it_ends_with_that_code(service):
         process.stop(ExitCode.STORE)
     assert ended.value.code == ExitCode.STORE
     assert len(service.ledger.workers()) == 1  # listed with the reason for a while
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("no engine")])
+def test_it_takes_work_though_its_own_size_does_not_fit(service, caplog, monkeypatch, error):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(service.engine, "compile_ahead", fail)
+    process._compile_ahead(service.engine)
+    assert f"native size cannot be rendered here: {error}" in caplog.text

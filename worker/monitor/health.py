@@ -22,10 +22,14 @@ STALLED_S = 120.0
 
 
 class Health:
-    """Tells whether a restart would help. Until `watch`, the worker is still loading its model."""
+    """Tells whether a restart would help. Until `watch`, the worker is still loading its model.
+
+    starting: what it is at until then.
+    """
 
     def __init__(self, model: str) -> None:
         self._model = model
+        self.starting = "starting"
         self._watched: tuple[Worker, Reporter] | None = None
         self._threads: Sequence[threading.Thread] = ()
 
@@ -44,7 +48,7 @@ class Health:
         With the ledger unreachable it stays 200: another process would not reach it either.
         """
         if self._watched is None:
-            return 200, {"status": "ok", "state": "starting", "model": self._model}
+            return 200, {"status": "ok", "state": self.starting, "model": self._model}
         worker, reporter = self._watched
         trouble = _trouble(worker, self._threads)
         document: dict[str, Any] = {

@@ -118,11 +118,13 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """idle, busy, draining, or stopped with why."""
+        """idle, busy, compiling, draining, or stopped with why."""
         if self.stopped is not None:
             return f"stopped: {self.stopped.why}"
         if self.draining.is_set():
             return "draining"
+        if self.engine.compiling:
+            return "compiling"
         return "busy" if self.heartbeat.held_leases else "idle"
 
     def handle(self, shard: Shard) -> bool:

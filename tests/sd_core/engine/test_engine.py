@@ -293,6 +293,14 @@ def test_a_picture_that_is_not_finite_is_an_error_of_that_image(model, monkeypat
         assert torch.equal(numbers(good.result(timeout=60)), calm)
 
 
+def test_nothing_is_compiled_ahead_where_nothing_is_compiled(model):
+    batches: list[Batch] = []
+    with Engine(model, rows=8, on_batch=batches.append) as engine:
+        engine.compile_ahead()
+        assert not engine.compiling
+    assert batches == []
+
+
 def test_latents_that_blow_up_are_an_error_not_a_black_image(engine):
     future = engine.submit(request(guidance=1e38))
     with pytest.raises(ArithmeticError, match="no longer finite"):

@@ -432,8 +432,9 @@ def test_a_record_tells_the_card_and_the_libraries(device):
     assert device_kind(torch.device("cpu")) == "cpu"
 
 
-def test_whole_images_through_the_engine(device, monkeypatch):
-    """The engine's thread makes the device its own; images are those of a CPU, but for rounding."""
+@pytest.fixture
+def served(device, monkeypatch):
+    """Engines' threads see the device as this one does."""
     serve = Engine._serve
 
     def serve_here(engine: Engine) -> None:
@@ -441,6 +442,33 @@ def test_whole_images_through_the_engine(device, monkeypatch):
             serve(engine)
 
     monkeypatch.setattr(Engine, "_serve", serve_here)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_full_batch_of_the_native_size_finds_all_captured(device, monkeypatch):
+    compiling: list[bool] = []
+    with Engine(model_on("auto"), rows=ROWS) as engine:
+        run = Graphs.run
+
+        def watched(graphs, *arguments):
+            compiling.append(engine.compiling)
+            return run(graphs, *arguments)
+
+        monkeypatch.setattr(Graphs, "run", watched)
+        engine.compile_ahead()
+        assert (engine.captures(), compiling) == (1, [True])
+        side = ODD.native_size
+        full = [request(width=side, height=side, steps=3, seed=n) for n in range(ROWS // 2)]
+        for future in [engine.submit(one) for one in full]:
+            future.result(timeout=120)
+        assert engine.captures() == 1
+        assert len(compiling) > 1
+        assert not any(compiling[1:])
+
+
+@pytest.mark.usefixtures("served")
+def test_whole_images_through_the_engine(device):
+    """The engine's thread makes the device its own; images are those of a CPU, but for rounding."""
     batches: list[Batch] = []
     model = model_on("auto")
     asked = [*MIXED, dataclasses.replace(MIXED[0], exact=False)]

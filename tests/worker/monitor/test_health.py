@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -12,6 +13,7 @@ import pytest
 
 from jobs.errors import ExitCode, InputError
 from jobs.settings import Settings
+from sd_core.engine.engine import MOST_COMPILE_S, Engine
 from tests.servers import free_port
 from tests.worker.serve.services import Service
 from worker import process
@@ -82,6 +84,15 @@ def test_an_idle_and_a_draining_worker_are_well(client, service):
     assert client.health() == (200, {"status": "ok", "state": "idle", "model": "odd"})
     service.worker.drain()
     assert client.health() == (200, {"status": "ok", "state": "draining", "model": "odd"})
+
+
+def test_a_worker_that_compiles_says_so_and_is_well(client, service, monkeypatch):
+    monkeypatch.setattr(Engine, "compiling", True)
+    monkeypatch.setattr(service.engine, "_progressed_at", time.monotonic() - 2 * STALLED_S)
+    assert client.health() == (200, {"status": "ok", "state": "compiling", "model": "odd"})
+    long_ago = time.monotonic() - MOST_COMPILE_S - 2 * STALLED_S
+    monkeypatch.setattr(service.engine, "_progressed_at", long_ago)
+    assert client.health()[0] == 503
 
 
 def test_a_dead_engine_is_not(client, service):
