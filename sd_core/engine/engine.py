@@ -28,6 +28,7 @@ from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput
 from sd_core.engine.memory import Capacity
 from sd_core.engine.model_runner import ModelRunner, table_of
+from sd_core.engine.prompts import PROMPTS_KEPT
 from sd_core.engine.request import (
     Batch,
     EngineClosedError,
@@ -90,6 +91,8 @@ class Engine:
             own_memory(model.device),
             sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model),
             model.dtype.itemsize,
+            prompts=PROMPTS_KEPT,
+            captured=model.device.type == "cuda" and model.execution in CAPTURED,
         )
 
         def fixed(shape: tuple[int, int]) -> int:

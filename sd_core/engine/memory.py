@@ -63,6 +63,16 @@ def decode_bytes(spec: VAESpec, shape: Shape, itemsize: int) -> int:
     return _DECODER_MAPS * width * pixels * itemsize
 
 
+def prompt_bytes(spec: ModelSpec, itemsize: int) -> int:
+    """Keys and values of one prompt for all attentions of the UNet."""
+    unet = spec.unet
+    widths = [unet.channels * mult for mult in unet.channel_mult]
+    # On the way down so many blocks a level, on the way up one more; and one in the middle.
+    attended = [width for width, has in zip(widths, unet.attention_levels, strict=True) if has]
+    width = (2 * unet.num_res_blocks + 1) * sum(attended) + widths[-1]
+    return 2 * spec.text.length * width * itemsize
+
+
 @dataclass(frozen=True)
 class Capacity:
     """Memory of a device beside the model's weights.
@@ -71,6 +81,8 @@ class Capacity:
     total_bytes: of the device's memory.
     weights_bytes: of the model in it.
     itemsize: bytes of a number of the model's type.
+    prompts: how many are kept for later images.
+    captured: evaluations are CUDA graphs, which keep their memory while images are decoded.
     """
 
     spec: ModelSpec
@@ -78,24 +90,34 @@ class Capacity:
     total_bytes: int
     weights_bytes: int
     itemsize: int
+    prompts: int = 0
+    captured: bool = False
 
     @property
     def free_bytes(self) -> int:
-        return round(USABLE * self.total_bytes) - self.weights_bytes
+        prompts = self.prompts * prompt_bytes(self.spec, self.itemsize)
+        return round(USABLE * self.total_bytes) - self.weights_bytes - prompts
 
     def rows(self, shape: Shape) -> int:
         """Rows of this latent shape that an evaluation has room for."""
-        return max(0, self.free_bytes) // evaluation_bytes(self.spec.unet, shape, self.itemsize)
+        free = self.free_bytes - (self._decode_bytes(shape) if self.captured else 0)
+        return max(0, free) // self._row_bytes(shape)
 
     def check(self, shape: Shape, rows: int) -> None:
         """Raises `MemoryError` if an image of so many rows cannot be rendered here at all."""
-        needed = max(
-            rows * evaluation_bytes(self.spec.unet, shape, self.itemsize),
-            decode_bytes(self.spec.vae, shape, self.itemsize),
-        )
+        evaluation, decode = rows * self._row_bytes(shape), self._decode_bytes(shape)
+        needed = evaluation + decode if self.captured else max(evaluation, decode)
         if needed > self.free_bytes:
             height, width = (side * LATENT_FACTOR for side in shape)
             raise MemoryError(
                 f"an image of {width}x{height} pixels needs about {needed / 2**30:.1f} GiB beside "
                 f"the model; {self.device} has {max(0, self.free_bytes) / 2**30:.1f} GiB"
             )
+
+    def _row_bytes(self, shape: Shape) -> int:
+        """Of a batch: its activations, and its prompt."""
+        evaluation = evaluation_bytes(self.spec.unet, shape, self.itemsize)
+        return evaluation + prompt_bytes(self.spec, self.itemsize)
+
+    def _decode_bytes(self, shape: Shape) -> int:
+        return decode_bytes(self.spec.vae, shape, self.itemsize)

@@ -11,7 +11,7 @@ from sd_core.gpu.streams import Side, side_of
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.layers import KeysValues
 
-KEPT = 64  # at v1 size about 4 MB each in 16 bits
+PROMPTS_KEPT = 64  # at v1 size about 4 MB each in 16 bits
 
 # Prompts encoded together, always: padded where there are fewer, so that the bits of one do not
 # depend on how many came with it. A GPU takes hardly longer for eight than for one.
@@ -46,7 +46,7 @@ class EncodedPrompts:
             context, batch = self._kept[prompt]
             self._side.wait(batch)
             contexts.append(context)
-        while len(self._kept) > KEPT:
+        while len(self._kept) > PROMPTS_KEPT:
             self._kept.popitem(last=False)
         return contexts
 

@@ -648,7 +648,7 @@ class TestMemory:
             render(engine, request())  # the engine goes on
 
     def test_an_image_that_the_device_cannot_hold_is_refused(self, model, monkeypatch):
-        monkeypatch.setattr("sd_core.engine.engine.own_memory", lambda device: 50 * 2**20)
+        monkeypatch.setattr("sd_core.engine.engine.own_memory", lambda device: 80 * 2**20)
         with Engine(model) as engine:
             with pytest.raises(MemoryError, match="2048x2048 pixels needs about"):
                 engine.submit(request(width=2048, height=2048)).result(timeout=60)

@@ -10,11 +10,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sd_core.demo import DEMO_SPEC
-from sd_core.engine.memory import Capacity, decode_bytes, evaluation_bytes, is_out_of_memory
+from sd_core.engine.memory import (
+    Capacity,
+    decode_bytes,
+    evaluation_bytes,
+    is_out_of_memory,
+    prompt_bytes,
+)
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.spec import ModelSpec
 from tests.sd_core.small import ODD, SMALL
 
+UNET = ModelSpec().unet
 SPECS = {"v1": ModelSpec(), "demo": DEMO_SPEC, "small": SMALL, "odd": ODD}
 
 
@@ -86,6 +93,31 @@ def test_a_decode_needs_what_is_predicted(name):
         model.vae.decode(torch.empty(1, 4, *shape, device="meta"))
     predicted = decode_bytes(spec.vae, shape, 4)
     assert alive.peak <= predicted <= 1.8 * alive.peak
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_prompts_need_what_is_predicted(name):
+    spec = SPECS[name]
+    projected = on_meta(spec).unet.project(torch.empty(1, 77, spec.unet.context_dim, device="meta"))
+    assert prompt_bytes(spec, 4) == sum(keys.nbytes + values.nbytes for keys, values in projected)
+
+
+def test_what_is_kept_leaves_room_for_fewer_rows():
+    memory = ModelSpec(), "cuda:0", 6 * 2**30, 2 * 2**30, 2
+    plain, prompts, captured = (
+        Capacity(*memory),
+        Capacity(*memory, prompts=64),
+        Capacity(*memory, captured=True),
+    )
+    shape = (96, 96)
+    assert plain.rows(shape) > prompts.rows(shape) > captured.rows(shape) >= 2
+    decode = decode_bytes(ModelSpec().vae, shape, 2)
+    left = captured.free_bytes - captured.rows(shape) * evaluation_bytes(UNET, shape, 2)
+    assert left >= decode
+    huge = (144, 144)  # one after the other fits, both at once do not
+    plain.check(huge, 2)
+    with pytest.raises(MemoryError):
+        captured.check(huge, 2)
 
 
 def test_an_image_that_cannot_fit_is_refused_with_both_figures():
