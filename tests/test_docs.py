@@ -15,7 +15,8 @@ import torch
 
 from jobs.variables import OTHERS, VARIABLES
 from sd_core.engine.batch_rows import DECODED_TOGETHER, Rows, batch_rows
-from sd_core.engine.memory import decode_bytes, evaluation_bytes
+from sd_core.engine.memory import USABLE, decode_bytes, evaluation_bytes, prompt_bytes
+from sd_core.engine.prompts import PROMPTS_KEPT
 from sd_core.model.text import weight_shapes
 from sd_core.model.unet import UNet
 from sd_core.model.vae import AutoencoderKL
@@ -127,10 +128,16 @@ def test_the_memory_of_a_gpu_is_as_predicted():
     rows = batch_rows("cuda", (64, 64))
     assert (rows, together) == (16, 4)
     batch = rows * evaluation_bytes(V1.unet, (64, 64), 2)
+    prompts = (PROMPTS_KEPT + rows) * prompt_bytes(V1, 2)
+    decodes = together * decode(512, 2)
     assert (
-        f"{gigabytes(weights_bytes(2))} for its weights in float16, and {gigabytes(batch)} " in text
+        f"{gigabytes(weights_bytes(2))} for its weights in float16, {gigabytes(batch)} for a batch "
+        f"of eight images, {gigabytes(decodes)} while four are decoded, {gigabytes(prompts)} for "
+        "prompts" in text
     )
-    assert f"or {gigabytes(together * decode(512, 2))} while four are decoded" in text
+    # A captured batch keeps its memory while images are decoded; some is the libraries' own.
+    all_of_it = (weights_bytes(2) + batch + decodes + prompts) / USABLE
+    assert f"About {all_of_it / 1e9:.0f} GB of GPU memory" in text
     rules = Rows("cuda", lambda shape: 2)
     assert (rules.decoded((96, 96)), rules.decoded((128, 128))) == (1, 1)
     assert f"one by one: {gigabytes(decode(768, 2))} at 768×768" in text

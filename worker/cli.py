@@ -1,4 +1,5 @@
-"""The commands that render: `sdbatch run` and `sdbatch worker`, entry points of `sdbatch.commands`.
+"""The commands that render: `sdbatch run`, `bench` and `worker`, entry points of
+`sdbatch.commands`.
 
 Neither torch nor what else they need is imported before one of them is called.
 """
@@ -21,7 +22,7 @@ from jobs.cli.options import (
 )
 from jobs.errors import ExitCode, InputError
 from jobs.terminal.console import Terminal
-from sd_core.spec import DTYPES
+from sd_core.spec import DTYPES, MAX_STEPS
 
 
 @click.command()
@@ -84,6 +85,91 @@ def run(terminal: Terminal, /, manifest: Path, allow_outside: bool, **options: A
         for line in summary_lines(summary):
             terminal.say(line)
     return ExitCode.SOME_FAILED if summary.failed else ExitCode.DONE
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="A name from the model list, a .ckpt or .safetensors file, a diffusers folder, or "
+    "hf:owner/name[@revision]. [default: SDBATCH_MODEL, else demo]",
+)
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="What to measure: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Number format of the model. [default: SDBATCH_DTYPE, else auto]",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="WxH",
+    help="Size of images in pixels; as often as wanted. [default: the model's own, and 1.5 times "
+    "that on one side and on both]",
+)
+@click.option(
+    "--steps",
+    multiple=True,
+    type=click.IntRange(1, MAX_STEPS),
+    default=(20, 30, 50),
+    help="Steps of an image, to tell images a second for; as often as wanted.",
+    show_default=True,
+)
+@json_option
+@click.pass_obj
+def bench(
+    terminal: Terminal,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    sizes: tuple[str, ...],
+    steps: tuple[int, ...],
+) -> int:
+    """Measure how fast this machine renders: images a second, seconds of one image, memory, start.
+
+    What it finds is kept in SDBATCH_CACHE. A model of Stable Diffusion's size takes minutes on a
+    CPU: name one --size there.
+
+    \b
+    Example:
+      sdbatch bench
+      sdbatch bench --model models/sd-v1-4.ckpt --size 512x512 --size 768x512
+    """
+    from jobs.plan.calibration import keep_speed
+    from jobs.settings import Settings, check_device
+    from worker.run_command import model_source
+
+    settings = Settings.from_env(os.environ)
+    if device is not None:
+        check_device(device, "--device")
+    name, source = model_source(model or settings.worker_model, settings)
+    try:
+        from worker.measure.command import bench, choice_of, now, parse_sizes
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"rendering needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
+        ) from None
+    choice = choice_of(name, source, settings, device, dtype)
+    report, digest = bench(choice, parse_sizes(sizes), sorted(set(steps)), terminal)
+    kept = keep_speed(settings.cache, report.speed(digest, now())) if report.measured else None
+    if terminal.json:
+        terminal.document({**report.to_json(), "kept": None if kept is None else str(kept)})
+    else:
+        for label, text in report.head():
+            terminal.say(f"{label:8} {text}")
+        if report.measured:
+            terminal.say("")
+            terminal.table(*report.table())
+        for line in report.foot():
+            terminal.say(line)
+        if kept is not None:
+            terminal.say(f"kept in {kept}")
+    return ExitCode.SOME_FAILED if report.failed else ExitCode.DONE
 
 
 @click.command()

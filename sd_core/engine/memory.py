@@ -115,7 +115,7 @@ class Capacity:
             )
 
     def _row_bytes(self, shape: Shape) -> int:
-        """Of a batch: its activations, and its prompt."""
+        """Bytes of a row of a batch: its activations, and its prompt."""
         evaluation = evaluation_bytes(self.spec.unet, shape, self.itemsize)
         return evaluation + prompt_bytes(self.spec, self.itemsize)
 

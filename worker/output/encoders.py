@@ -36,7 +36,7 @@ PROCESSES = 2
 
 @contextlib.contextmanager
 def encoder(device_type: str) -> Iterator[Encode]:
-    """What encodes the images that a device of this type makes, for as long as they are made."""
+    """Gives the encoder for images of a device of this type, for as long as they are made."""
     if device_type == "cpu":
         yield encode_image
         return
