@@ -40,6 +40,8 @@ IMAGES = 24  # of shapes.yaml
 CODES = {
     "sdbatch run jobs/examples/quickstart.yaml": ExitCode.DONE,
     "sdbatch run jobs/examples/quickstart.yaml --device cuda": ExitCode.DONE,
+    "sdbatch bench": ExitCode.DONE,
+    "sdbatch bench --model path/to/sd-v1-4.ckpt --size 512x512": ExitCode.DONE,
     "sdbatch schema": ExitCode.DONE,
     "sdbatch validate bad.yaml": ExitCode.BAD_INPUT,
     "sdbatch plan": ExitCode.DONE,
@@ -73,6 +75,7 @@ HERE = {
     "s3://bucket/jobs": STORE,
     "--gpus all": "--gpus none",  # this machine has none
     "--device cuda": "--device cpu",
+    "--size 512x512": "--size 64x64",
 }
 """What stands for something of the reader's, and what it is here."""
 

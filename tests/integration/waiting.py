@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import torch
 
 from sd_core.engine.engine import Rendered
@@ -35,6 +36,7 @@ class WaitingModel:
     dtype = torch.float32
     digest = "0" * 64
     execution = "none"
+    kernels = ""
     provenance = None
 
     def tokens_over(self, prompt: str) -> int:
@@ -52,6 +54,9 @@ class WaitingEngine:
         self._thread.start()
 
     alive = True
+    compiling = False
+
+    def compile_ahead(self) -> None: ...
 
     def stalled_s(self) -> float:
         return 0.0
@@ -103,7 +108,8 @@ class WaitingEngine:
                 on_step(step, steps)
         if future.set_running_or_notify_cancel():
             size = request.sampling.height, request.sampling.width
-            future.set_result(Rendered(torch.zeros(3, *size), steps, self._seconds))
+            pixels, latents = np.zeros((*size, 3), np.uint8), torch.zeros(4, 8, 8)
+            future.set_result(Rendered(pixels, latents, steps, self._seconds))
         return began + self._seconds
 
 

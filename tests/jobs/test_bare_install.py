@@ -110,11 +110,13 @@ def test_every_command_but_those_that_render(run, tmp_path):
     codes, said = run(*ran)
     nothing_there = [ExitCode.NOT_FOUND] * 2  # no image to collect, and then no job to watch
     assert codes == [ExitCode.DONE] * 14 + nothing_there, said
-    assert {command for command, *_ in ran} == set(COMMANDS) - {"run", "worker", "local"}
+    assert {command for command, *_ in ran} == set(COMMANDS) - {"run", "bench", "worker", "local"}
 
 
 @pytest.mark.parametrize(
-    "command", [["run", "jobs/examples/sweep.yaml"], ["worker"]], ids=lambda words: words[0]
+    "command",
+    [["run", "jobs/examples/sweep.yaml"], ["bench"], ["worker"]],
+    ids=lambda words: words[0],
 )
 def test_those_that_render_say_what_is_missing(run, command):
     codes, said = run(command)
