@@ -15,12 +15,16 @@ from pydantic import Field
 from sd_core.spec import (
     DEMO_GUIDANCE,
     DEMO_NATIVE_SIZE,
+    EMPHASES,
     KARRAS_SAMPLERS,
     LATENT_FACTOR,
+    LONG_PROMPTS,
+    MAX_CLIP_SKIP,
     MAX_SIDE,
     MAX_STEPS,
     NATIVE_SIZE,
     SAMPLERS,
+    SYNTAXES,
     Sampling,
 )
 
@@ -31,7 +35,11 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=LATENT_FACTOR)]
+ClipSkip = Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP)]
 SamplerName = Literal[SAMPLERS]  # type: ignore[valid-type]
+Syntax = Literal[SYNTAXES]  # type: ignore[valid-type]
+Emphasis = Literal[EMPHASES]  # type: ignore[valid-type]
+LongPrompts = Literal[LONG_PROMPTS]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,35 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
         f"Karras spacing of the noise levels, with {', '.join(KARRAS_SAMPLERS)}. Default false.",
         "true or false",
         "Karras spacing",
+    ),
+    "clip_skip": ImageSetting(
+        ClipSkip,
+        "Layer of the text encoder that prompts are read from: 1 is the last, 2 the one before it, "
+        "as AUTOMATIC1111 counts. Default 1.",
+        f"a whole number within 1 to {MAX_CLIP_SKIP}",
+        "Clip skip",
+        webui="Clip skip",
+    ),
+    "syntax": ImageSetting(
+        Syntax,
+        "Reading of prompts: plain, as they stand; or a1111, with (weights:1.2), [changes:of:0.5], "
+        f"BREAK and AND. Default {SYNTAXES[0]}.",
+        f"one of {', '.join(SYNTAXES)}",
+        "Syntax",
+    ),
+    "emphasis": ImageSetting(
+        Emphasis,
+        "Effect of weights, with syntax a1111: as in AUTOMATIC1111's web UI, as in ComfyUI, or "
+        f"none. Default {EMPHASES[0]}.",
+        f"one of {', '.join(EMPHASES)}",
+        "Emphasis",
+    ),
+    "long_prompts": ImageSetting(
+        LongPrompts,
+        "Prompts of more than 75 tokens: chunk has the text encoder read them 75 at a time, cut "
+        f"leaves the rest out. Default {LONG_PROMPTS[0]}.",
+        f"one of {', '.join(LONG_PROMPTS)}",
+        "Long prompts",
     ),
 }
 """Name of a setting -> what is to be known of it, in the order of the fields of `Sampling`. A new

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from sd_core.spec import ADDED_SETTINGS, Sampling
+from sd_core.vocab.bpe import tokens_over
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 """Formats that a picture can be written in; the first is the default."""
@@ -67,12 +68,21 @@ class Task:
         for name, default in ADDED_SETTINGS.items():
             if (value := getattr(sampling, name)) != default:
                 values[name] = value
+        if sampling.long_prompts == "chunk" and self._all_is_read:
+            del values["long_prompts"]
         if self.init_image is not None:
             values["init_image"] = self.init_image
             values["strength"] = sampling.strength
         if self.mask is not None:
             values["mask"] = self.mask
         return values
+
+    @property
+    def _all_is_read(self) -> bool:
+        """True where chunks are no other picture: plain prompts that fit into one."""
+        return self.sampling.syntax == "plain" and fits(
+            self.prompt, self.negative, self.sampling.guidance
+        )
 
     def canonical_json(self) -> str:
         """`canonical` as text: compact, keys sorted, ASCII; equal for equal pictures."""
@@ -91,6 +101,13 @@ class Task:
         values["strength"] = None if self.init_image is None else self.sampling.strength
         values["mask"] = self.mask
         return values
+
+
+def fits(prompt: str, negative: str, guidance: float) -> bool:
+    """True if plain prompts have no more tokens than the text encoder reads at one time. The
+    negative one is not read with guidance 1.
+    """
+    return not (tokens_over(prompt) or (guidance != 1.0 and tokens_over(negative)))
 
 
 def input_digest(name: str) -> str:

@@ -84,6 +84,20 @@ EXECUTIONS = ("auto", "eager", "packed", "fused", "graphed", "compiled")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Number formats of a model that people may ask for; the first is the default."""
 
+SYNTAXES = ("plain", "a1111")
+"""Ways of reading a prompt: as it stands, or with weights and schedules (`sd_core.prompt`); the
+first is the default.
+"""
+
+EMPHASES = ("a1111", "comfy", "none")
+"""Ways in which weights of a prompt count (`sd_core.model.diffusion`); the first is the default."""
+
+LONG_PROMPTS = ("chunk", "cut")
+"""Ways with prompts of more than 75 tokens; the first is the default."""
+
+MAX_CLIP_SKIP = 12
+"""Layers of the text encoder of Stable Diffusion v1."""
+
 SEED_LIMIT = 2**64
 """Seeds are 64-bit unsigned, as `torch.Generator.manual_seed` takes them."""
 
@@ -184,7 +198,9 @@ _WHOLE = {
     "width": f"that is a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}",
     "height": f"that is a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}",
     "seed": "within 0 to 2^64 - 1",
+    "clip_skip": f"within 1 to {MAX_CLIP_SKIP}",
 }
+_CHOICES = {"syntax": SYNTAXES, "emphasis": EMPHASES, "long_prompts": LONG_PROMPTS}
 _NUMBERS = {"guidance": "that is finite", "strength": "within 0 to 1", "eta": "within 0 to 1"}
 
 
@@ -199,6 +215,11 @@ class Sampling:
     guidance: classifier-free guidance scale (Ho & Salimans 2022); 1.0 costs one UNet row, not two.
     eta: share of fresh noise in DDIM (Song et al. 2020, eq. 16); 0 is deterministic.
     karras: space the noise levels as in Karras et al. 2022, eq. 5.
+    clip_skip: layer of the text encoder that the prompt is read from; 1 is the last, 2 the one
+        before it.
+    syntax: one of `SYNTAXES`.
+    emphasis: one of `EMPHASES`; with syntax a1111.
+    long_prompts: one of `LONG_PROMPTS`.
     """
 
     sampler: str = SAMPLERS[0]
@@ -210,6 +231,10 @@ class Sampling:
     strength: float = 0.75
     eta: float = 0.0
     karras: bool = False
+    clip_skip: int = 1
+    syntax: str = SYNTAXES[0]
+    emphasis: str = EMPHASES[0]
+    long_prompts: str = LONG_PROMPTS[0]
 
     def __post_init__(self) -> None:
         if tuple(map(type, vars(self).values())) != _PLAIN:  # they are, for all images of a plan
@@ -241,6 +266,14 @@ class Sampling:
                 f"karras spacing does not go with {self.sampler}; with {', '.join(KARRAS_SAMPLERS)}"
             )
 
+        if not 1 <= self.clip_skip <= MAX_CLIP_SKIP:
+            raise ValueError(f"clip_skip {self.clip_skip} is not within 1 to {MAX_CLIP_SKIP}")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} {value!r:.80} is unknown; one of {', '.join(choices)}")
+        if self.emphasis != EMPHASES[0] and self.syntax == "plain":
+            raise ValueError(f"emphasis {self.emphasis} goes with syntax a1111 only, not plain")
+
     def _check_types(self) -> None:
         for name, allowed in _WHOLE.items():
             value = getattr(self, name)
@@ -266,9 +299,9 @@ FIRST_SETTINGS = (
 
 ADDED_SETTINGS = {
     field.name: field.default for field in fields(Sampling) if field.name not in FIRST_SETTINGS
-}
-"""Fields that came later -> their defaults. At those they are left out of names and plans, so that
-a new field renames no picture.
+} | {"long_prompts": "cut"}
+"""Fields that came later -> the value that pictures had before. At that they are left out of names
+and plans, so that a new field renames no picture.
 """
 
 _PLAIN = tuple(get_type_hints(Sampling).values())

@@ -91,10 +91,10 @@ def expand(
         prompt, negative, seeds, settings, init_image, mask, template = entry
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
         for combination in combinations:
-            values = combination.apply(settings)
-            before, after = values[:_BEFORE_SEED], values[_BEFORE_SEED:]
             if combination.negative is not None:
                 negative = combination.negative
+            values = combination.apply(settings)
+            before, after = values[:_BEFORE_SEED], values[_BEFORE_SEED:]
             for seed in numbers:
                 fields = *before, seed, *after
                 sampling = Sampling(*fields)

@@ -25,6 +25,9 @@ SYNTAX = {
 }
 """Kind -> pattern of it."""
 
+READ_BY_A1111 = ("weights", "parts")
+"""Kinds that syntax a1111 reads."""
+
 _KINDS = {kind: re.compile(pattern) for kind, pattern in SYNTAX.items()}
 
 _MARKS = ("(", "[", "\\", "<", "{", "__", "--", "BREAK", "AND", "embedding:")

@@ -6,7 +6,7 @@ from functools import partial
 
 from jobs.formatting import quote
 from jobs.manifest.problems import Path, Place
-from jobs.manifest.prompt_syntax import foreign_syntax
+from jobs.manifest.prompt_syntax import READ_BY_A1111, foreign_syntax
 from jobs.manifest.warnings import WarningList
 from sd_core.vocab.bpe import PROMPT_TOKENS, count_tokens, first_word_over, tokens_over
 
@@ -26,23 +26,28 @@ class PromptWatch:
     def __init__(self, warnings: WarningList) -> None:
         self._warnings = warnings
 
-    def look(self, prompt: str, place: Place, path: Path) -> None:
-        """Note what is left out of a prompt, and what is drawn as text though it is syntax."""
-        if tokens_over(prompt):
+    def look(self, prompt: str, place: Place, path: Path, *, plain: bool, cut: bool) -> None:
+        """Note what is left out of a prompt, and what is drawn as text though it is syntax.
+
+        plain, cut: whether an image is to read it so.
+        """
+        if cut and tokens_over(prompt):
             self._warnings.at("tokens", place, path, partial(_cut, prompt))
         for kind, example in foreign_syntax(prompt):
-            self._warnings.at(kind, place, path, partial(_as_text, kind, example))
+            if plain or kind not in READ_BY_A1111:
+                self._warnings.at(kind, place, path, partial(_as_text, kind, example))
 
 
 def _cut(prompt: str) -> str:
     return (
         f"{count_tokens(prompt)} tokens, of which the model reads {PROMPT_TOKENS}: it is cut at "
-        f"{quote(first_word_over(prompt))}"
+        f"{quote(first_word_over(prompt))}; long_prompts: chunk reads all"
     )
 
 
 def _as_text(kind: str, example: str) -> str:
+    hint = "; syntax: a1111 reads it" if kind in READ_BY_A1111 else ""
     return (
         f"{quote(example)} is other programs' syntax for {_MEANT_AS[kind]}; it is drawn as the "
-        "text that it is"
+        f"text that it is{hint}"
     )

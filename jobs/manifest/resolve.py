@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from jobs.manifest.input_images import InputImage, Inputs
 from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
+from jobs.manifest.prompt_flaws import flaw_of
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
+from sd_core.prompt.conditions import PromptReader
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
 
 _TEXTS = ("prompt", "negative", "init_image", "mask", "name")
@@ -111,7 +113,7 @@ class Resolver:
         for key in ("prompt", "negative"):
             if values.get(key) is not None:
                 values[key] = values[key].strip()
-                self.watch.look(values[key], place, (*prefix, key))
+                self._look(values, values[key], place, (*prefix, key))
         if "seeds" in given or "seed" in given:
             self._take_seeds(values, place, prefix)
         for key in _IMAGES:
@@ -140,8 +142,13 @@ class Resolver:
             if self._plain is None:
                 return None
         prompt = prompt.strip()
-        self.watch.look(prompt, place, ())
-        return Entry(prompt, *self._plain[1:])
+        self._look({}, prompt, place, ())
+        entry = Entry(prompt, *self._plain[1:])
+        flaws = self._flaws(entry)
+        for flaw, key in flaws.items():
+            if key == "prompt":
+                self.problems.at(place, (), flaw)
+        return None if flaws else entry
 
     def entry(self, own: Layer, under: Layer | None = None) -> Entry | None:
         """One prompt with everything it inherits; None, and problems, if that does not go together.
@@ -169,7 +176,7 @@ class Resolver:
             self._report(layers, (message.split()[0], "sampler"), message)
         if len(self.problems) > before:
             return None
-        return Entry(
+        entry = Entry(
             values["prompt"],
             values["negative"],
             values["seeds"],
@@ -178,6 +185,32 @@ class Resolver:
             mask.name if mask else None,
             values["name"],
         )
+        flaws = self._flaws(entry)
+        for flaw, key in flaws.items():
+            self._report(layers, (key,), flaw)
+        return None if flaws else entry
+
+    def _look(self, values: Mapping[str, Any], text: str, place: Place, path: ValuePath) -> None:
+        """Warn of a text as it is read by these values and those that stand over and under them."""
+        ways = {}
+        for key in ("syntax", "long_prompts"):
+            given = self._matrix.values.get(key)
+            below = self.head.get("defaults", {}).get(key, getattr(Sampling, key))
+            ways[key] = [values.get(key, below)] if given is None else given
+        plain, cut = "plain" in ways["syntax"], "cut" in ways["long_prompts"]
+        self.watch.look(text, place, path, plain=plain, cut=cut)
+
+    def _flaws(self, entry: Entry) -> dict[str, str]:
+        """Why prompts of an entry cannot be read, for some combination -> whose text it is."""
+        flaws = {}
+        for combination in self.combinations:
+            reader = _reader(combination.apply(entry.settings))
+            negative = entry.negative if combination.negative is None else combination.negative
+            for key, text in (("prompt", entry.prompt), ("negative", negative)):
+                flaw = flaw_of(reader, key, text)
+                if flaw is not None:
+                    flaws[flaw] = key
+        return flaws
 
     def _combine(self) -> list[Combination]:
         """All combinations of the matrix, the last key changing fastest."""
@@ -192,7 +225,7 @@ class Resolver:
                     self.problems.at(self.place, ("matrix", key, number), message)
                 seen.add(value)
                 if key == "negative":
-                    self.watch.look(value, self.place, ("matrix", key, number))
+                    self._look(matrix, value, self.place, ("matrix", key, number))
         if count > MAX_COMBINATIONS:
             message = f"has {count:,} combinations; at most {MAX_COMBINATIONS:,} are allowed"
             self.problems.at(self.place, ("matrix",), message)
@@ -267,3 +300,9 @@ class Resolver:
         if identity not in self._reported:
             self._reported.add(identity)
             self.problems.at(place, path, message)
+
+
+@functools.lru_cache(maxsize=4096)
+def _reader(settings: tuple[Any, ...]) -> PromptReader:
+    values = dict(zip(SETTINGS, settings, strict=True))
+    return PromptReader(**{field.name: values[field.name] for field in fields(PromptReader)})

@@ -20,7 +20,7 @@ from jobs.formatting import shorten
 from jobs.image_settings import TYPES
 from jobs.limits import MAX_PROMPT_CHARS
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
-from jobs.task import IMAGE_FORMATS, Task, input_digest
+from jobs.task import IMAGE_FORMATS, Task, fits, input_digest
 from sd_core.spec import ADDED_SETTINGS, SAMPLERS, Sampling
 
 MAX_LINE_BYTES = 2 * 12 * MAX_PROMPT_CHARS + 2**16
@@ -105,6 +105,10 @@ def _task(values: _Line) -> Task:
     if values["mask"] is not None and values["init_image"] is None:
         raise ValueError("a mask without an init_image")
     strength, given = values["strength"], cast(dict[str, Any], values)
+    added = {name: given.get(name, default) for name, default in ADDED_SETTINGS.items()}
+    plain = added["syntax"] == "plain"
+    if plain and fits(values["prompt"], values["negative"], values["guidance"]):
+        added["long_prompts"] = given.get("long_prompts", Sampling.long_prompts)
     return Task(
         index=values["index"],
         name=values["name"],
@@ -120,7 +124,7 @@ def _task(values: _Line) -> Task:
             strength=Sampling.strength if strength is None else strength,
             eta=values["eta"],
             karras=values["karras"],
-            **{name: given[name] for name in ADDED_SETTINGS if name in given},
+            **added,
         ),
         init_image=values["init_image"],
         mask=values["mask"],

@@ -16,12 +16,13 @@ from sd_core.cpu.native_layers import OwnLinear, PointwiseConv2d, WinogradConv2d
 from sd_core.model import vae
 from sd_core.model.fusing import exchange_blocks
 from sd_core.model.layers import (
+    Context,
     CrossAttention,
-    KeysValues,
     ResBlock,
     SpatialTransformer,
     TransformerBlock,
     Upsample,
+    attend,
     split_heads,
 )
 
@@ -64,25 +65,25 @@ class FusedResBlock(ResBlock):
 
 
 class FusedCrossAttention(CrossAttention):
-    def attend(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+    def attend(self, x: Tensor, context: Context) -> Tensor:
         """The attention of x: (B, T, dim) -> (B, T, dim), without the last layer."""
         q = split_heads(self.to_q(x), self.heads)
-        return attention(q, *keys_values).transpose(1, 2).flatten(2)
+        return attend(attention, q, context).transpose(1, 2).flatten(2)
 
 
 class FusedTransformerBlock(TransformerBlock):
-    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         own: Any = self.attn1  # packed by now: a `PackedSelfAttention`
-        context = cast(FusedCrossAttention, self.attn2)
+        cross = cast(FusedCrossAttention, self.attn2)
         x = own.plus(self.norm1(x), x)
-        x = plus(context.to_out[0], context.attend(self.norm2(x), keys_values), x)
+        x = plus(cross.to_out[0], cross.attend(self.norm2(x), context), x)
         return plus(self.ff.net[2], self.ff.net[0](self.norm3(x)), x)
 
 
 class FusedSpatialTransformer(SpatialTransformer):
-    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
-        tokens = self.transformer_blocks[0](tokens, keys_values)
+        tokens = self.transformer_blocks[0](tokens, context)
         return plus(self.proj_out, tokens.transpose(1, 2).unflatten(2, x.shape[-2:]), x)
 
 

@@ -69,7 +69,12 @@ class Rows:
         return self._fixed(shape)
 
     def padded(self, shape: Shape, used: int, *, exact: bool) -> int:
-        """Rows of a batch in which `used` hold an image."""
+        """Rows of a batch in which `used` hold an image. Where these are more than the fixed count,
+        it is evaluated in parts of that.
+        """
+        most = self.of(shape)
+        if used > most:
+            return -(-used // most) * most
         rows = self._fitting(shape, used)
         return self.of(shape) if exact and not self.gives_exact(shape, rows) else rows
 
@@ -110,7 +115,7 @@ class Rows:
     def limit(self, shape: Shape, rows: int) -> int:
         """Rows to evaluate in one call, of a batch of so many."""
         known = self._limits.get(shape)
-        return rows if known is None else min(rows, known.rows)
+        return min(rows, self.of(shape) if known is None else known.rows)
 
     def ran_out(self, shape: Shape, rows: int) -> bool:
         """So many rows did not fit; False if there is nothing smaller to try."""

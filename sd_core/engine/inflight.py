@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from sd_core.engine.prompts import RowContext
 from sd_core.engine.request import OnStep, Rendered, Request
-from sd_core.model.layers import KeysValues
 from sd_core.sampling.samplers import evaluations
 from sd_core.sampling.trajectory import Trajectory
 from sd_core.spec import Shape
@@ -30,7 +30,7 @@ class InflightRequest:
     arrived: int
     state: bytes | None = None
     trajectory: Trajectory | None = None
-    contexts: list[list[KeysValues]] = field(default_factory=list)
+    contexts: list[RowContext] = field(default_factory=list)
     admitted: float = 0.0
     exact: bool = True
     started: bool = False
@@ -47,6 +47,17 @@ class InflightRequest:
     @property
     def rows(self) -> int:
         return self.request.rows
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weights of the rows after the negative prompt's."""
+        return tuple(condition.weight for condition in self.request.prompts)
+
+    @property
+    def step(self) -> int:
+        """The step that the next evaluation belongs to, from 1."""
+        trajectory = self.flying
+        return int(trajectory.table.steps[trajectory.position])
 
     @property
     def left(self) -> int:

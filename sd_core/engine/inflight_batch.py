@@ -1,32 +1,45 @@
 """The UNet's batch of one latent shape, kept on the device between evaluations.
 
-An image has one slot (`sd_core.sampling.slots`) and one row for each prompt. What its rows are told
-in every evaluation, the projected prompts, is copied once, when it joins. Rows of other kinds, such
-as low-rank adapters for each image, would lie here beside the prompts.
+An image has one slot (`sd_core.sampling.slots`) and one row for each prompt. What its rows are
+told, the projected prompts, is copied when it joins, and where its prompt changes. Low-rank
+adapters for each image would lie here beside the prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sd_core.engine.inflight import InflightRequest
+from sd_core.engine.prompts import TextContext
 from sd_core.engine.timesteps import EmbeddedTimesteps
 from sd_core.model.diffusion import LatentDiffusion
-from sd_core.model.layers import KeysValues
+from sd_core.model.layers import Context, KeysValues, LongContext, LongRow
 from sd_core.sampling.slots import Extent, Slots
 from sd_core.spec import Shape
 from sd_core.transfer import Upload
+
+
+@dataclass
+class _LongBuffer:
+    """Keys and values of a row with several chunks, for each attention.
+
+    number: a number that no other has.
+    """
+
+    number: int
+    chunks: int
+    contexts: list[KeysValues]
 
 
 class InflightBatch:
     """So many rows. An evaluation takes `join`, `stage`, the model on `latents`, `times` and
     `contexts`, `step` and `stepped`; where one of them raises, `withdraw` instead of the rest.
 
-    latents: (rows, 4, h, w) float32. times: (rows, n). contexts: for each attention keys and values
-    of all rows.
+    latents: (rows, 4, h, w) float32. times: (rows, n).
     """
 
     def __init__(
@@ -37,11 +50,15 @@ class InflightBatch:
         self._slots = Slots(rows, shape, device)
         self.latents = torch.zeros_like(self._slots.latents)
         self.times = timesteps.rows.new_zeros(rows, timesteps.rows.shape[1])
-        self.contexts: list[KeysValues] = []  # empty until the first image
+        self._contexts: list[KeysValues] = []  # of first chunks; empty until the first image
+        self._longer: dict[int, _LongBuffer] = {}  # by row, also of rows that are free
+        self._told: dict[int, TextContext] = {}  # by row
+        self._buffers = 0
         self._without = torch.zeros_like(self.latents)
         self._given = torch.zeros_like(self.latents)
         self._slot_of: dict[int, int] = {}  # by number of the image, which is not to be kept alive
-        self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot; the last one has the prompt
+        self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot; the negative prompt's first
+        self._weights: dict[int, tuple[float, ...]] = {}  # by slot, of images with several prompts
         self._changed = False  # since the device was last told of it
         self._owners = Upload((rows,), device, torch.int64)  # by row
         self._first = Upload((rows,), device, torch.int64)  # by slot, its rows' outputs
@@ -61,6 +78,10 @@ class InflightBatch:
             if arrived not in self._slot_of:
                 self._enter(flight)
         self._close_gaps(rows)
+        for arrived, flight in wanted.items():
+            own = self._rows_of[self._slot_of[arrived]]
+            for row, context in zip(own, flight.contexts, strict=True):
+                self._tell_row(row, next(c.context for c in context if flight.step <= c.step))
         if self._changed:
             self._tell()
             self._changed = False
@@ -69,6 +90,32 @@ class InflightBatch:
         """Takes an image out, if it is in; it keeps its state."""
         if flight.arrived in self._slot_of:
             self._leave(flight.arrived)
+
+    def contexts(self, rows: slice) -> list[Context]:
+        """For each attention the context of these rows."""
+        longer = [row for row in self._longer if row in self._told and len(self._told[row]) > 1]
+        own = [row for row in sorted(longer) if row in range(rows.start or 0, rows.stop)]
+        found: list[Context] = []
+        for number, (keys, values) in enumerate(self._contexts):
+            if own:
+                parts = (
+                    LongRow(row - (rows.start or 0), *self._longer[row].contexts[number])
+                    for row in own
+                )
+                found.append(LongContext(keys[rows], values[rows], tuple(parts)))
+            else:
+                found.append((keys[rows], values[rows]))
+        return found
+
+    @property
+    def variant(self) -> Hashable:
+        """Stands for all that a captured evaluation depends on, besides its rows: the addresses of
+        long contexts, and the images with several prompts. None where there are neither.
+        """
+        longer = [(row, context) for row, context in sorted(self._told.items()) if len(context) > 1]
+        numbers = tuple(self._longer[row].number for row, _ in longer)
+        combined = tuple((slot, self._rows_of[slot], w) for slot, w in self._weights.items())
+        return (numbers, combined) if numbers or combined else None
 
     def stage(self, flights: Sequence[InflightRequest], rows: int) -> Extent:
         """Brings the next row of every table, and the latents of so many rows, to the device.
@@ -102,6 +149,12 @@ class InflightBatch:
         without, given = self._without[count], self._given[count]
         torch.index_select(eps, 0, self._first.tensor[count], out=without)
         torch.index_select(eps, 0, self._last.tensor[count], out=given)
+        for slot, weights in self._weights.items():
+            # All parts of the prompt, away from the negative one (Liu et al. 2022, eq. 11).
+            rows = self._rows_of[slot]
+            given[slot].copy_(without[slot])
+            for row, weight in zip(rows[1:], weights, strict=True):
+                given[slot].add_(eps[row] - without[slot], alpha=weight)
         self._slots.step(without, given, extent)
 
     def stepped(self) -> None:
@@ -114,15 +167,17 @@ class InflightBatch:
         free = [row for row in range(len(self.latents)) if row not in taken]
         rows = tuple(free[: flight.rows])
         self._slots.put(slot, flight.flying)
-        for row, context in zip(rows, flight.contexts, strict=True):
-            self._write_context(row, context)
         self._slot_of[flight.arrived] = slot
         self._rows_of[slot] = rows
+        if len(flight.weights) > 1 or flight.weights != (1.0,):
+            self._weights[slot] = flight.weights
         self._changed = True
 
     def _leave(self, arrived: int) -> None:
         slot = self._slot_of.pop(arrived)
-        del self._rows_of[slot]
+        for row in self._rows_of.pop(slot):
+            self._told.pop(row, None)
+        self._weights.pop(slot, None)
         self._slots.take(slot)
         self._changed = True
 
@@ -138,24 +193,47 @@ class InflightBatch:
         free = iter([row for row in range(rows) if row not in taken])
         moves = {row: next(free) for row in sorted(beyond)}
         for source, target in moves.items():
-            self._write_context(
-                target, [(keys[source], values[source]) for keys, values in self.contexts]
-            )
+            if source in self._told:  # not an image that just came
+                self._tell_row(target, self._told.pop(source))
         self._rows_of = {
             slot: tuple(moves.get(row, row) for row in own) for slot, own in self._rows_of.items()
         }
         self._changed = True
 
-    def _write_context(self, row: int, context: Sequence[KeysValues]) -> None:
-        if not self.contexts:
+    def _tell_row(self, row: int, context: TextContext) -> None:
+        """Copies the context of a row to where the model reads it, unless it is there."""
+        if self._told.get(row) is context:
+            return
+        first, *others = context
+        if not self._contexts:
             rows = len(self.latents)
-            self.contexts = [
+            self._contexts = [
                 (keys.new_zeros(rows, *keys.shape), values.new_zeros(rows, *values.shape))
-                for keys, values in context
+                for keys, values in first
             ]
-        for (all_keys, all_values), (keys, values) in zip(self.contexts, context, strict=True):
+        for (all_keys, all_values), (keys, values) in zip(self._contexts, first, strict=True):
             all_keys[row].copy_(keys)
             all_values[row].copy_(values)
+        if others:
+            self._write_long(row, context)
+        self._told[row] = context
+
+    def _write_long(self, row: int, context: TextContext) -> None:
+        layers = list(zip(*context, strict=True))  # by attention, of each chunk
+        known = self._longer.get(row)
+        if known is None or known.chunks != len(context):
+            self._buffers += 1
+            buffers = []
+            for (keys, values), *_ in layers:
+                heads, length, size = keys.shape
+                wide = (1, heads, length * len(context), size)
+                buffers.append((keys.new_zeros(wide), values.new_zeros(wide)))
+            known = self._longer[row] = _LongBuffer(self._buffers, len(context), buffers)
+        for (all_keys, all_values), chunks in zip(known.contexts, layers, strict=True):
+            for number, (keys, values) in enumerate(chunks):
+                part = slice(number * keys.shape[1], (number + 1) * keys.shape[1])
+                all_keys[0, :, part].copy_(keys)
+                all_values[0, :, part].copy_(values)
 
     def _tell(self) -> None:
         """Tells the device whose the rows are. A free one has the zeros of a free slot."""

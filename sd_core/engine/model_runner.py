@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -38,7 +38,18 @@ from sd_core.spec import LATENT_FACTOR, Sampling, Shape
 from sd_core.transfer import CopyOut, to_device
 
 BATCHES_KEPT = 4  # latent shapes; at v1 size about 4 MB a row, for the prompts
+CAPTURE_AFTER = 8
+"""Evaluations of a batch with long or several prompts, without any change, before it is captured: a
+prompt may change from step to step.
+"""
+
+KEYS_COUNTED = 256
+
 REPAINT = 128  # mask values from here on are repainted
+
+
+_GraphKey = tuple[Shape, int, bool, Hashable]
+"""Shape, rows, an inpainted image among them, `InflightBatch.variant`."""
 
 
 class ModelRunner:
@@ -58,7 +69,8 @@ class ModelRunner:
         self.compiling = False  # or capturing
         self._programs: set[tuple[object, ...]] = set()  # that were called before
         self._ended: list[Batch] = []
-        self._graphs: Graphs[tuple[Shape, int, bool]] | None = None
+        self._graphs: Graphs[_GraphKey] | None = None
+        self._counts: Counter[_GraphKey] = Counter()  # of those that few batches may have
         if model.device.type == "cuda" and model.execution in CAPTURED:
             self._graphs = Graphs(model.device)
 
@@ -71,9 +83,9 @@ class ModelRunner:
         cannot hold such an image.
         """
         request = flight.request
-        self._capacity.check(flight.shape, flight.rows)
+        self._capacity.check(flight.shape, min(flight.rows, self._rows.of(flight.shape)))
         flight.admitted = time.monotonic()
-        flight.contexts = self._prompts.get(_prompts_of(request))
+        flight.contexts = self._prompts.get(request.conditions)
         table = table_of(request)
         if flight.state is None:
             flight.trajectory = self._begin(request, table)
@@ -91,7 +103,7 @@ class ModelRunner:
 
     def encode_ahead(self, waiting: Iterable[InflightRequest]) -> None:
         """Prepares prompts of images that begin soon, where the device can beside its work."""
-        self._prompts.encode_ahead(prompt for f in waiting for prompt in _prompts_of(f.request))
+        self._prompts.encode_ahead(one for f in waiting for one in f.request.conditions)
 
     def save(self, flight: InflightRequest) -> bytes:
         """State that `start` continues from, in any process with this model and a device of this
@@ -144,7 +156,7 @@ class ModelRunner:
         check = self._rows.unchecked(shape, used) if exact else None
         self._pace.begin()
         self._timesteps.add([flight.flying.table for flight in flights])
-        batch = self._batch(shape)
+        batch = self._batch(shape, rows)
         try:
             batch.join(flights, rows if check is None else check)
             extent = batch.stage(flights, rows)
@@ -201,13 +213,15 @@ class ModelRunner:
         if self._graphs is not None and check is None and self._rows.limit(shape, rows) == rows:
 
             def evaluate() -> Tensor:
-                contexts = [(keys[:rows], values[:rows]) for keys, values in batch.contexts]
+                contexts = batch.contexts(slice(rows))
                 return self.model.denoise(batch.latents[:rows], batch.times[:rows], contexts)
 
             # The step of a graph is one for any images of the batch.
             any_images = Extent(len(batch.latents), MOST_HISTORY, True, extent.inpainted)
-            key = shape, rows, extent.inpainted
-            if self._graphs.run(key, lambda: batch.step(evaluate(), any_images), evaluate):
+            key = shape, rows, extent.inpainted, batch.variant
+            if (batch.variant is None or self._came_often(key)) and self._graphs.run(
+                key, lambda: batch.step(evaluate(), any_images), evaluate
+            ):
                 self._rows.went_well(shape)
                 return {rows}
         eps, calls = self._denoise(shape, batch, rows)
@@ -219,26 +233,41 @@ class ModelRunner:
     def _check(self, shape: Shape, batch: InflightBatch, rows: int, eps: Tensor) -> None:
         """Compares the evaluation of the first so many rows alone with what all together gave."""
         own = slice(rows)
-        contexts = [(keys[own], values[own]) for keys, values in batch.contexts]
         try:
+            contexts = batch.contexts(own)
             alone = self.model.denoise(batch.latents[own], batch.times[own], contexts)
         except (RuntimeError, MemoryError):
             return  # the images have their evaluation
         same = torch.equal(alone.view(torch.int32), eps[own].view(torch.int32))
         self._rows.checked(shape, rows, same=same)
 
-    def _batch(self, shape: Shape) -> InflightBatch:
-        """The batch of this shape; that of another one may have to make room for it."""
+    def _batch(self, shape: Shape, rows: int) -> InflightBatch:
+        """The batch of this shape, for at least so many rows; that of another one may have to make
+        room for it.
+        """
+        known = self._batches.get(shape)
+        if known is not None and len(known.latents) < rows:
+            self._drop(shape)
         if shape not in self._batches:
             if len(self._batches) >= BATCHES_KEPT:
-                old_shape, oldest = self._batches.popitem(last=False)
-                oldest.join([], 0)
-                if self._graphs is not None:
-                    self._graphs.drop(lambda key: key[0] == old_shape)
-            rows = self._rows.of(shape)
+                self._drop(next(iter(self._batches)))
+            rows = max(rows, self._rows.of(shape))
             self._batches[shape] = InflightBatch(self.model, self._timesteps, shape, rows)
         self._batches.move_to_end(shape)
         return self._batches[shape]
+
+    def _drop(self, shape: Shape) -> None:
+        """Frees a batch; its images keep their state."""
+        self._batches.pop(shape).join([], 0)
+        if self._graphs is not None:
+            self._graphs.drop(lambda key: key[0] == shape)
+
+    def _came_often(self, key: _GraphKey) -> bool:
+        """True from the time on that a key came so often that capturing it is worth its second."""
+        self._counts[key] += 1
+        if len(self._counts) > KEYS_COUNTED:
+            self._counts.clear()
+        return self._counts[key] > CAPTURE_AFTER
 
     def leave(self, flight: InflightRequest) -> None:
         """Takes an image that needs no more evaluations out of its batch."""
@@ -252,7 +281,7 @@ class ModelRunner:
         while done < total:
             size = self._rows.limit(shape, total - done)
             part = slice(done, done + size)
-            own = [(keys[part], values[part]) for keys, values in batch.contexts]
+            own = batch.contexts(part)
             try:
                 outputs.append(self.model.denoise(batch.latents[part], batch.times[part], own))
             except (RuntimeError, MemoryError) as error:
@@ -316,11 +345,6 @@ class ModelRunner:
         seconds = time.monotonic() - flight.admitted
         exact = flight.exact and request.exact
         return Rendered(pixels, latents, len(table), seconds, exact)
-
-
-def _prompts_of(request: Request) -> list[str]:
-    """A prompt for each row."""
-    return [request.prompt] if request.rows == 1 else [request.negative, request.prompt]
 
 
 def table_of(request: Request) -> StepTable:

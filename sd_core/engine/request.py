@@ -6,15 +6,20 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sd_core.prompt.conditions import Condition, PromptReader
+from sd_core.prompt.errors import PromptError
 from sd_core.spec import Sampling, whole_number
 
 Pixels = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 class EngineClosedError(RuntimeError):
@@ -67,11 +72,30 @@ class Request:
             object.__setattr__(self, "priority", priority)
         if type(self.exact) is not bool:
             raise ValueError(f"exact {self.exact!r:.80} is neither True nor False")
+        _ = self.conditions
+
+    @cached_property
+    def prompts(self) -> tuple[Condition, ...]:
+        """The parts of the prompt, mostly one; each is a row of the UNet's batch."""
+        return _read("prompt", self._reader.prompt, self.prompt)
+
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Conditions of the rows: the negative prompt's first, without which guidance 1.0 does."""
+        alone = len(self.prompts) == 1 and self.prompts[0].weight == 1.0
+        if alone and self.sampling.guidance == 1.0:
+            return self.prompts
+        return _read("negative", self._reader.negative, self.negative), *self.prompts
 
     @property
     def rows(self) -> int:
-        """Rows of the UNet's batch: one with guidance 1.0, else two."""
-        return 1 if self.sampling.guidance == 1.0 else 2
+        """Rows of the UNet's batch: one with guidance 1.0, else two, more with `AND`."""
+        return len(self.conditions)
+
+    @property
+    def _reader(self) -> PromptReader:
+        own = self.sampling
+        return PromptReader(own.syntax, own.steps, own.long_prompts, own.emphasis, own.clip_skip)
 
     def digest(self) -> str:
         """sha256 in hex over all that decides the picture, besides the model."""
@@ -113,6 +137,13 @@ class Batch:
 
 
 OnBatch = Callable[[Batch], None]
+
+
+def _read(name: str, read: Callable[[str], T], prompt: str) -> T:
+    try:
+        return read(prompt)
+    except PromptError as error:
+        raise ValueError(f"{name}: {error}, at character {error.offset + 1}") from None
 
 
 def _check_text(name: str, value: object) -> None:

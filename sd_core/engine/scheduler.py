@@ -107,8 +107,10 @@ class Scheduler(Generic[F]):
         return shape if self._tick - self._served[shape] >= STARVED_TICKS else None
 
     def _fill(self, flights: list[F], room: int) -> list[F]:
-        chosen: list[F] = []
-        for flight in sorted(flights, key=_order):
+        best, *others = sorted(flights, key=_order)
+        chosen = [best]  # also one of more rows than there is room for, which is evaluated in parts
+        room -= best.rows
+        for flight in others:
             if flight.rows <= room:
                 chosen.append(flight)
                 room -= flight.rows

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import sd_core.device  # noqa: F401  # asks for huge pages, before there is a tensor
-from sd_core.model.layers import KeysValues
+from sd_core.model.chunks import Chunk
+from sd_core.model.layers import Context, KeysValues
 from sd_core.model.text import TextEncoder
 from sd_core.model.tokenizer import MAX_TOKENS, PromptTokenizer
 from sd_core.model.unet import UNet
@@ -101,12 +102,42 @@ class LatentDiffusion(nn.Module):
         """Prompts -> (B, 77, context_dim) text states."""
         return self.encode_tokens(self.tokenize(prompts))
 
-    def encode_tokens(self, ids: Tensor) -> Tensor:
-        """ids: (B, 77) int64 -> (B, 77, context_dim) text states, after the final layer norm."""
+    def encode_tokens(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
+        """ids: (B, 77) int64 -> (B, 77, context_dim) text states, after the final layer norm.
+
+        clip_skip: the layer that is read, 1 being the last, as A1111 counts; diffusers counts the
+        layers that are left out. Raises `ValueError` where the text encoder has no such layer.
+        """
         _check("ids", ids, (None, MAX_TOKENS))
+        layers = self.spec.text.layers
+        if not 1 <= clip_skip <= layers:
+            raise ValueError(f"clip_skip is {clip_skip}; this text encoder has {layers} layers")
         with torch.inference_mode():
-            states = self.text(to_device(ids, self.device))
+            states = self.text(to_device(ids, self.device), clip_skip)
         return _plain(states)
+
+    def encode_chunks(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Chunks of prompts, of one clip_skip and emphasis -> (B, 77, context_dim) text states.
+
+        Weighted tokens are emphasised as the program of that name does it: "a1111" multiplies their
+        states and then all, so that the chunk's mean is what it was; "comfy" moves them from those
+        of the empty prompt, as far as the weight says.
+        """
+        (clip_skip,) = {chunk.clip_skip for chunk in chunks}
+        (emphasis,) = {chunk.emphasis for chunk in chunks}
+        states = self.encode_tokens(torch.tensor([chunk.ids for chunk in chunks]), clip_skip)
+        if emphasis == "none":
+            return states
+        weights = to_device(torch.tensor([chunk.weights for chunk in chunks]), states.device)
+        if emphasis == "comfy":
+            # As many as the others are: the bits of a product may depend on it.
+            empty = torch.tensor([self.tokenizer.framed([])] * len(chunks))
+            start = self.encode_tokens(empty, clip_skip)
+            moved = start + (states - start) * weights[..., None]
+            return torch.where(weights[..., None] == 1.0, states, moved)
+        weighted = states * weights[..., None]
+        mean, new_mean = (x.mean(dim=(1, 2), keepdim=True) for x in (states, weighted))
+        return weighted * (mean / new_mean)
 
     def embed_timesteps(self, timesteps: Tensor) -> Tensor:
         """timesteps: (T,) within 0 to 999, fractional allowed -> (T, n), of the model's type: what
@@ -126,7 +157,7 @@ class LatentDiffusion(nn.Module):
             return self.unet.project(to_device(context, self.device).to(self.dtype))
 
     def denoise(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor | Sequence[KeysValues]
+        self, latents: Tensor, timesteps: Tensor, context: Tensor | Sequence[Context]
     ) -> Tensor:
         """The noise that the UNet predicts in latents.
 

@@ -9,7 +9,8 @@ more than the sum that goes into it.
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,47 @@ class ResBlock(nn.Module):
 
 
 KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of a context, each (B, heads, S, dim / heads)."""
+
+
+class LongRow(NamedTuple):
+    """A row of the batch whose context is longer than that of the others.
+
+    keys, values: (1, heads, S, dim / heads).
+    """
+
+    row: int
+    keys: Tensor
+    values: Tensor
+
+
+class LongContext(NamedTuple):
+    """The context of a batch in which rows have more than the others.
+
+    keys, values: of all rows, (B, heads, S, dim / heads); those of `longer` are not used.
+    """
+
+    keys: Tensor
+    values: Tensor
+    longer: tuple[LongRow, ...]
+
+
+Context = KeysValues | LongContext
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attend(kernel: Kernel, q: Tensor, context: Context) -> Tensor:
+    """Attention of each row to its context: (B, heads, T, d).
+
+    kernel: of queries, keys and values. The other rows are given to it together whatever is among
+    them, and each longer one by itself: so the bits of a row do not depend on its neighbours.
+    """
+    out = kernel(q, context[0], context[1])
+    if isinstance(context, LongContext):
+        for row, keys, values in context.longer:
+            own = slice(row, row + 1)
+            out[own] = kernel(q[own], keys, values)
+    return out
 
 
 def split_heads(t: Tensor, heads: int) -> Tensor:
@@ -89,11 +131,11 @@ class CrossAttention(nn.Module):
         keys, values = self.to_k(context), self.to_v(context)
         return split_heads(keys, self.heads), split_heads(values, self.heads)
 
-    def forward(self, x: Tensor, keys_values: KeysValues | None = None) -> Tensor:
-        """x: (B, T, dim); keys_values: of the context, by default x itself."""
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """x: (B, T, dim); context: its keys and values, by default those of x itself."""
         q = split_heads(self.to_q(x), self.heads)
-        k, v = self.keys_values(x) if keys_values is None else keys_values
-        out = F.scaled_dot_product_attention(q, k, v)
+        of = self.keys_values(x) if context is None else context
+        out = attend(F.scaled_dot_product_attention, q, of)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
@@ -134,10 +176,10 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
-        """x: (B, T, dim); keys_values: the prompt's, of attn2."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x: (B, T, dim); context: the prompts', of attn2."""
         x = self.attn1(self.norm1(x)).add_(x)
-        x = self.attn2(self.norm2(x), keys_values).add_(x)
+        x = self.attn2(self.norm2(x), context).add_(x)
         return self.ff(self.norm3(x)).add_(x)
 
 
@@ -156,11 +198,11 @@ class SpatialTransformer(nn.Module):
         """context: (B, S, context_dim) -> what the block attends to."""
         return cast(TransformerBlock, self.transformer_blocks[0]).attn2.keys_values(context)
 
-    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """x: (B, channels, h, w)."""
         # (B, h·w, channels); contiguous, or every layer of the block would copy it.
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
-        tokens = self.transformer_blocks[0](tokens, keys_values)
+        tokens = self.transformer_blocks[0](tokens, context)
         return self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[-2:])).add_(x)
 
 

@@ -39,7 +39,7 @@ def clip_config(spec: TextSpec) -> CLIPTextConfig:
 
 
 class TextEncoder(nn.Module):
-    """(B, 77) int64 token ids -> (B, 77, width): the last layer after the final norm."""
+    """(B, 77) int64 token ids -> (B, 77, width): a layer's states, after the final norm."""
 
     def __init__(self, spec: TextSpec) -> None:
         from transformers import CLIPTextModel
@@ -48,8 +48,12 @@ class TextEncoder(nn.Module):
         self.spec = spec
         self.transformer = CLIPTextModel(clip_config(spec))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.transformer(input_ids=ids).last_hidden_state
+    def forward(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
+        """clip_skip: the layer that is read, 1 being the last, 2 the one before it."""
+        if clip_skip == 1:
+            return self.transformer(input_ids=ids).last_hidden_state
+        states = self.transformer(input_ids=ids, output_hidden_states=True).hidden_states
+        return self.transformer.final_layer_norm(states[-clip_skip])
 
 
 def weight_shapes(spec: TextSpec) -> dict[str, Shape]:

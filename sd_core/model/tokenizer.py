@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -117,6 +117,31 @@ class PromptTokenizer:
             max_length=MAX_TOKENS,
         )
         return encoded["input_ids"]
+
+    def ids(self, text: str) -> list[int]:
+        """All ids of a text, without start, end and padding."""
+        words = self._spelled_out(text) if self._parts else text
+        return self.library(words, add_special_tokens=False, truncation=False)["input_ids"]
+
+    def framed(self, ids: Sequence[int]) -> list[int]:
+        """77 ids from at most 75: with start, end and padding, as a call gives them."""
+        library = self.library
+        own = [library.bos_token_id, *ids, library.eos_token_id]
+        padding = [library.pad_token_id] * (MAX_TOKENS - len(own))
+        return [*padding, *own] if self._pads_left else [*own, *padding]
+
+    def first(self, count: int) -> int:
+        """The place of the first of so many ids in what `framed` gives."""
+        return MAX_TOKENS - count - 1 if self._pads_left else 1
+
+    @cached_property
+    def comma(self) -> int:
+        """The id of a comma."""
+        return self.ids(",")[0]
+
+    @property
+    def _pads_left(self) -> bool:
+        return self.spec is not None and self.spec.padding_side == "left"
 
     def _spelled_out(self, prompt: str) -> str:
         """The prompt with all vectors of tokens that have several, as diffusers does it."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sd_core.model.layers import (
     RES_NORM_EPS,
+    Context,
     Downsample,
     KeysValues,
     ResBlock,
@@ -38,7 +39,7 @@ class Stage(nn.ModuleList):
         self,
         x: Tensor,
         shifts: Iterator[Tensor],
-        contexts: Iterator[KeysValues],
+        contexts: Iterator[Context],
         size: tuple[int, int] | None = None,
     ) -> Tensor:
         for layer in self:
@@ -123,16 +124,15 @@ class UNet(nn.Module):
         """
         return [block.keys_values(context) for block in self._blocks(SpatialTransformer)]
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | Sequence[KeysValues]
-    ) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | Sequence[Context]) -> Tensor:
         """x: (B, 4, h, w); timesteps: (B,), or what `embed` made of them, (B, n); context:
         (B, S, context_dim), or what `project` made of it.
         """
         emb = self.embed(timesteps) if timesteps.dim() == 1 else timesteps
         widths = [block.emb_layers[1].out_features for block in self._blocks(ResBlock)]
         shifts = iter(emb.split(widths, dim=1))
-        contexts = iter(self.project(context) if isinstance(context, Tensor) else context)
+        projected = self.project(context) if isinstance(context, Tensor) else context
+        contexts: Iterator[Context] = iter(projected)
         skips = []
         for stage in self.input_blocks:
             x = stage(x, shifts, contexts)

@@ -60,6 +60,7 @@ class StepTable:
     t: (N,) timesteps given to the model, fractional on linspace and Karras grids.
     A, C, p, q: (N,).  B: (N, K), the newest output first.
     alphas: (N + 1,) cumulative alpha of x before each row, and after the last.
+    steps: (N,) step that each row belongs to, from 1.
     initial_noise: what unit noise is multiplied with to start from noise alone.
     """
 
@@ -70,6 +71,7 @@ class StepTable:
     p: Array
     q: Array
     alphas: Array
+    steps: NDArray[np.int64]
     initial_noise: float = 1.0
 
     def __len__(self) -> int:
@@ -104,6 +106,7 @@ class _Rows:
     coefficients: list[tuple[float, float, float, float]] = field(default_factory=list)
     outputs: list[Sequence[float]] = field(default_factory=list)
     alphas: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
 
     def add(
         self,
@@ -114,11 +117,16 @@ class _Rows:
         c: float = 0.0,
         p: float = 0.0,
         q: float = 1.0,
+        *,
+        again: bool = False,
     ) -> None:
+        """again: a further evaluation of the step before."""
         self.t.append(t)
         self.alphas.append(alpha)
         self.coefficients.append((a, c, p, q))
         self.outputs.append(b)
+        before = self.steps[-1] if self.steps else 0
+        self.steps.append(before if again else before + 1)
 
     def table(self, final_alpha: float, initial_noise: float = 1.0) -> StepTable:
         width = max((len(b) for b in self.outputs), default=1)
@@ -127,7 +135,8 @@ class _Rows:
             row[: len(b)] = b
         A, C, p, q = np.array(self.coefficients, dtype=np.float64).reshape(-1, 4).T
         alphas = np.array([*self.alphas, final_alpha])
-        return StepTable(np.array(self.t), A, B, C, p, q, alphas, initial_noise)
+        steps = np.array(self.steps, dtype=np.int64)
+        return StepTable(np.array(self.t), A, B, C, p, q, alphas, steps, initial_noise)
 
 
 def plms(grid: Grid) -> StepTable:
@@ -142,7 +151,7 @@ def plms(grid: Grid) -> StepTable:
     if len(grid):
         rows.add(grid.timesteps[0], grid.alphas[0], A[0], [b[0]])
         second = grid.timesteps[min(1, len(grid) - 1)]
-        rows.add(second, grid.alphas_next[0], 1.0, [b[0] / 2, -b[0] / 2])
+        rows.add(second, grid.alphas_next[0], 1.0, [b[0] / 2, -b[0] / 2], again=True)
     adams_bashforth = (
         np.array([3 / 2, 0, -1 / 2]),
         np.array([23 / 12, -16 / 12, 0, 5 / 12]),
@@ -221,7 +230,8 @@ def heun(grid: Grid) -> StepTable:
         rows.add(grid.timesteps[n], grid.alphas[n], A[n], [scale[n] * dt[n]])
         if n + 1 < len(grid):
             half = scale[n] * dt[n] / 2
-            rows.add(grid.timesteps[n + 1], grid.alphas_next[n], 1.0, [half, -half])
+            second = grid.timesteps[n + 1]
+            rows.add(second, grid.alphas_next[n], 1.0, [half, -half], again=True)
     return rows.table(_last_alpha(grid), _noise_alone(grid))
 
 

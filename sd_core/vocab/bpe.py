@@ -16,6 +16,9 @@ from importlib import resources
 PROMPT_TOKENS = 75
 """Tokens of a prompt that the text encoder reads: 77 with start and end."""
 
+MOST_CHUNKS = 16
+"""Chunks of 75 tokens that a prompt may have: at v1 size each takes 4 MB of the device's memory."""
+
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49_152 - 256 - 2  # CLIP keeps this many of the file's merges
 
@@ -105,7 +108,7 @@ class _Counts(dict[str, int]):
         """
         if (len(piece) == 1 and piece.isascii()) or piece in _SPECIAL:
             return 1
-        symbols = [self._symbols[byte] for byte in piece.encode("utf-8")]
+        symbols = [self._symbols[byte] for byte in piece.encode("utf-8", "surrogatepass")]
         symbols[-1] += "</w>"
         end = len(symbols)
         following, before = list(range(1, end + 1)), list(range(-1, end - 1))

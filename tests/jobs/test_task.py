@@ -8,7 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.plan.task_line import read_task
 from jobs.task import Task, spec_digest
+from sd_core.engine.request import Request
+from sd_core.model.chunks import chunks_of
+from sd_core.model.tokenizer import PromptTokenizer
 from sd_core.spec import Sampling
 
 TASK = Task(3, "000003-s7", "a ring", "", Sampling(seed=7, width=128, height=128))
@@ -78,3 +82,36 @@ def test_json_names_every_parameter():
             *("height", "seed", "strength", "eta", "karras", "init_image", "mask", "format"),
         }
     )
+
+
+LONG = "cat " * 80
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative", "settings", "written"),
+    [
+        ("a cat", "", {}, None),
+        ("a cat", "", {"long_prompts": "cut"}, None),
+        (LONG, "", {"long_prompts": "cut"}, None),  # what every picture was before
+        (LONG, "", {}, "chunk"),
+        ("a cat", LONG, {}, "chunk"),
+        ("a cat", LONG, {"guidance": 1.0}, None),  # it is not read
+        ("a cat", "", {"syntax": "a1111"}, "chunk"),
+        ("a cat", "", {"syntax": "a1111", "long_prompts": "cut"}, None),
+    ],
+)
+def test_long_prompts_are_in_the_name_where_they_are_another_picture(
+    prompt, negative, settings, written
+):
+    sampling = Sampling(**settings)
+    task = Task(0, "a", prompt, negative, sampling)
+    assert task.canonical().get("long_prompts") == written
+    again = read_task(json.dumps(task.to_json()).encode(), 0)
+    assert again.canonical() == task.canonical()
+    assert read_as(again) == read_as(task)
+
+
+def read_as(task: Task) -> list[object]:
+    """The chunks of tokens that the model reads of each prompt."""
+    conditions = Request(task.prompt, task.sampling, task.negative).conditions
+    return [chunks_of(one.texts[0].text, PromptTokenizer()) for one in conditions]

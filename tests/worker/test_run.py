@@ -552,15 +552,19 @@ def test_records_tell_of_prompts_that_are_not_drawn_as_written(tmp_path, checkpo
     path.write_text(
         "version: 1\nmodel: odd\ndefaults: {steps: 1, width: 64, height: 64, guidance: 2}\n"
         "prompts:\n"
-        f"- {{prompt: {long}, negative: a (hat:1.2)}}\n"
-        f"- {{prompt: a BREAK b, negative: {long}}}\n"
-        f"- {{prompt: a, negative: {long}, guidance: 1}}\n"
+        f"- {{prompt: {long}, negative: a (hat:1.2), long_prompts: cut}}\n"
+        f"- {{prompt: a BREAK b, negative: {long}, long_prompts: cut}}\n"
+        f"- {{prompt: a, negative: {long}, guidance: 1, long_prompts: cut}}\n"
+        f"- {{prompt: {long}, negative: {long}}}\n"
+        f"- {{prompt: a BREAK (b:1.2), syntax: a1111}}\n"
     )
     store = LocalStore(tmp_path / "out")
     keys = JobKeys(run(path, checkpoint, store).job)
-    first, second, third = read_records(JobFolder(store, keys))
+    first, second, *others = read_records(JobFolder(store, keys))
     assert (first["tokens_cut"], first["syntax_as_text"]) == ({"prompt": 5}, ["weights"])
     assert (second["tokens_cut"], second["syntax_as_text"]) == ({"negative": 5}, ["parts"])
-    assert third.keys().isdisjoint({"tokens_cut", "syntax_as_text"})
+    for line in others:
+        assert line.keys().isdisjoint({"tokens_cut", "syntax_as_text"})
+    assert [line.get("long_prompts") for line in others] == [None, "chunk", "chunk"]
     for line in (first, second):
         assert line.items() >= read_record(store.get(keys(line["path"]))).items()

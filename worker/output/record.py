@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.manifest.prompt_syntax import SYNTAX, foreign_syntax
+from jobs.manifest.prompt_syntax import READ_BY_A1111, SYNTAX, foreign_syntax
 from jobs.task import Task, spec_digest
 from worker.output.encode import read_record
 
@@ -102,6 +102,8 @@ def _not_as_written(task: Task, tokens_cut: Mapping[str, int]) -> dict[str, Any]
     `jobs.manifest.prompt_syntax.SYNTAX`.
     """
     found = {kind for text in prompts_of(task).values() for kind, _ in foreign_syntax(text)}
+    if task.sampling.syntax == "a1111":
+        found -= set(READ_BY_A1111)
     as_text = [kind for kind in SYNTAX if kind in found]
     return {
         **({"tokens_cut": dict(tokens_cut)} if tokens_cut else {}),

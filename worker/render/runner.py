@@ -291,7 +291,7 @@ class Runner:
             tokens_cut={
                 name: over
                 for name, text in prompts_of(task).items()
-                if (over := model.tokens_over(text))
+                if task.sampling.long_prompts == "cut" and (over := model.tokens_over(text))
             },
         )
 

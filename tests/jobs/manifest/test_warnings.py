@@ -8,6 +8,7 @@ import pytest
 
 from jobs.cli import root as cli
 from jobs.manifest.load import load_manifest
+from jobs.manifest.prompt_syntax import READ_BY_A1111
 from jobs.manifest.warnings import WarningList
 from tests.jobs.manifests import HEAD, write
 
@@ -82,28 +83,45 @@ class TestYaml:
 
 class TestTokens:
     LONG = "cat " * 75 + "Lighting, dramatic"
-    CUT = "78 tokens, of which the model reads 75: it is cut at 'lighting,'"
+    CUT = (
+        "78 tokens, of which the model reads 75: it is cut at 'lighting,'; long_prompts: chunk "
+        "reads all"
+    )
+    SET = "matrix: {long_prompts: [cut]}"
 
     def test_a_prompt_that_is_cut(self, tmp_path):
-        assert said(tmp_path, f"prompts: [a, {{prompt: '{self.LONG}'}}]") == [
+        cut = f"{{prompt: '{self.LONG}', long_prompts: cut}}"
+        assert said(tmp_path, f"prompts: [a, {cut}, '{self.LONG}']") == [
             f"2:23: prompts[1].prompt: {self.CUT}"
         ]
+
+    def test_none_is_unless_it_is_to_be(self, tmp_path):
+        assert (
+            said(tmp_path, f"prompts: ['{self.LONG}', {{prompt: a, negative: '{self.LONG}'}}]")
+            == []
+        )
 
     @pytest.mark.parametrize(
         ("body", "place"),
         [
             ("prompts: ['{}']", "2:11: prompts[0]"),
             ("prompts: [{{prompt: a, negative: '{}'}}]", "2:33: prompts[0].negative"),
-            ("defaults: {{negative: '{}'}}\nprompts: [a, b]", "2:22: defaults.negative"),
-            ("matrix: {{negative: ['', '{}']}}\nprompts: [a]", "2:25: matrix.negative[1]"),
+            (
+                "defaults: {{negative: '{}', long_prompts: chunk}}\nprompts: [a, b]",
+                "2:22: defaults.negative",
+            ),
         ],
     )
     def test_everywhere(self, tmp_path, body, place):
-        assert said(tmp_path, body.format(self.LONG)) == [f"{place}: {self.CUT}"]
+        assert said(tmp_path, f"{body.format(self.LONG)}\n{self.SET}") == [f"{place}: {self.CUT}"]
+
+    def test_in_a_matrix(self, tmp_path):
+        body = f"matrix: {{negative: ['', '{self.LONG}']}}\ndefaults: {{long_prompts: cut}}"
+        assert said(tmp_path, f"{body}\nprompts: [a]") == [f"2:25: matrix.negative[1]: {self.CUT}"]
 
     def test_in_rows_with_a_count(self, tmp_path):
         write(tmp_path, f'prompt,seed\na,1\n"{self.LONG}",2\n"{self.LONG}",3\n', "r.csv")
-        warning = warned(tmp_path, "prompts: [{file: r.csv}]")["tokens"]
+        warning = warned(tmp_path, f"prompts: [{{file: r.csv}}]\n{self.SET}")["tokens"]
         first = warning.first
         assert (first.file, first.line, first.column) == (str(tmp_path / "r.csv"), 3, 1)
         assert (first.path, warning.count) == ("prompt", 2)
@@ -138,7 +156,10 @@ class TestSyntax:
         found = warned(tmp_path, f"prompts: [{json.dumps(prompt)}]")
         assert list(found) == [kind]
         assert found[kind].first.message.startswith(f"'{example}' is other programs' syntax for ")
-        assert found[kind].first.message.endswith("; it is drawn as the text that it is")
+        end = "; syntax: a1111 reads it" if kind in READ_BY_A1111 else ""
+        assert found[kind].first.message.endswith(f"; it is drawn as the text that it is{end}")
+        set_so = f"defaults: {{syntax: a1111}}\nprompts: [{json.dumps(prompt)}]"
+        assert list(warned(tmp_path, set_so)) == ([] if kind in READ_BY_A1111 else [kind])
 
     @pytest.mark.parametrize(
         "prompt",
@@ -171,7 +192,8 @@ class TestSyntax:
     def test_ten_thousand_characters_are_no_hard_work(self, tmp_path, text):
         """Patterns that go back and forth would take minutes."""
         prompts = [text * (10_000 // len(text)), text + "1" * 9_000, text + "a" * 9_000]
-        warned(tmp_path, f"prompts: {json.dumps(prompts * 20)}")
+        cut = "defaults: {long_prompts: cut}"
+        warned(tmp_path, f"{cut}\nprompts: {json.dumps(prompts * 20)}")
 
 
 class TestSeeds:
@@ -241,9 +263,9 @@ class TestCommands:
         assert "warning" not in out
         assert err.splitlines() == [
             f"{path}:4:3: prompts[0]: warning: '(hat:1.2)' is other programs' syntax for weights; "
-            "it is drawn as the text that it is (2 in all)",
+            "it is drawn as the text that it is; syntax: a1111 reads it (2 in all)",
             f"{path}:6:3: prompts[2]: warning: 'BREAK' is other programs' syntax for prompts in "
-            "several parts; it is drawn as the text that it is",
+            "several parts; it is drawn as the text that it is; syntax: a1111 reads it",
         ]
 
     @pytest.mark.parametrize("command", ["validate", "plan"])
@@ -260,7 +282,7 @@ class TestCommands:
             "column": 3,
             "path": "prompts[0]",
             "message": "'(hat:1.2)' is other programs' syntax for weights; it is drawn as the text "
-            "that it is",
+            "that it is; syntax: a1111 reads it",
         }
         assert (second["kind"], second["count"]) == ("parts", 1)
 

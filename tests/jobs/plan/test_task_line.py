@@ -86,7 +86,7 @@ def test_the_longest_prompts_of_a_manifest_fit():
         ({"name": "x" * 250}, "is no name of an image"),
         ({"init_image": "../ring.png"}, "is not valid as the name of an input"),
         ({"mask": INPUT}, "a mask without an init_image"),
-        ({"clip_skip": 2}, "clip_skip is not known here: the job was submitted by a newer version"),
+        ({"tiling": True}, "tiling is not known here: the job was submitted by a newer version"),
         ({"a" * 10_000: 2}, "is not known here"),
     ],
 )

@@ -24,6 +24,7 @@ from sd_core.engine.snapshot import StateError
 from sd_core.execution import make_ready, run_as
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import pace_of
+from sd_core.prompt.conditions import Condition, PromptReader
 from sd_core.spec import SAMPLERS
 from sd_core.transfer import AHEAD, CopyOut, Upload, to_device
 from tests.sd_core.engine.test_engine import request
@@ -226,58 +227,90 @@ def test_the_host_is_a_few_steps_ahead_and_seconds_are_the_devices(model, device
     assert ended == [Batch(2, ROWS, 0.001)] * 6
 
 
+@pytest.mark.parametrize("kind", ["long", "parts"])
+def test_long_and_several_prompts_are_captured_once_they_stay(device, kind):
+    """Graphs hold addresses of long contexts, and the weights of several prompts."""
+    prompts = {"long": ("cat " * 80, "dog " * 90), "parts": ("a :0.5 AND b", "a :0.7 AND b")}
+    found, captures, replays = [], [], []
+    for execution in ("eager", "graphed"):
+        device.replays = 0
+        run = Run(model_on(execution))
+        pixels = []
+        for number, prompt in enumerate(prompts[kind]):
+            run.start(request("a star", steps=14, seed=5))
+            run.start(request(prompt, steps=14, seed=number, syntax="a1111", sampler="ddim"))
+            pixels += run.finish()
+        found.append(pixels)
+        captures.append(run.runner.captures)
+        replays.append(device.replays)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    # Long ones take the place of another in the same buffers; other weights are another program.
+    assert captures == [0, 3 if kind == "parts" else 2]
+    assert replays[1] >= 10
+
+
+def told(*prompts: str) -> list[Condition]:
+    reader = PromptReader("plain", 4, "chunk", "a1111", 1)
+    return [reader.negative(prompt) for prompt in prompts]
+
+
+def context_of(prompts: EncodedPrompts, prompt: str):
+    """Keys and values for each attention, of a short prompt."""
+    (((_, (context,)),),) = prompts.get(told(prompt))
+    return context
+
+
 class TestPrompts:
     def test_a_prompt_is_the_same_whatever_it_is_encoded_with(self, model):
-        alone = EncodedPrompts(model).get(["a star"])[0]
+        alone = context_of(EncodedPrompts(model), "a star")
         together = EncodedPrompts(model)
-        together.encode_ahead([f"picture {n}" for n in range(7)] + ["a star", "a ring"])
-        (context,) = together.get(["a star"])
-        for one, other in zip(alone, context, strict=True):
+        together.encode_ahead(told(*[f"picture {n}" for n in range(7)], "a star", "a ring"))
+        for one, other in zip(alone, context_of(together, "a star"), strict=True):
             assert all(torch.equal(a.near, b.near) for a, b in zip(one, other, strict=True))
 
     def test_only_whole_batches_are_encoded_ahead_and_waited_for_once(self, model, device):
         prompts = EncodedPrompts(model)
         device.launches.clear()
-        prompts.encode_ahead(["one", "two"])
+        prompts.encode_ahead(told("one", "two"))
         assert not device.launches
-        ahead = [f"picture {n}" for n in range(20)]
+        ahead = told(*[f"picture {n}" for n in range(20)])
         prompts.encode_ahead(ahead)
         device.launches.clear()
         prompts.get(ahead[:3])
         prompts.get(ahead[3:8])
         assert device.launches == ["wait_event"]
         assert device.waits == []
-        prompts.get(["one"])  # a batch of its own
+        prompts.get(told("one"))  # a batch of its own
         assert device.launches.count("wait_event") == 2
 
     def test_what_fails_ahead_is_told_by_the_image_that_wants_it(self, model, monkeypatch):
-        prompts, ahead = EncodedPrompts(model), [f"picture {n}" for n in range(8)]
+        prompts, ahead = EncodedPrompts(model), told(*[f"picture {n}" for n in range(8)])
         with monkeypatch.context() as patch:
 
-            def short(prompts):
+            def short(chunks):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-            patch.setattr(model, "encode_prompt", short)
+            patch.setattr(model, "encode_chunks", short)
             prompts.encode_ahead(ahead)
             with pytest.raises(torch.OutOfMemoryError):
                 prompts.get(ahead[:1])
         assert len(prompts.get(ahead)) == 8
 
     def test_what_is_freed_may_still_be_read_by_the_main_work(self, model):
-        (((keys, values), *_),) = EncodedPrompts(model).get(["a star"])
+        (keys, values), *_ = context_of(EncodedPrompts(model), "a star")
         for part in (keys, values):
             assert part.near.streams == [torch.cuda.current_stream()]
             assert part.near.untyped_storage().nbytes() == part.near.nbytes
 
     def test_the_engine_looks_ahead(self, device, monkeypatch):
         model = model_on("auto")
-        encode, sizes = model.encode_prompt, []
+        encode, sizes = model.encode_chunks, []
 
-        def counted(prompts):
-            sizes.append(sum(map(bool, prompts)))
-            return encode(prompts)
+        def counted(chunks):
+            sizes.append(len(set(chunks)))
+            return encode(chunks)
 
-        monkeypatch.setattr(model, "encode_prompt", counted)
+        monkeypatch.setattr(model, "encode_chunks", counted)
         asked = [request(f"picture {n}", steps=4, seed=n) for n in range(12)]
         serve = Engine._serve
         ready = threading.Event()

@@ -281,7 +281,7 @@ def plan_part(line: bytes | None = None, **changes: object) -> bytes:
         (lambda: plan_part(prompt="x" * 20_000), "prompt: String should have at most"),
         (lambda: plan_part(format="exe"), "format: Input should be"),
         (lambda: plan_part(index=5), "its index is that of another place"),
-        (lambda: plan_part(clip_skip=2), "clip_skip is not known here"),
+        (lambda: plan_part(tiling=True), "tiling is not known here"),
         (lambda: plan_part(name="../../../x"), "is no name of an image"),
         (lambda: plan_part(b"[1, 2]"), "Input should be an object"),
         (lambda: plan_part(b"[" * 200_000), "recursion limit exceeded"),
