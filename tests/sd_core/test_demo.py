@@ -54,9 +54,9 @@ def article(words: str) -> str:
 
 def render(engine: Engine, prompts: list[str], **settings) -> list[Image.Image]:
     defaults = {"width": SIDE, "height": SIDE, "steps": 50, "guidance": 2.0}
-    init = settings.pop("init_image", None)
+    init, negative = settings.pop("init_image", None), settings.pop("negative", "")
     futures = [
-        engine.submit(Request(p, Sampling(**(defaults | {"seed": n} | settings)), init_image=init))
+        engine.submit(Request(p, Sampling(**(defaults | {"seed": n} | settings)), negative, init))
         for n, p in enumerate(prompts)
     ]
     return [to_pil(future.result().pixels) for future in futures]
@@ -168,3 +168,50 @@ def test_float16_draws_the_same():
         )
         difference = np.asarray(picture, dtype=int) - np.asarray(other, dtype=int)
         assert np.abs(difference).mean() < 0.5  # edges move by a fraction of a pixel
+
+
+def red_share(images: list[Image.Image]) -> float:
+    """Share of the pixels that are red, over all images."""
+    pixels = np.stack([np.asarray(image) for image in images])
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    return float(((red > 150) & (green < 100) & (blue < 100)).mean())
+
+
+A1111 = {"syntax": "a1111", "sampler": "dpmpp_2m", "steps": 25}
+
+
+class TestSyntax:
+    """What syntax a1111 says of a prompt is what the pictures show."""
+
+    @pytest.mark.parametrize("emphasis", ["a1111", "comfy"])
+    def test_a_weight_strengthens_and_weakens(self, engine, emphasis: str):
+        weak, plain, strong = (
+            red_share(
+                render(
+                    engine,
+                    [f"a (red circle:{weight}) on a blue background"] * 4,
+                    emphasis=emphasis,
+                    **A1111,
+                )
+            )
+            for weight in (0.3, 1, 1.6)
+        )
+        assert weak * 1.04 < plain
+        assert plain * 1.08 < strong
+
+    def test_without_emphasis_a_weight_does_nothing(self, engine):
+        one, other = (
+            render(engine, [prompt], emphasis="none", **A1111)
+            for prompt in ("a (red circle:1.6)", "a red circle")
+        )
+        assert np.array_equal(np.asarray(one[0]), np.asarray(other[0]))
+
+    def test_a_negative_prompt_takes_away(self, engine):
+        with_it = render(engine, ["a circle"] * 4, **A1111)
+        without = render(engine, ["a circle"] * 4, negative="a red circle", **A1111)
+        assert red_share(without) < 0.2 * red_share(with_it)
+
+    def test_a_prompt_that_changes_early_gives_what_it_ends_with(self, engine):
+        prompt = "[a red circle:a green star:0.1] on a blue background"
+        seen = judge(render(engine, [prompt], **A1111)[0])
+        assert (seen.shape, seen.colour) == ("star", "green")
