@@ -38,6 +38,7 @@ class Task:
     name: of the image, relative to the job's `images/`, without digest and extension.
     init_image, mask: file names under the job's `inputs/`, `<sha256 of the bytes>.<png|jpg|webp>`.
     format: one of `IMAGE_FORMATS`.
+    template: the prompt as it was written, where choices were made in it; for the record alone.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Task:
     init_image: str | None = None
     mask: str | None = None
     format: str = IMAGE_FORMATS[0]
+    template: str | None = None
 
     def canonical(self) -> dict[str, Any]:
         """Values that determine the pixels and the format, and no others (not index nor name)."""
@@ -100,6 +102,8 @@ class Task:
         values["init_image"] = self.init_image
         values["strength"] = None if self.init_image is None else self.sampling.strength
         values["mask"] = self.mask
+        if self.template is not None:
+            values["template"] = self.template
         return values
 
 

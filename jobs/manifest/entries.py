@@ -26,7 +26,9 @@ class Entry(NamedTuple):
     """One prompt, resolved up to the matrix.
 
     seeds: a list, or (first, count). settings: values of `SETTINGS`. template: of image names.
-    init_image, mask: names in the job's `inputs/`.
+    init_image, mask: names in the job's `inputs/`. dynamic: of `jobs.manifest.schema.Dynamic`, for
+    an entry whose choices are still to be made. written: the prompt with its choices, for one whose
+    choices were made.
     """
 
     prompt: str
@@ -36,6 +38,8 @@ class Entry(NamedTuple):
     init_image: str | None
     mask: str | None
     template: str
+    dynamic: str = "none"
+    written: str | None = None
 
     @property
     def seed_count(self) -> int:
@@ -88,7 +92,7 @@ def expand(
     """The tasks of all entries: prompt by prompt, combination by combination, seed by seed."""
     index = 0
     for entry in entries:
-        prompt, negative, seeds, settings, init_image, mask, template = entry
+        prompt, negative, seeds, settings, init_image, mask, template, _, written = entry
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
         for combination in combinations:
             if combination.negative is not None:
@@ -99,5 +103,7 @@ def expand(
                 fields = *before, seed, *after
                 sampling = Sampling(*fields)
                 name = fill(template, job, index, prompt, sampling)
-                yield Task(index, name, prompt, negative, sampling, init_image, mask, format)
+                yield Task(
+                    *(index, name, prompt, negative, sampling, init_image, mask, format, written)
+                )
                 index += 1

@@ -72,6 +72,16 @@ class Inputs:
             raise ValueError(f"{quote(text)} is a loop of symbolic links") from None
         return path
 
+    def folder(self, text: str) -> Path:
+        """The existing folder that `text` names from the manifest's. Raises `ValueError`."""
+        path = self._root / text
+        resolved = path.resolve()
+        if not self._allow_outside and not resolved.is_relative_to(self._root):
+            raise ValueError(_outside(text))
+        if not resolved.is_dir():
+            raise ValueError(f"{quote(text)} is no folder")
+        return path
+
     def image(self, text: str, folder: Path) -> InputImage:
         """Picture that `text` names, from `folder` or as `s3://bucket/key`. Raises `ValueError`."""
         place = text if text.startswith(S3) else folder / text

@@ -18,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import ManifestError, Problem
 from jobs.formatting import found, one_of, quote, reason
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
+from jobs.manifest.dynamic.fill import Templates, count_of
+from jobs.manifest.dynamic.wildcards import Wildcards
 from jobs.manifest.entries import Combination, Entry, EntryLog, expand
 from jobs.manifest.input_images import Inputs
 from jobs.manifest.naming import DEFAULT_TEMPLATE, job_name
@@ -175,6 +177,7 @@ class _Loader:
         top, broken = self._yaml.mapping(streamed="prompts")
         place = NodePlace(self._file, "", top)
         head, valid = self._head(top, broken)
+        self._templates = Templates(Wildcards(self._wildcards(head, place)))
         self._resolver = Resolver(
             head,
             place,
@@ -182,6 +185,7 @@ class _Loader:
             self._inputs,
             self._problems,
             PromptWatch(self._warnings),
+            self._templates,
             valid=valid,
         )
         output = self._output(head, place)
@@ -225,6 +229,16 @@ class _Loader:
         except ValidationError as error:
             explain(error, place, keys, self._problems)
             return without_errors(values, error), False
+
+    def _wildcards(self, head: Mapping[str, Any], place: Place) -> Path | None:
+        """The folder of wildcard files."""
+        if "wildcards" not in head:
+            return None
+        try:
+            return self._inputs.folder(head["wildcards"])
+        except ValueError as error:
+            self._problems.at(place, ("wildcards",), str(error))
+            return None
 
     def _output(self, head: Mapping[str, Any], place: Place) -> Output:
         given = head.get("output", {})
@@ -282,13 +296,20 @@ class _Loader:
             self._tick(self._read)
         if entry is None:
             return
-        self._images += len(self._resolver.combinations) * entry.seed_count
-        if self._images > MAX_IMAGES:
+        images = len(self._resolver.combinations) * count_of(entry, self._templates)
+        if self._images + images > MAX_IMAGES:
             message = f"more than {MAX_IMAGES:,} images up to here; split the job"
+            if entry.dynamic == "combinatorial":
+                message = f"{images:,} images of all its choices are {message}"
             line, column = place.position(())
             self._problems.fatal(place.file, line, column, place.path, message)
-        self._seeds.look(entry, place)
-        self._entries.append(entry)
+        entries = iter((entry,))
+        if entry.dynamic != "none":
+            entries = self._resolver.filled(entry, place)
+        for one in entries:
+            self._images += len(self._resolver.combinations) * one.seed_count
+            self._seeds.look(one, place)
+            self._entries.append(one)
 
     def _item(self, node: Node, number: int) -> None:
         """One item of `prompts`."""

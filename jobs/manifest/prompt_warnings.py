@@ -26,15 +26,18 @@ class PromptWatch:
     def __init__(self, warnings: WarningList) -> None:
         self._warnings = warnings
 
-    def look(self, prompt: str, place: Place, path: Path, *, plain: bool, cut: bool) -> None:
+    def look(
+        self, prompt: str, place: Place, path: Path, *, plain: bool, cut: bool, dynamic: bool
+    ) -> None:
         """Note what is left out of a prompt, and what is drawn as text though it is syntax.
 
-        plain, cut: whether an image is to read it so.
+        plain, cut: whether an image is to read it so. dynamic: choices in it are made.
         """
         if cut and tokens_over(prompt):
             self._warnings.at("tokens", place, path, partial(_cut, prompt))
         for kind, example in foreign_syntax(prompt):
-            if plain or kind not in READ_BY_A1111:
+            known = kind in READ_BY_A1111 and not plain
+            if not known and not (dynamic and kind == "wildcards"):
                 self._warnings.at(kind, place, path, partial(_as_text, kind, example))
 
 
@@ -47,6 +50,8 @@ def _cut(prompt: str) -> str:
 
 def _as_text(kind: str, example: str) -> str:
     hint = "; syntax: a1111 reads it" if kind in READ_BY_A1111 else ""
+    if kind == "wildcards":
+        hint = "; dynamic: random makes choices"
     return (
         f"{quote(example)} is other programs' syntax for {_MEANT_AS[kind]}; it is drawn as the "
         f"text that it is{hint}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 from jobs.formatting import found
 from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
+from jobs.manifest.dynamic.fill import Templates, filled
+from jobs.manifest.dynamic.template import TemplateError
 from jobs.manifest.entries import Combination, Entry
 from jobs.manifest.input_images import InputImage, Inputs
 from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template
@@ -53,7 +55,7 @@ class Resolver:
 
     head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
     folder: what its paths are relative to. watch: is shown every text that is to be drawn or
-    avoided. valid: whether the head was without mistakes.
+    avoided. templates: makes the choices in prompts. valid: whether the head was without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -62,6 +64,7 @@ class Resolver:
     inputs: Inputs
     problems: ProblemList
     watch: PromptWatch
+    templates: Templates
     valid: bool = True
     combinations: list[Combination] = field(init=False)
 
@@ -79,6 +82,7 @@ class Resolver:
         side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
         self._base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
         self._base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
+        self._base["dynamic"] = "none"
         if demo:
             self._base["guidance"] = DEMO_GUIDANCE
         self._base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
@@ -150,6 +154,32 @@ class Resolver:
                 self.problems.at(place, (), flaw)
         return None if flaws else entry
 
+    def filled(self, entry: Entry, place: Place) -> Iterator[Entry]:
+        """The entries that a template gives, without choices; problems for those that cannot be.
+
+        Those that are wrong in the same way are told once.
+        """
+        told: set[str] = set()
+        try:
+            for one in filled(entry, self.templates):
+                flaws = self._text_flaws(one)
+                told |= flaws.keys()
+                if not flaws:
+                    yield one
+        except TemplateError as error:
+            told.add(str(error))
+        for flaw in sorted(told):
+            self.problems.at(place, (), f"filled in, {flaw}")
+
+    def _text_flaws(self, entry: Entry) -> dict[str, str]:
+        """Flaws of filled prompts, with those that a manifest's own texts cannot have any more."""
+        for key, text in (("prompt", entry.prompt), ("negative", entry.negative)):
+            if len(text) > MAX_PROMPT_CHARS:
+                return {f"it has more than {MAX_PROMPT_CHARS:,} characters": key}
+            if (bad := unreadable(text)) is not None:
+                return {f"character {bad} is not allowed": key}
+        return self._flaws(entry)
+
     def entry(self, own: Layer, under: Layer | None = None) -> Entry | None:
         """One prompt with everything it inherits; None, and problems, if that does not go together.
 
@@ -184,6 +214,7 @@ class Resolver:
             init_image.name if init_image else None,
             mask.name if mask else None,
             values["name"],
+            values["dynamic"],
         )
         flaws = self._flaws(entry)
         for flaw, key in flaws.items():
@@ -198,10 +229,14 @@ class Resolver:
             below = self.head.get("defaults", {}).get(key, getattr(Sampling, key))
             ways[key] = [values.get(key, below)] if given is None else given
         plain, cut = "plain" in ways["syntax"], "cut" in ways["long_prompts"]
-        self.watch.look(text, place, path, plain=plain, cut=cut)
+        below = self.head.get("defaults", {}).get("dynamic", "none")
+        dynamic = values.get("dynamic", below) != "none"
+        self.watch.look(text, place, path, plain=plain, cut=cut, dynamic=dynamic)
 
     def _flaws(self, entry: Entry) -> dict[str, str]:
         """Why prompts of an entry cannot be read, for some combination -> whose text it is."""
+        if entry.dynamic != "none":
+            return self._template_flaws(entry)
         flaws = {}
         for combination in self.combinations:
             reader = _reader(combination.apply(entry.settings))
@@ -210,6 +245,15 @@ class Resolver:
                 flaw = flaw_of(reader, key, text)
                 if flaw is not None:
                     flaws[flaw] = key
+        return flaws
+
+    def _template_flaws(self, entry: Entry) -> dict[str, str]:
+        flaws = {}
+        for key, text in (("prompt", entry.prompt), ("negative", entry.negative)):
+            try:
+                self.templates.check(text)
+            except TemplateError as error:
+                flaws[f"{error} (at character {error.offset + 1})"] = key
         return flaws
 
     def _combine(self) -> list[Combination]:

@@ -40,6 +40,8 @@ ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-
 Version = Annotated[int, Field(ge=1, le=1, json_schema_extra={"const": 1})]  # Literal takes true
 Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
 
+Dynamic = Literal["none", "random", "combinatorial"]
+
 _NEGATIVE = "Negative prompt: what to steer away from. Default empty."
 
 
@@ -121,6 +123,14 @@ class Settings(_Seeds, _Image, total=False):
         Field(
             description="PNG, JPEG or WebP of the init image's size: white is drawn anew, black is "
             "kept (inpainting). Needs an init_image.",
+        ),
+    ]
+    dynamic: Annotated[
+        Dynamic,
+        Field(
+            description="Choices in prompts, such as {a|b}, {2$$a|b|c}, __wildcard__ and ${name}: "
+            "random makes them for each seed, combinatorial renders all there are, none draws them "
+            "as text. Default none.",
         ),
     ]
 
@@ -229,6 +239,14 @@ class Head(TypedDict, total=False):
     defaults: Annotated[Settings, Field(description="Settings of all prompts.")]
     matrix: Annotated[Matrix, Field(description="Every prompt with every combination of these.")]
     output: Annotated[OutputFields, Field(description="Where images go, and as what.")]
+    wildcards: Annotated[
+        Path,
+        Field(
+            description="Folder of wildcard files: a .txt with a value a line, or YAML with lists. "
+            "A path relative to the manifest.",
+            examples=["wildcards"],
+        ),
+    ]
 
 
 class ManifestFile(Head, total=False):
@@ -292,7 +310,7 @@ TEXT_KEYS = frozenset(
             "prompt",
             "file",
         ),
-        *("store", "webhook"),
+        *("store", "webhook", "dynamic", "wildcards"),
     )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""

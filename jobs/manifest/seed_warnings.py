@@ -46,7 +46,7 @@ class SeedWatch:
     def _keep(self, entry: Entry) -> dict[int, list[int]]:
         """The first seed of each noise that the entry has again -> all such seeds."""
         aliases: dict[int, list[int]] = {}
-        prompt, negative, seeds, settings, init_image, mask, _ = entry
+        prompt, negative, seeds, settings, init_image, mask, *_ = entry
         picture = hash((prompt, negative, settings, init_image, mask))
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
         for seed in numbers:

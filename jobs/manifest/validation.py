@@ -70,6 +70,8 @@ EXPECTED = {
     **{name: setting.expected for name, setting in IMAGE_SETTINGS.items()},
     "init_image": "the path of a PNG, JPEG or WebP file",
     "mask": "the path of a PNG, JPEG or WebP file",
+    "dynamic": "one of none, random, combinatorial",
+    "wildcards": "the path of a folder",
     "store": "a folder or s3://bucket/prefix",
     "format": "one of png, jpeg, webp",
     "quality": f"{_WHOLE} 1 to 100",

@@ -23,8 +23,8 @@ from jobs.storage.base import MAX_KEY_BYTES, is_segment
 from jobs.task import IMAGE_FORMATS, Task, fits, input_digest
 from sd_core.spec import ADDED_SETTINGS, SAMPLERS, Sampling
 
-MAX_LINE_BYTES = 2 * 12 * MAX_PROMPT_CHARS + 2**16
-"""Bytes of one task: two prompts of characters that JSON escapes in 12 bytes each, and all the
+MAX_LINE_BYTES = 3 * 12 * MAX_PROMPT_CHARS + 2**16
+"""Bytes of one task: three prompts of characters that JSON escapes in 12 bytes each, and all the
 rest.
 """
 
@@ -73,6 +73,7 @@ class _Line(_Added):
     init_image: _InputName | None
     mask: _InputName | None
     format: Literal[IMAGE_FORMATS]  # type: ignore[valid-type]
+    template: NotRequired[_Prompt]
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -129,6 +130,7 @@ def _task(values: _Line) -> Task:
         init_image=values["init_image"],
         mask=values["mask"],
         format=values["format"],
+        template=values.get("template"),
     )
 
 

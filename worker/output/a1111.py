@@ -51,6 +51,8 @@ def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, setting in IMAGE_SETTINGS.items()
         if setting.webui is not None and name in record
     ]
+    if "template" in record:  # as the web UI's extension for dynamic prompts calls it
+        pairs.append(("Template", record["template"]))
     # The noise is drawn on the CPU; without this line the web UI would draw it on the GPU.
     pairs += [("RNG", "CPU"), ("Version", "sdbatch")]
     return pairs

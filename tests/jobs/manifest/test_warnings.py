@@ -156,7 +156,9 @@ class TestSyntax:
         found = warned(tmp_path, f"prompts: [{json.dumps(prompt)}]")
         assert list(found) == [kind]
         assert found[kind].first.message.startswith(f"'{example}' is other programs' syntax for ")
-        end = "; syntax: a1111 reads it" if kind in READ_BY_A1111 else ""
+        hints = {"wildcards": "; dynamic: random makes choices"}
+        hints |= dict.fromkeys(READ_BY_A1111, "; syntax: a1111 reads it")
+        end = hints.get(kind, "")
         assert found[kind].first.message.endswith(f"; it is drawn as the text that it is{end}")
         set_so = f"defaults: {{syntax: a1111}}\nprompts: [{json.dumps(prompt)}]"
         assert list(warned(tmp_path, set_so)) == ([] if kind in READ_BY_A1111 else [kind])
@@ -320,3 +322,10 @@ class TestCommands:
         one, two = write(tmp_path, self.BODY, "one.yaml"), write(tmp_path, self.BODY, "two.yaml")
         document = json.loads(run("validate", "--json", one, two)[1])
         assert [w["file"] for w in document["warnings"]] == [str(one)] * 2 + [str(two)] * 2
+
+
+def test_choices_that_are_made_are_no_foreign_syntax(tmp_path):
+    assert said(tmp_path, "defaults: {dynamic: random}\nprompts: ['a {cat|dog}']") == []
+    body = "prompts: [{prompt: 'a {cat|dog}', dynamic: combinatorial}, {prompt: '{a|b}'}]"
+    (message,) = said(tmp_path, body)
+    assert message.startswith("2:69: prompts[1].prompt: '{a|b}' is other programs' syntax")
