@@ -21,7 +21,7 @@ from sd_core.engine.batch_rows import Rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput, _strength
 from sd_core.engine.inflight_batch import InflightBatch
 from sd_core.engine.memory import Capacity, is_out_of_memory
-from sd_core.engine.prompts import EncodedPrompts
+from sd_core.engine.prompts import EncodedPrompts, RowContext
 from sd_core.engine.request import Batch, Pixels, Rendered, Request
 from sd_core.engine.snapshot import load_trajectory, most_bytes, save_trajectory
 from sd_core.engine.timesteps import EmbeddedTimesteps
@@ -86,6 +86,8 @@ class ModelRunner:
         self._capacity.check(flight.shape, min(flight.rows, self._rows.of(flight.shape)))
         flight.admitted = time.monotonic()
         flight.contexts = self._prompts.get(request.conditions)
+        if self.model.execution == "compiled":
+            _check_short(flight.contexts)
         table = table_of(request)
         if flight.state is None:
             flight.trajectory = self._begin(request, table)
@@ -345,6 +347,17 @@ class ModelRunner:
         seconds = time.monotonic() - flight.admitted
         exact = flight.exact and request.exact
         return Rendered(pixels, latents, len(table), seconds, exact)
+
+
+def _check_short(contexts: Iterable[RowContext]) -> None:
+    """Raises `ValueError` for a prompt of several chunks. A compiled program is one for each form
+    of its arguments, and other images of the batch would have other bits in another program.
+    """
+    if any(len(until.context) > 1 for row in contexts for until in row):
+        raise ValueError(
+            "a prompt of more than 75 tokens is not for execution compiled; take another, or set "
+            "long_prompts to cut"
+        )
 
 
 def table_of(request: Request) -> StepTable:
