@@ -24,6 +24,12 @@ from jobs.errors import ExitCode, InputError
 from jobs.terminal.console import Terminal
 from sd_core.spec import DTYPES, MAX_STEPS
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Number format of the model. [default: SDBATCH_DTYPE, else auto]",
+)
+
 
 @click.command()
 @manifest_argument
@@ -52,11 +58,7 @@ from sd_core.spec import DTYPES, MAX_STEPS
     metavar="NAME",
     help="Where to render: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    help="Number format of the model. [default: SDBATCH_DTYPE, else auto]",
-)
+@dtype_option
 @click.option("--force", is_flag=True, help="Render anew what the folder holds already.")
 @allow_outside_option
 @json_option
@@ -99,11 +101,7 @@ def run(terminal: Terminal, /, manifest: Path, allow_outside: bool, **options: A
     metavar="NAME",
     help="What to measure: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    help="Number format of the model. [default: SDBATCH_DTYPE, else auto]",
-)
+@dtype_option
 @click.option(
     "--size",
     "sizes",
