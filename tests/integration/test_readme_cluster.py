@@ -81,6 +81,7 @@ HERE = {
 
 IN_A_SENTENCE = {
     "sdbatch plan": "sdbatch plan shapes.yaml",
+    "sdbatch bench": "sdbatch bench --size 64x64",  # one size
     "sdbatch run": f"sdbatch run shapes.yaml --store {STORE}",  # it writes to buckets too
 }
 """Named without arguments there."""

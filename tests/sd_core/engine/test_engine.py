@@ -692,7 +692,7 @@ def digest(rendered) -> str:
     return hashlib.sha256(numbers(rendered).numpy().tobytes()).hexdigest()
 
 
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(crowd=arrivals())
 def test_no_arrivals_whatever_change_the_bytes_of_an_exact_image(model, watched_digest, crowd):
     futures = []

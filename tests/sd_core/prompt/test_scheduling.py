@@ -78,5 +78,5 @@ def test_any_text_is_read_or_refused(prompt: str, steps: int):
 @pytest.mark.parametrize("text", ["[", "[a:", "[a|b]", "(", "[a:b:3]", "[a:b:0.5", "]", "[("])
 def test_ten_thousand_characters_are_no_hard_work(text: str):
     began = time.process_time()
-    parse_schedule(text * (10_000 // len(text)), 1000)
+    parse_schedule(text * (10_000 // len(text)), 100)
     assert time.process_time() - began < 20  # patterns that go back and forth would take minutes
