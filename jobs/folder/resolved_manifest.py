@@ -51,8 +51,10 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
     defaults = _defaults(manifest)
     head: dict[str, Any] = {"version": EXAMPLE["version"], "name": manifest.name}
     head |= {"model": manifest.model, "reproducible": reproducible, "defaults": defaults}
-    if manifest.matrix:
-        head["matrix"] = {key: list(values) for key, values in manifest.matrix.items()}
+    if manifest.matrix.keys() - {"seeds"}:
+        # Seeds are with the prompts.
+        matrix = {key: values for key, values in manifest.matrix.items() if key != "seeds"}
+        head["matrix"] = {key: _axis(values) for key, values in matrix.items()}
     output: dict[str, Any] = {"format": manifest.output.format, "name": manifest.output.name}
     if manifest.output.format != "png":
         output["quality"] = manifest.output.quality
@@ -60,6 +62,11 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
     text = _dump_yaml({**head, "output": output, "prompts": prompts})
     data = (_HEADER + text).encode()
     folder.put(folder.keys.resolved, data, overwrite=True)
+
+
+def _axis(values: Any) -> Any:
+    """The values of a key of the matrix, as YAML has them."""
+    return dict(values) if isinstance(values, Mapping) else list(values)
 
 
 class _Dumper(yaml.SafeDumper):

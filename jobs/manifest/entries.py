@@ -71,10 +71,15 @@ class EntryLog:
 
 @dataclass(frozen=True)
 class Combination:
-    """One combination of a matrix: values by position in `SETTINGS`, and a negative prompt."""
+    """One combination of a matrix.
+
+    changes: values by position in `SETTINGS`. replaced: a text in the prompt, and what takes its
+    place.
+    """
 
     changes: tuple[tuple[int, Any], ...] = ()
     negative: str | None = None
+    replaced: tuple[str, str] | None = None
 
     def apply(self, settings: tuple[Any, ...]) -> tuple[Any, ...]:
         """The settings of an entry with this combination's values."""
@@ -84,6 +89,10 @@ class Combination:
         for position, value in self.changes:
             changed[position] = value
         return tuple(changed)
+
+    def prompt(self, text: str) -> str:
+        """The prompt of an entry with this combination's text in it."""
+        return text if self.replaced is None else text.replace(*self.replaced)
 
 
 def expand(
@@ -97,13 +106,13 @@ def expand(
         for combination in combinations:
             if combination.negative is not None:
                 negative = combination.negative
-            values = combination.apply(settings)
+            values, words = combination.apply(settings), combination.prompt(prompt)
             before, after = values[:_BEFORE_SEED], values[_BEFORE_SEED:]
             for seed in numbers:
                 fields = *before, seed, *after
                 sampling = Sampling(*fields)
-                name = fill(template, job, index, prompt, sampling)
+                name = fill(template, job, index, words, sampling)
                 yield Task(
-                    *(index, name, prompt, negative, sampling, init_image, mask, format, written)
+                    *(index, name, words, negative, sampling, init_image, mask, format, written)
                 )
                 index += 1

@@ -85,7 +85,7 @@ class Manifest:
     total: int
     entries: EntryLog
     combinations: Sequence[Combination]
-    matrix: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    matrix: Mapping[str, Any] = field(default_factory=dict)
     reproducible: Reproducible | None = None
 
     def tasks(self) -> Iterator[Task]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jobs.formatting import found
+from jobs.formatting import found, quote
 from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
 from jobs.manifest.dynamic.fill import Templates, filled
@@ -69,7 +69,11 @@ class Resolver:
     combinations: list[Combination] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._matrix = Layer(self.head.get("matrix", {}), self.place, ("matrix",))
+        matrix = dict(self.head.get("matrix", {}))
+        if "seeds" in matrix:
+            self._take_seeds(matrix, self.place, ("matrix",))
+        self._all_seeds = matrix.pop("seeds", None)
+        self._matrix = Layer(matrix, self.place, ("matrix",))
         self.combinations = self._combine()
         self._defaults = self.layer(
             self.head.get("defaults", {}),
@@ -142,7 +146,8 @@ class Resolver:
             self.problems.at(place, (), f"character {bad} is not allowed")
             return None
         if self._plain is None:
-            self._plain = self.entry(Layer({"prompt": ""}, place))
+            some = self._matrix.values.get("prompt", {"from": ""})["from"]
+            self._plain = self.entry(Layer({"prompt": some}, place))
             if self._plain is None:
                 return None
         prompt = prompt.strip()
@@ -200,6 +205,8 @@ class Resolver:
             self._report(layers, ("mask", "init_image"), message)
         if not all(layer.valid for layer in layers):
             return None
+        if self._all_seeds is not None:
+            values["seeds"] = self._all_seeds
         settings = tuple([values[name] for name in SETTINGS])
         for message in self._check(settings):
             # Only eta and karras depend on another setting, which is the sampler.
@@ -241,7 +248,10 @@ class Resolver:
         for combination in self.combinations:
             reader = _reader(combination.apply(entry.settings))
             negative = entry.negative if combination.negative is None else combination.negative
-            for key, text in (("prompt", entry.prompt), ("negative", negative)):
+            prompt = combination.prompt(entry.prompt)
+            if combination.replaced is not None and combination.replaced[0] not in entry.prompt:
+                flaws[f"has no {quote(combination.replaced[0])}, which matrix replaces"] = "prompt"
+            for key, text in (("prompt", prompt), ("negative", negative)):
                 flaw = flaw_of(reader, key, text)
                 if flaw is not None:
                     flaws[flaw] = key
@@ -258,15 +268,19 @@ class Resolver:
 
     def _combine(self) -> list[Combination]:
         """All combinations of the matrix, the last key changing fastest."""
-        matrix = self._matrix.values
+        matrix = dict(self._matrix.values)
+        replaced = matrix.get("prompt")
+        if replaced is not None:
+            matrix["prompt"] = replaced["to"]
         count = 1
         for key, values in matrix.items():
             count *= len(values)
             seen = set()
+            path = ("matrix", key, *(["to"] if key == "prompt" else []))
             for number, value in enumerate(values):
                 if value in seen:
                     message = f"{found(value)} is in the list twice"
-                    self.problems.at(self.place, ("matrix", key, number), message)
+                    self.problems.at(self.place, (*path, number), message)
                 seen.add(value)
                 if key == "negative":
                     self._look(matrix, value, self.place, ("matrix", key, number))
@@ -277,9 +291,10 @@ class Resolver:
         combinations = []
         for chosen in itertools.product(*matrix.values()):
             values = dict(zip(matrix, chosen, strict=True))
-            negative = values.pop("negative", None)
+            negative, text = values.pop("negative", None), values.pop("prompt", None)
             changes = tuple((SETTINGS.index(key), value) for key, value in values.items())
-            combinations.append(Combination(changes, negative))
+            pair = None if text is None or replaced is None else (replaced["from"], text)
+            combinations.append(Combination(changes, negative, pair))
         return combinations
 
     def _take_seeds(self, values: dict[str, Any], place: Place, prefix: ValuePath) -> None:

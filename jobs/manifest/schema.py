@@ -167,12 +167,36 @@ class FileEntry(PromptFields, total=False):
     ]
 
 
-class _NegativeList(TypedDict, total=False):
+Replacement = TypedDict(  # by this form, as `from` is a word of Python
+    "Replacement",
+    {
+        "from": Required[
+            Annotated[Prompt, Field(min_length=1, description="A text in every prompt.")]
+        ],
+        "to": Required[
+            Annotated[list[Prompt], Field(min_length=1, description="Texts to put there.")]
+        ],
+    },
+)
+Replacement.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+
+
+class _TextAxes(TypedDict, total=False):
     negative: Annotated[list[Prompt], Field(min_length=1, description=_NEGATIVE)]
+    seeds: Annotated[
+        Seeds, Field(description="Seeds of all prompts, instead of their own.", examples=[[1, 2]])
+    ]
+    prompt: Annotated[
+        Replacement,
+        Field(
+            description="A text that is replaced in every prompt, by each of several.",
+            examples=[{"from": "red", "to": ["red", "blue"]}],
+        ),
+    ]
 
 
 @with_config(_STRICT)
-class Matrix(_NegativeList, _ImageLists, total=False):
+class Matrix(_TextAxes, _ImageLists, total=False):
     """Lists of values; every prompt is rendered with every combination.
 
     The matrix wins over what a prompt and the defaults set, so all prompts have the same ones.
@@ -310,7 +334,7 @@ TEXT_KEYS = frozenset(
             "prompt",
             "file",
         ),
-        *("store", "webhook", "dynamic", "wildcards"),
+        *("store", "webhook", "dynamic", "wildcards", "from", "to"),
     )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""

@@ -63,6 +63,8 @@ EXPECTED = {
     "prompt": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
     "negative": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
     "file": "the path of a .txt, .csv or .jsonl file",
+    "from": "a text that is in every prompt",
+    "to": "a list of texts to put there",
     "seeds": f"a seed ({_WHOLE} 0 to 2^64 - 1), a list of seeds, or {{start, count}}",
     "seed": f"{_WHOLE} 0 to 2^64 - 1",
     "start": f"{_WHOLE} 0 to 2^64 - 1",
@@ -78,6 +80,9 @@ EXPECTED = {
     "webhook": f"an http:// or https:// URL of at most {MAX_URL_CHARS:,} characters",
 }
 """Allowed values in the words of error messages, by key."""
+
+_AXES = {"seeds": EXPECTED["seeds"], "prompt": "a mapping of from, a text, and to, a list of texts"}
+"""The same for keys of a matrix that are no lists of values."""
 
 
 def explain(
@@ -118,7 +123,7 @@ def _wrong_value(path: Path, value: Any) -> str:
         key = "seed"
     expected = EXPECTED[key]
     if path[0] == "matrix" and len(path) == 2:
-        expected = f"a list of values, each {expected}"
+        expected = _AXES.get(key, f"a list of values, each {expected}")
     elif isinstance(value, str) and len(value) > 1000:
         return f"found a text of {len(value):,} characters, expected {expected}"
     bad = unreadable(value) if isinstance(value, str) else None
@@ -170,16 +175,11 @@ def known_key(key: str, keys: Sequence[str]) -> str | None:
 def _unknown_key(path: Path, value: Any, top_keys: Sequence[str]) -> str:
     key = str(path[-1])
     inside = next((part for part in reversed(path[:-1]) if isinstance(part, str)), None)
-    keys = top_keys if inside is None else KEYS[inside]
+    keys = top_keys if inside is None else KEYS.get(inside, ("from", "to"))
     message = f"unknown key {quote(key)}"
     if key == "<<":
         return (
             f"{message}; manifests have no merge keys: what all prompts share goes under defaults"
-        )
-    if inside == "matrix" and key in ("seed", "seeds"):
-        return (
-            f"{message}; every combination is rendered with all seeds of its prompt: write them "
-            "under defaults, such as seeds: [1, 2, 3]"
         )
     if key == "prompt" and "file" in top_keys and inside is None:
         return "prompt and file are both given; take one of them out"

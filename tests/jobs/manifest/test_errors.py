@@ -187,8 +187,34 @@ def test_an_items_problem(tmp_path, item, expected):
         ("defaults: {prompt: x}\nprompts: [a]", "unknown key 'prompt'"),
         ("defaults: {karras: true}\nprompts: [a, b]", "2:20: defaults.karras: karras spacing"),
         ("defaults: {init_image: x.png}\nprompts: [a]", "2:24: defaults.init_image: 'x.png' does"),
-        ("matrix: {seed: [1]}\nprompts: [a]", "rendered with all seeds of its prompt"),
-        ("matrix: {seeds: [1]}\nprompts: [a]", "write them under defaults, such as seeds: [1, 2"),
+        ("matrix: {seed: [1]}\nprompts: [a]", "unknown key 'seed'; did you mean 'seeds'?"),
+        ("matrix: {seeds: [1, x]}\nprompts: [a]", "matrix.seeds[1]: found 'x', expected a whole"),
+        ("matrix: {seeds: [1, 1]}\nprompts: [a]", "matrix.seeds[1]: seed 1 is in the list twice"),
+        ("matrix: {seeds: {}}\nprompts: [a]", "matrix.seeds: count is missing; expected a whole"),
+        (
+            "matrix: {prompt: {from: cat, to: [dog]}}\nprompts: [a cat, a rat]",
+            "3:18: prompts[1]: has no 'cat', which matrix replaces",
+        ),
+        (
+            "matrix: {prompt: {from: cat, to: [dog]}}\nprompts: [{prompt: a rat}]",
+            "3:20: prompts[0].prompt: has no 'cat', which matrix replaces",
+        ),
+        (
+            "matrix: {prompt: {from: cat, to: [dog, dog]}}\nprompts: [a cat]",
+            "2:40: matrix.prompt.to[1]: 'dog' is in the list twice",
+        ),
+        (
+            "matrix: {prompt: [cat, dog]}\nprompts: [a cat]",
+            "matrix.prompt: found a list, expected a mapping of from, a text, and to, a list of",
+        ),
+        (
+            "matrix: {prompt: {from: cat}}\nprompts: [a cat]",
+            "matrix.prompt: to is missing; expected a list of texts to put there",
+        ),
+        (
+            "matrix: {prompt: {from: cat, to: [dog], by: x}}\nprompts: [a cat]",
+            "matrix.prompt.by: unknown key 'by'",
+        ),
         ("matrix: {sampler: [DPM++ 2M Karras]}\nprompts: [a]", "dpmpp_2m, with karras: true"),
         ("matrix: {steps: []}\nprompts: [a]", "found an empty list, expected a list of values"),
         ("matrix: {steps: [5, 6, 5]}\nprompts: [a]", "matrix.steps[2]: 5 is in the list twice"),
