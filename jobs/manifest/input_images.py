@@ -75,7 +75,10 @@ class Inputs:
     def folder(self, text: str) -> Path:
         """The existing folder that `text` names from the manifest's. Raises `ValueError`."""
         path = self._root / text
-        resolved = path.resolve()
+        try:
+            resolved = path.resolve()
+        except (OSError, RuntimeError):  # how Python 3.11 tells of a loop
+            raise ValueError(f"{quote(text)} is no folder") from None
         if not self._allow_outside and not resolved.is_relative_to(self._root):
             raise ValueError(_outside(text))
         if not resolved.is_dir():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class Resolver:
         self._reported: set[tuple[object, ...]] = set()
         self._plain: Entry | None = None
         self._check = functools.lru_cache(maxsize=4096)(self._impossible)
+        self._readings = functools.lru_cache(maxsize=4096)(self._different_readings)
         output = self.head.get("output", {})
         self._check_name(output, self.place, ("output",))
 
@@ -245,8 +246,7 @@ class Resolver:
         if entry.dynamic != "none":
             return self._template_flaws(entry)
         flaws = {}
-        for combination in self.combinations:
-            reader = _reader(combination.apply(entry.settings))
+        for reader, combination in self._readings(entry.settings):
             negative = entry.negative if combination.negative is None else combination.negative
             prompt = combination.prompt(entry.prompt)
             if combination.replaced is not None and combination.replaced[0] not in entry.prompt:
@@ -257,11 +257,24 @@ class Resolver:
                     flaws[flaw] = key
         return flaws
 
+    def _different_readings(
+        self, settings: tuple[Any, ...]
+    ) -> tuple[tuple[PromptReader, Combination], ...]:
+        """The combinations in which prompts are read in different ways, mostly one of all."""
+        different: dict[Hashable, tuple[PromptReader, Combination]] = {}
+        for combination in self.combinations:
+            reader = _reader(combination.apply(settings))
+            key = reader, combination.negative, combination.replaced
+            different.setdefault(key, (reader, combination))
+        return tuple(different.values())
+
     def _template_flaws(self, entry: Entry) -> dict[str, str]:
         flaws = {}
         for key, text in (("prompt", entry.prompt), ("negative", entry.negative)):
             try:
                 self.templates.check(text)
+                if entry.dynamic == "combinatorial":
+                    self.templates.count(text)
             except TemplateError as error:
                 flaws[f"{error} (at character {error.offset + 1})"] = key
         return flaws

@@ -211,7 +211,8 @@ class Engine:
         if self.model.execution not in CAPTURED:
             return
         side = self.model.spec.native_size
-        sampling = Sampling(sampler="ddim", steps=1, width=side, height=side, seed=0)
+        # Some steps, so that all of a batch are in it at one time.
+        sampling = Sampling(sampler="ddim", steps=4, width=side, height=side, seed=0)
         full = [Request("", sampling)] * (self.rows_of(sampling) // 2)
         for future in [self.submit(request) for request in full]:
             future.result()

@@ -79,9 +79,9 @@ class InflightBatch:
                 self._enter(flight)
         self._close_gaps(rows)
         for arrived, flight in wanted.items():
-            own = self._rows_of[self._slot_of[arrived]]
+            own, step = self._rows_of[self._slot_of[arrived]], flight.step
             for row, context in zip(own, flight.contexts, strict=True):
-                self._tell_row(row, next(c.context for c in context if flight.step <= c.step))
+                self._tell_row(row, next(c.context for c in context if step <= c.step))
         if self._changed:
             self._tell()
             self._changed = False
@@ -93,8 +93,7 @@ class InflightBatch:
 
     def contexts(self, rows: slice) -> list[Context]:
         """For each attention the context of these rows."""
-        longer = [row for row in self._longer if row in self._told and len(self._told[row]) > 1]
-        own = [row for row in sorted(longer) if row in range(rows.start or 0, rows.stop)]
+        own = [row for row in self._long_rows() if row in range(rows.start or 0, rows.stop)]
         found: list[Context] = []
         for number, (keys, values) in enumerate(self._contexts):
             if own:
@@ -112,8 +111,7 @@ class InflightBatch:
         """Stands for all that a captured evaluation depends on, besides its rows: the addresses of
         long contexts, and the images with several prompts. None where there are neither.
         """
-        longer = [(row, context) for row, context in sorted(self._told.items()) if len(context) > 1]
-        numbers = tuple(self._longer[row].number for row, _ in longer)
+        numbers = tuple(self._longer[row].number for row in self._long_rows())
         combined = tuple((slot, self._rows_of[slot], w) for slot, w in self._weights.items())
         return (numbers, combined) if numbers or combined else None
 
@@ -199,6 +197,10 @@ class InflightBatch:
             slot: tuple(moves.get(row, row) for row in own) for slot, own in self._rows_of.items()
         }
         self._changed = True
+
+    def _long_rows(self) -> list[int]:
+        """Rows of images whose prompts have several chunks at this step."""
+        return sorted(row for row, context in self._told.items() if len(context) > 1)
 
     def _tell_row(self, row: int, context: TextContext) -> None:
         """Copies the context of a row to where the model reads it, unless it is there."""

@@ -181,7 +181,7 @@ A1111 = {"syntax": "a1111", "sampler": "dpmpp_2m", "steps": 25}
 
 
 class TestSyntax:
-    """What syntax a1111 says of a prompt is what the pictures show."""
+    """Pictures show what syntax a1111 says of a prompt."""
 
     @pytest.mark.parametrize("emphasis", ["a1111", "comfy"])
     def test_a_weight_strengthens_and_weakens(self, engine, emphasis: str):

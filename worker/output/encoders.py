@@ -76,7 +76,7 @@ class EncoderProcesses:
     def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
 
 
 def _begin() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,11 @@ from jobs.manifest.entries import Entry
 MOST_CHARS = 100_000
 """Characters that a template may grow to while it is filled."""
 
+MOST_WORK = 3_000_000
+"""Parts of templates that are looked at for one prompt: variables and wildcards within each other
+could make it any number.
+"""
+
 Values = Mapping[str, Node]
 """Variables -> what they stand for."""
 
@@ -39,29 +45,48 @@ class Templates:
         self._wildcards = wildcards
         self._pools: dict[str, Pool] = {}
         self._checked: set[str] = set()
+        self._work = 0
 
     def check(self, text: str) -> None:
-        """Raises `TemplateError` for all that could go wrong while the template is filled."""
-        self._check(parse_template(text), frozenset(), (), 0)
+        """Raises `TemplateError` for a template that cannot be filled."""
+        with self._bounded():
+            self._check(parse_template(text), frozenset(), ())
 
     def chosen(self, text: str, seed: int) -> str:
-        """One prompt, the same for the same seed of an image."""
+        """One prompt, the same for the same seed of an image. Raises `TemplateError` for one that
+        takes too much work, or grows too long.
+        """
         digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-        return _tidy(self._choose(parse_template(text), Random(digest[:8]), {}))
+        with self._bounded():
+            return _tidy(self._choose(parse_template(text), Random(digest[:8]), {}))
 
     def count(self, text: str) -> int:
-        """Prompts that `variants` gives, or more where some are the same."""
-        return self._count(parse_template(text), {})[0]
+        """Prompts that `variants` gives, or more where some are the same. Raises like `chosen`."""
+        with self._bounded():
+            return self._count(parse_template(text), {})[0]
 
     def variants(self, text: str) -> Iterator[str]:
-        """All prompts, each once."""
+        """All prompts, each once, of a template that was counted."""
         seen: set[bytes] = set()
-        for words, _ in self._all(parse_template(text), {}):
-            words = _tidy(words)
-            key = hashlib.sha256(words.encode()).digest()[:16]
+        for words in self._texts(parse_template(text), {}):
+            tidy = _tidy(words)
+            key = hashlib.sha256(tidy.encode()).digest()[:16]
             if key not in seen:
                 seen.add(key)
-                yield words
+                yield tidy
+
+    @contextlib.contextmanager
+    def _bounded(self) -> Iterator[None]:
+        self._work = 0
+        try:
+            yield
+        except RecursionError:
+            raise TemplateError("its choices are nested too deep") from None
+
+    def _count_work(self) -> None:
+        self._work += 1
+        if self._work > MOST_WORK:
+            raise TemplateError("its variables and wildcards make too many choices")
 
     def _of_wildcard(self, node: Wildcard) -> Pool:
         if node.name not in self._pools:
@@ -78,16 +103,13 @@ class Templates:
         pool = self._of_wildcard(only) if isinstance(only, Wildcard) else node.pool
         return pool, node.least, len(pool.options) if node.most is None else node.most
 
-    def _check(
-        self, node: Node, known: frozenset[str], within: tuple[str, ...], depth: int
-    ) -> frozenset[str]:
+    def _check(self, node: Node, known: frozenset[str], within: tuple[str, ...]) -> frozenset[str]:
         """known: variables that have a value; those that have one after it. within: wildcards."""
-        if depth > 200:
-            raise TemplateError("wildcards are nested too deep")
+        self._count_work()
         match node:
             case Sequence(parts):
                 for part in parts:
-                    known = self._check(part, known, within, depth + 1)
+                    known = self._check(part, known, within)
             case Choice():
                 (options, _), _, most = self._choice(node)
                 if not len(options) >= most <= MOST_TAKEN:
@@ -96,7 +118,7 @@ class Templates:
                     message = f"{most} are to be chosen of {counted}{limit}"
                     raise TemplateError(message, node.offset)
                 for option in options:
-                    self._check(option.value, known, within, depth + 1)
+                    self._check(option.value, known, within)
             case Wildcard(name):
                 if name in within:
                     circle = " → ".join([*within[within.index(name) :], name])
@@ -105,22 +127,23 @@ class Templates:
                     return known
                 for option in self._of_wildcard(node).options:
                     try:
-                        self._check(option.value, known, (*within, name), depth + 1)
+                        self._check(option.value, known, (*within, name))
                     except TemplateError as error:
                         raise _within(node, error) from None
                 if not known:
                     self._checked.add(name)
             case Assign(name, value):
-                self._check(value, known, within, depth + 1)
+                self._check(value, known, within)
                 return known | {name}
             case Use(name, otherwise):
                 if name not in known and otherwise is None:
                     raise TemplateError(f"variable ${{{name}}} has no value here", node.offset)
                 if otherwise is not None:
-                    self._check(otherwise, known, within, depth + 1)
+                    self._check(otherwise, known, within)
         return known
 
     def _choose(self, node: Node, rng: Random, values: dict[str, Node]) -> str:
+        self._count_work()
         match node:
             case str():
                 return node
@@ -147,6 +170,7 @@ class Templates:
                 return self._choose(held, rng, {k: v for k, v in values.items() if k != name})
 
     def _count(self, node: Node, values: Values) -> tuple[int, Values]:
+        self._count_work()
         match node:
             case Sequence(parts):
                 total = 1
@@ -189,22 +213,21 @@ class Templates:
                             yield node.separator.join(words), values
             case Wildcard():
                 for option in self._of_wildcard(node).options:
-                    yield from self._texts(option.value, values)
+                    for text in self._texts(option.value, values):
+                        yield text, values
             case Assign(name, value, once):
-                held = [words for words, _ in self._all(value, values)] if once else [value]
-                for one in held:
+                for one in self._texts(value, values) if once else (value,):
                     yield "", {**values, name: one}
             case Use(name, otherwise):
                 given = values.get(name, otherwise)
                 assert given is not None
                 inner = {k: v for k, v in values.items() if k != name}
-                for text, _ in self._all(given, inner):
+                for text in self._texts(given, inner):
                     yield text, values
 
-    def _texts(self, node: Node, values: Values) -> Iterator[tuple[str, Values]]:
+    def _texts(self, node: Node, values: Values) -> Iterator[str]:
         """All texts of a node whose variables are its own."""
-        for text, _ in self._all(node, values):
-            yield text, values
+        return (text for text, _ in self._all(node, values))
 
     def _sequences(self, parts: tuple[Node, ...], values: Values) -> Iterator[tuple[str, Values]]:
         if not parts:
@@ -218,7 +241,7 @@ class Templates:
         if not some:
             yield ()
             return
-        for words, _ in self._all(some[0].value, values):
+        for words in self._texts(some[0].value, values):
             for rest in self._products(some[1:], values):
                 yield (words, *rest)
 

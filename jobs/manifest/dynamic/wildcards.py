@@ -75,7 +75,8 @@ class Wildcards:
         return found
 
     def _file(self, path: Path, name: str) -> Iterator[tuple[str, list[str]]]:
-        if not path.resolve().is_relative_to(self._folder.resolve()):  # type: ignore[union-attr]
+        assert self._folder is not None
+        if not path.resolve().is_relative_to(self._folder.resolve()):
             raise TemplateError(f"{path} leads out of the wildcards folder")
         try:
             text = path.read_text("utf-8-sig")

@@ -1,4 +1,4 @@
-"""What was measured on this machine: kept beside what was measured before, bounded, checked."""
+"""Measurements of this machine: kept beside what was measured before, bounded, checked."""
 
 from __future__ import annotations
 

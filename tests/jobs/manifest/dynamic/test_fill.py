@@ -148,6 +148,21 @@ def test_many_combinations_are_counted_and_not_made(templates):
 
 PIECES = ["a", " ", "{", "}", "|", "$$", "2", "1-2", "::", "0.5::", "__", "${", "x", "=", "!", ":"]
 WHOLE = ["\\", "__colours__", "${x}", "${x={a|b}}", "{a|b}", "{2$$a|b}"]
+DOUBLED = "${a={x|y}}" + "".join(
+    f"${{{chr(98 + n)}=${{{chr(97 + n)}}}${{{chr(97 + n)}}}}}" for n in range(24)
+)
+
+
+@pytest.mark.parametrize("fill", ["count", "chosen"])
+def test_variables_that_double_are_no_endless_work(templates, fill: str):
+    """Each of the last variable's uses stands for two of the one before, 24 times."""
+    templates.check(DOUBLED)
+    arguments = ("${y}",) if fill == "count" else ("${y}", 1)
+    text, *others = arguments
+    with pytest.raises(TemplateError, match=r"too many choices|grows to more than 100,000"):
+        getattr(templates, fill)(DOUBLED + text, *others)
+
+
 pieces = st.sampled_from([*PIECES, *WHOLE])
 
 
