@@ -9,16 +9,19 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd_core.cpu.adapted import adapted_geglu
 from sd_core.cpu.native_products import (
     WIDTH,
     WINOGRAD_CHANNELS,
     geglu,
+    in_halves,
     in_turns,
     linear,
     linear_weight,
     winograd,
     winograd_weight,
 )
+from sd_core.model.adapters import Adapters, adapters_of
 from sd_core.model.layers import GEGLU
 
 
@@ -29,10 +32,13 @@ def copied(tensor: Tensor) -> nn.Parameter:
 class OwnLinear(nn.Module):
     """A linear layer. weight: (out, in)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, adapters: Adapters | None = None
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(linear_weight(weight), requires_grad=False)
         self.bias = None if bias is None else copied(bias)
+        self.adapters = adapters or Adapters()
 
     @staticmethod
     def suits(out: int, into: int) -> bool:
@@ -40,11 +46,14 @@ class OwnLinear(nn.Module):
         return out % WIDTH == 0 and into % 2 == 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.adapters.added(self._product(x), x, self._product)
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The layer of x, and what is added to it, in the same kernel."""
-        return linear(x, self.weight, self.bias, added)
+        return self.adapters.added(linear(x, self.weight, self.bias, added), x, self._product)
+
+    def _product(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class OwnGEGLU(nn.Module):
@@ -55,6 +64,7 @@ class OwnGEGLU(nn.Module):
         weight = linear_weight(in_turns(layer.proj.weight))
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = copied(in_turns(layer.proj.bias))
+        self.adapters = adapters_of(layer.proj)
 
     @staticmethod
     def suits(layer: GEGLU) -> bool:
@@ -62,7 +72,13 @@ class OwnGEGLU(nn.Module):
         return OwnLinear.suits(layer.proj.out_features // 2, layer.proj.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        return adapted_geglu(self.adapters, x, self._product, self._sums)
+
+    def _product(self, x: Tensor) -> Tensor:
         return geglu(x, self.weight, self.bias)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        return in_halves(linear(x, self.weight, self.bias))
 
 
 class PointwiseConv2d(nn.Module):
@@ -71,6 +87,7 @@ class PointwiseConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.linear = OwnLinear(conv.weight.flatten(1), conv.bias)
+        self.adapters = adapters_of(conv)
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
@@ -79,12 +96,15 @@ class PointwiseConv2d(nn.Module):
         return geometry == ((1, 1), (1, 1), (0, 0), 1) and OwnLinear.suits(*conv.weight.shape[:2])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.adapters.added(self._product(x), x, self._product)
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The convolution of x, and what is added to it, in the same kernel."""
         sums = self.linear.plus(x.permute(0, 2, 3, 1), added.permute(0, 2, 3, 1))
-        return sums.permute(0, 3, 1, 2)
+        return self.adapters.added(sums.permute(0, 3, 1, 2), x, self._product)
+
+    def _product(self, x: Tensor) -> Tensor:
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class WinogradConv2d(nn.Module):
@@ -99,6 +119,7 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(winograd_weight(conv.weight), requires_grad=False)
         self.bias = copied(cast(nn.Parameter, conv.bias))
+        self.adapters = adapters_of(conv)
 
     @classmethod
     def suits(cls, conv: nn.Conv2d, side: int) -> bool:
@@ -115,14 +136,25 @@ class WinogradConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return winograd(x, self.weight, self.bias)
+        return self.adapters.added(self._product(x), x, self._product)
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The convolution of x, and what is added to it, in the same kernel."""
-        return winograd(x, self.weight, self.bias, added)
+        sums = winograd(x, self.weight, self.bias, added)
+        return self.adapters.added(sums, x, self._product)
 
     def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The convolution of x enlarged to (height, width) by nearest neighbours."""
-        if size == (2 * x.shape[2], 2 * x.shape[3]):
-            return winograd(x, self.weight, self.bias, doubled=True)
-        return self(F.interpolate(x, size=size, mode="nearest"))
+        doubled = size == (2 * x.shape[2], 2 * x.shape[3])
+        if doubled and not self.adapters.rows:
+            return self._of_doubled(x)
+        enlarged = F.interpolate(x, size=size, mode="nearest")
+        if not doubled:
+            return self(enlarged)
+        return self.adapters.added(self._of_doubled(x), enlarged, self._product)
+
+    def _product(self, x: Tensor) -> Tensor:
+        return winograd(x, self.weight, self.bias)
+
+    def _of_doubled(self, x: Tensor) -> Tensor:
+        return winograd(x, self.weight, self.bias, doubled=True)

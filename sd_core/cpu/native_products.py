@@ -33,6 +33,12 @@ WINOGRAD_CHANNELS = 16
 """Divisor of the number of input channels of our convolutions."""
 
 
+WINOGRAD_KERNEL = torch.tensor(
+    [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]
+)
+"""G of F(2 x 2, 3 x 3) in Lavin & Gray 2016: the parts of a kernel g are G · g · Gᵀ."""
+
+
 def winograd_weight(weight: Tensor) -> Tensor:
     """A convolution's weight for `winograd`: the 16 parts of each of its kernels.
 
@@ -52,6 +58,14 @@ def winograd_weight(weight: Tensor) -> Tensor:
         sizes = _WinogradSizes(0, 0, 0, channels, out, 0, torch.get_num_threads())
         call("winograd_weight", (weight.contiguous(), laid_out), sizes)
     return laid_out
+
+
+def plain_winograd_weight(laid_out: Tensor) -> Tensor:
+    """(out, in, 3, 3) float32: what `winograd_weight` laid out, but for its rounding."""
+    blocks, _, pairs, *_ = laid_out.shape
+    parts = laid_out.float().permute(1, 0, 3, 2, 4).reshape(4, 4, blocks * WIDTH, 2 * pairs)
+    back = torch.linalg.pinv(WINOGRAD_KERNEL)
+    return torch.einsum("ai,ijoc,bj->ocab", back, parts, back)
 
 
 def winograd(
@@ -103,6 +117,12 @@ def linear_weight(weight: Tensor) -> Tensor:
     return laid_out.view(torch.bfloat16).view(out // WIDTH, channels // 2, WIDTH, 2)
 
 
+def plain_linear_weight(laid_out: Tensor) -> Tensor:
+    """(out, in): what `linear_weight` laid out."""
+    blocks, pairs, *_ = laid_out.shape
+    return laid_out.transpose(1, 2).reshape(blocks * WIDTH, 2 * pairs)
+
+
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None
 ) -> Tensor:
@@ -129,6 +149,12 @@ def in_turns(values_and_gates: Tensor) -> Tensor:
     """The weight or bias of a GEGLU, (2 · out, ...), with values and gates in turns, 64 of each."""
     halves = values_and_gates.unflatten(0, (2, -1, WIDTH))
     return halves.transpose(0, 1).flatten(0, 2)
+
+
+def in_halves(in_turns: Tensor) -> Tensor:
+    """Sums of a layer whose weight is `in_turns`, (..., 2 · out), with all values first."""
+    turns = in_turns.unflatten(-1, (-1, 2, WIDTH))
+    return turns.transpose(-3, -2).flatten(-3)
 
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

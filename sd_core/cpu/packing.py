@@ -12,6 +12,7 @@ What is packed has no state dict any more, so pack last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from typing import cast
 
@@ -20,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.cpu import kernels, mkldnn
+from sd_core.cpu.adapted import adapted_geglu
 from sd_core.cpu.fused_blocks import FusedCrossAttention, fuse, plus
 from sd_core.cpu.mkldnn import Geometry, Size
 from sd_core.cpu.native_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d, copied
 from sd_core.cpu.packed_weight import ConvReorder, LinearReorder, PackedWeight
+from sd_core.model.adapters import Adapters, adapters_of
 from sd_core.model.layers import (
     GEGLU,
     CrossAttention,
@@ -55,8 +58,12 @@ class PackedConv2d(nn.Module):
         out, into, height, width = conv.weight.shape
         weight = scratch[: conv.weight.numel()].view(out, height, width, into).permute(0, 3, 1, 2)
         self.weight = PackedWeight(weight.copy_(conv.weight), ConvReorder(self._geometry), size)
+        self.adapters = adapters_of(conv)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.adapters.added(self._product(x), x, self._product)
+
+    def _product(self, x: Tensor) -> Tensor:
         weight = self.weight.laid_out(tuple(x.shape))
         if weight.is_mkldnn:
             return mkldnn.convolution(x, weight, self.bias, self._geometry)
@@ -70,12 +77,19 @@ class PackedLinear(nn.Module):
     long on a CPU with AMX.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, tokens: int, adapters: Adapters | None = None
+    ) -> None:
         super().__init__()
         self.bias = None if bias is None else copied(bias)
         self.weight = PackedWeight(weight, LinearReorder(), (tokens,))
+        self.adapters = adapters or Adapters()
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.adapters.added(self.product(x), x, self.product)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The layer without adapters."""
         weight = self._laid_out(x)
         if weight.is_mkldnn:
             return mkldnn.linear(x, weight, self.bias)
@@ -105,9 +119,16 @@ class PackedGEGLU(nn.Module):
         (value, gate), (value_bias, gate_bias) = (t.chunk(2) for t in geglu.proj.parameters())
         self.value = PackedLinear(value, value_bias, tokens)
         self.gate = PackedLinear(gate, gate_bias, tokens)
+        self.adapters = adapters_of(geglu.proj)
 
     def forward(self, x: Tensor) -> Tensor:
+        return adapted_geglu(self.adapters, x, self._product, self._gated)
+
+    def _product(self, x: Tensor) -> Tensor:
         return self.value.times(x, self.gate.gelu(x))
+
+    def _gated(self, x: Tensor) -> Tensor:
+        return torch.cat([self.value(x), self.gate(x)], dim=-1)
 
 
 class PackedSelfAttention(nn.Module):
@@ -121,7 +142,8 @@ class PackedSelfAttention(nn.Module):
         together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
         out = cast(nn.Linear, attention.to_out[0])
         self.to_qkv = _linear_of(together, None, tokens, own)
-        self.to_out = _linear_of(out.weight, out.bias, tokens, own)
+        self.to_out = _linear(out, tokens, own)
+        self._adapters = [adapters_of(p) for p in (attention.to_q, attention.to_k, attention.to_v)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_out(self._attended(x))
@@ -130,8 +152,15 @@ class PackedSelfAttention(nn.Module):
         """The attention of x, and what is added to it."""
         return plus(self.to_out, self._attended(x), added)
 
+    def _part(self, number: int, x: Tensor) -> Tensor:
+        """Queries, keys or values of x."""
+        return self.to_qkv(x).chunk(3, dim=-1)[number]
+
     def _attended(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(t, self.heads) for t in self.to_qkv(x).chunk(3, dim=-1))
+        parts = self.to_qkv(x).chunk(3, dim=-1)
+        for number, (part, adapters) in enumerate(zip(parts, self._adapters, strict=True)):
+            adapters.added(part, x, partial(self._part, number))
+        q, k, v = (split_heads(part, self.heads) for part in parts)
         return self.attend(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -188,15 +217,15 @@ def pack(
 
 
 def _linear_of(
-    weight: Tensor, bias: Tensor | None, tokens: int, own: bool
+    weight: Tensor, bias: Tensor | None, tokens: int, own: bool, adapters: Adapters | None = None
 ) -> PackedLinear | OwnLinear:
     if own and OwnLinear.suits(*weight.shape):
-        return OwnLinear(weight, bias)
-    return PackedLinear(weight, bias, tokens)
+        return OwnLinear(weight, bias, adapters)
+    return PackedLinear(weight, bias, tokens, adapters)
 
 
 def _linear(linear: nn.Linear, tokens: int, own: bool) -> nn.Module:
-    return _linear_of(linear.weight, linear.bias, tokens, own)
+    return _linear_of(linear.weight, linear.bias, tokens, own, adapters_of(linear))
 
 
 def _geglu(geglu: GEGLU, tokens: int, own: bool) -> nn.Module:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sd_core.cpu.packing import packed_bytes
 from sd_core.device import own_memory, use_device
+from sd_core.engine.adapters import AdapterCache, LoraSet
 from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput
 from sd_core.engine.memory import Capacity
@@ -54,6 +55,9 @@ __all__ = [
     "batch_rows",
 ]
 
+ADAPTER_BYTES = 2**30
+"""About seven adapters of rank 128 at v1 size in 16 bits, or thirty of rank 32."""
+
 LOOK_AHEAD = 16
 """Waiting images whose prompts may be encoded beside the evaluations of others."""
 
@@ -71,11 +75,18 @@ class Engine:
         where the device's memory holds fewer.
     on_batch: called on the engine's thread after each evaluation; it must return at once and not
         raise.
+    adapter_bytes: memory of the device for adapters: for those of images in the engine, and for the
+        latest used.
     Raises `ValueError` for arguments of another type, and for less than 2 rows.
     """
 
     def __init__(
-        self, model: LatentDiffusion, *, rows: int | None = None, on_batch: OnBatch | None = None
+        self,
+        model: LatentDiffusion,
+        *,
+        rows: int | None = None,
+        on_batch: OnBatch | None = None,
+        adapter_bytes: int = ADAPTER_BYTES,
     ) -> None:
         if rows is not None and whole_number("rows", rows, "of at least 2") < 2:
             raise ValueError(f"rows {rows} does not hold an image with guidance; at least 2")
@@ -91,6 +102,7 @@ class Engine:
             own_memory(model.device),
             sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model),
             model.dtype.itemsize,
+            adapter_bytes=adapter_bytes,
             prompts=PROMPTS_KEPT,
             captured=model.device.type == "cuda" and model.execution in CAPTURED,
         )
@@ -100,6 +112,7 @@ class Engine:
             return max(2, min(most, capacity.rows(shape) // 2 * 2))
 
         self._rows = Rows(model.device.type, fixed, static=model.execution == "compiled")
+        self._adapters = AdapterCache(model, adapter_bytes)
         self._stages = ModelRunner(model, self._rows, capacity)
         self._lineup: Scheduler[InflightRequest] = Scheduler(fixed)
         self._on_batch = on_batch
@@ -137,13 +150,33 @@ class Engine:
             raise ValueError(f"state is a {type(state).__name__}; expected bytes, of Suspended")
         # Kept in a cache. On the engine's thread, the device would wait: some take 25 ms to make.
         _ = table_of(request).numbers
+        future: Future[Rendered] = Future()
+        loras = self._hold(request, future)
         with self._lock:
             if self._closed:
+                future.cancel()
                 raise EngineClosedError("the engine is closed")
             self._arrived += 1
-            flight = InflightRequest(request, Future(), on_step, self._arrived, state)
-            self._inbox.put(flight)
-        return flight.future
+            if not future.done():
+                flight = InflightRequest(request, future, on_step, self._arrived, loras, state)
+                self._inbox.put(flight)
+        return future
+
+    def _hold(self, request: Request, future: Future[Rendered]) -> LoraSet | None:
+        """An image's adapters, until its future ends; one that fails ends it. They are read on the
+        caller's thread, while batches go on.
+        """
+        try:
+            loras = self._adapters.hold(request.loras)
+        except EngineClosedError:
+            raise
+        except Exception as error:
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return None
+        if loras is not None:
+            future.add_done_callback(lambda _: self._adapters.give_back(loras))
+        return loras
 
     def suspend(self, futures: Iterable[Future[Rendered]], *, grace_s: float = 0.0) -> None:
         """Ends these images between two steps with a `Suspended` that holds where they were; those
@@ -158,6 +191,7 @@ class Engine:
         """Finishes what was submitted (or, with cancel, drops it between steps) and stops."""
         with self._lock:
             already, self._closed = self._closed, True
+        self._adapters.close()
         if cancel:
             self._drop = True
         if not already:

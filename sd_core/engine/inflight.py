@@ -5,8 +5,10 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from sd_core.engine.adapters import LoraSet
 from sd_core.engine.prompts import RowContext
 from sd_core.engine.request import OnStep, Rendered, Request
+from sd_core.engine.timesteps import Times
 from sd_core.sampling.samplers import evaluations
 from sd_core.sampling.trajectory import Trajectory
 from sd_core.spec import Shape
@@ -18,6 +20,7 @@ class InflightRequest:
     """A request on its way: waiting without a trajectory, then with one.
 
     arrived: its number, that no other has.
+    loras: its adapters, which stay on the device until it ends.
     state: what it is to be continued from.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
     exact: all evaluations so far gave the bits of the fixed row count.
@@ -28,6 +31,7 @@ class InflightRequest:
     future: Future[Rendered]
     on_step: OnStep | None
     arrived: int
+    loras: LoraSet | None = None
     state: bytes | None = None
     trajectory: Trajectory | None = None
     contexts: list[RowContext] = field(default_factory=list)
@@ -58,6 +62,11 @@ class InflightRequest:
         """The step that the next evaluation belongs to, from 1."""
         trajectory = self.flying
         return int(trajectory.table.steps[trajectory.position])
+
+    @property
+    def times(self) -> Times:
+        """The timesteps of a flight that was started."""
+        return Times.of(self.flying.table, self.loras)
 
     @property
     def left(self) -> int:

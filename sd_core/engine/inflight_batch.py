@@ -1,8 +1,8 @@
 """The UNet's batch of one latent shape, kept on the device between evaluations.
 
 An image has one slot (`sd_core.sampling.slots`) and one row for each prompt. What its rows are
-told, the projected prompts, is copied when it joins, and where its prompt changes. Low-rank
-adapters for each image would lie here beside the prompts.
+told, the projected prompts, is copied when it joins, and where its prompt changes. Adapters are
+read where they are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sd_core.engine.adapters import Layers, LoraSet
 from sd_core.engine.inflight import InflightRequest
 from sd_core.engine.prompts import TextContext
 from sd_core.engine.timesteps import EmbeddedTimesteps
@@ -59,6 +60,7 @@ class InflightBatch:
         self._slot_of: dict[int, int] = {}  # by number of the image, which is not to be kept alive
         self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot; the negative prompt's first
         self._weights: dict[int, tuple[float, ...]] = {}  # by slot, of images with several prompts
+        self._loras: dict[int, LoraSet] = {}  # by slot, of images that have some
         self._changed = False  # since the device was last told of it
         self._owners = Upload((rows,), device, torch.int64)  # by row
         self._first = Upload((rows,), device, torch.int64)  # by slot, its rows' outputs
@@ -106,14 +108,26 @@ class InflightBatch:
                 found.append((keys[rows], values[rows]))
         return found
 
+    def adapters(self, rows: slice) -> list[tuple[slice, Layers]]:
+        """The adapters of these rows, each by itself; they are counted from the first of them."""
+        begin = rows.start or 0
+        return [
+            (slice(row - begin, row - begin + 1), loras.others)
+            for slot, loras in self._loras.items()
+            for row in self._rows_of[slot]
+            if row in range(begin, rows.stop)
+        ]
+
     @property
     def variant(self) -> Hashable:
         """Stands for all that a captured evaluation depends on, besides its rows: the addresses of
-        long contexts, and the images with several prompts. None where there are neither.
+        long contexts and of adapters, and the images with several prompts. None where there are
+        none of these.
         """
         numbers = tuple(self._longer[row].number for row in self._long_rows())
         combined = tuple((slot, self._rows_of[slot], w) for slot, w in self._weights.items())
-        return (numbers, combined) if numbers or combined else None
+        adapted = tuple((self._rows_of[slot], loras.number) for slot, loras in self._loras.items())
+        return (numbers, combined, adapted) if numbers or combined or adapted else None
 
     def stage(self, flights: Sequence[InflightRequest], rows: int) -> Extent:
         """Brings the next row of every table, and the latents of so many rows, to the device.
@@ -125,7 +139,7 @@ class InflightBatch:
         at[:] = 0
         for flight in flights:
             trajectory = flight.flying
-            begin = self._timesteps.begin(trajectory.table)
+            begin = self._timesteps.begin(flight.times)
             at[list(self._rows_of[self._slot_of[flight.arrived]])] = begin + trajectory.position
         self._times_at.send()
         used = slice(rows)
@@ -169,6 +183,8 @@ class InflightBatch:
         self._rows_of[slot] = rows
         if len(flight.weights) > 1 or flight.weights != (1.0,):
             self._weights[slot] = flight.weights
+        if flight.loras is not None:
+            self._loras[slot] = flight.loras
         self._changed = True
 
     def _leave(self, arrived: int) -> None:
@@ -176,6 +192,7 @@ class InflightBatch:
         for row in self._rows_of.pop(slot):
             self._told.pop(row, None)
         self._weights.pop(slot, None)
+        self._loras.pop(slot, None)
         self._slots.take(slot)
         self._changed = True
 

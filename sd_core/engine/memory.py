@@ -81,6 +81,7 @@ class Capacity:
     total_bytes: of the device's memory.
     weights_bytes: of the model in it.
     itemsize: bytes of a number of the model's type.
+    adapter_bytes: that adapters may take; where that is more, a sixteenth of the memory.
     prompts: how many are kept for later images.
     captured: evaluations are CUDA graphs, which keep their memory while images are decoded.
     """
@@ -90,13 +91,15 @@ class Capacity:
     total_bytes: int
     weights_bytes: int
     itemsize: int
+    adapter_bytes: int = 0
     prompts: int = 0
     captured: bool = False
 
     @property
     def free_bytes(self) -> int:
         prompts = self.prompts * prompt_bytes(self.spec, self.itemsize)
-        return round(USABLE * self.total_bytes) - self.weights_bytes - prompts
+        adapters = min(self.adapter_bytes, self.total_bytes // 16)
+        return round(USABLE * self.total_bytes) - self.weights_bytes - prompts - adapters
 
     def rows(self, shape: Shape) -> int:
         """Rows of this latent shape that an evaluation has room for."""

@@ -21,13 +21,14 @@ from sd_core.engine.batch_rows import Rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput, _strength
 from sd_core.engine.inflight_batch import InflightBatch
 from sd_core.engine.memory import Capacity, is_out_of_memory
-from sd_core.engine.prompts import EncodedPrompts, RowContext
+from sd_core.engine.prompts import EncodedPrompts
 from sd_core.engine.request import Batch, Pixels, Rendered, Request
 from sd_core.engine.snapshot import load_trajectory, most_bytes, save_trajectory
 from sd_core.engine.timesteps import EmbeddedTimesteps
 from sd_core.execution import CAPTURED
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import Pace, pace_of
+from sd_core.model.adapters import adapted
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.pixels import NOT_FINITE, finite, to_uint8
 from sd_core.sampling.noise import draw_noise, generator_for
@@ -85,9 +86,9 @@ class ModelRunner:
         request = flight.request
         self._capacity.check(flight.shape, min(flight.rows, self._rows.of(flight.shape)))
         flight.admitted = time.monotonic()
-        flight.contexts = self._prompts.get(request.conditions)
+        flight.contexts = self._prompts.get(request.conditions, flight.loras)
         if self.model.execution == "compiled":
-            _check_short(flight.contexts)
+            _check_one_program(flight)
         table = table_of(request)
         if flight.state is None:
             flight.trajectory = self._begin(request, table)
@@ -105,7 +106,7 @@ class ModelRunner:
 
     def encode_ahead(self, waiting: Iterable[InflightRequest]) -> None:
         """Prepares prompts of images that begin soon, where the device can beside its work."""
-        self._prompts.encode_ahead(one for f in waiting for one in f.request.conditions)
+        self._prompts.encode_ahead((f.request.conditions, f.loras) for f in waiting)
 
     def save(self, flight: InflightRequest) -> bytes:
         """State that `start` continues from, in any process with this model and a device of this
@@ -157,7 +158,7 @@ class ModelRunner:
         rows = self._rows.padded(shape, used, exact=exact)
         check = self._rows.unchecked(shape, used) if exact else None
         self._pace.begin()
-        self._timesteps.add([flight.flying.table for flight in flights])
+        self._timesteps.add([flight.times for flight in flights])
         batch = self._batch(shape, rows)
         try:
             batch.join(flights, rows if check is None else check)
@@ -215,8 +216,7 @@ class ModelRunner:
         if self._graphs is not None and check is None and self._rows.limit(shape, rows) == rows:
 
             def evaluate() -> Tensor:
-                contexts = batch.contexts(slice(rows))
-                return self.model.denoise(batch.latents[:rows], batch.times[:rows], contexts)
+                return self._outputs(batch, slice(rows))
 
             # The step of a graph is one for any images of the batch.
             any_images = Extent(len(batch.latents), MOST_HISTORY, True, extent.inpainted)
@@ -236,8 +236,7 @@ class ModelRunner:
         """Compares the evaluation of the first so many rows alone with what all together gave."""
         own = slice(rows)
         try:
-            contexts = batch.contexts(own)
-            alone = self.model.denoise(batch.latents[own], batch.times[own], contexts)
+            alone = self._outputs(batch, own)
         except (RuntimeError, MemoryError):
             return  # the images have their evaluation
         same = torch.equal(alone.view(torch.int32), eps[own].view(torch.int32))
@@ -283,9 +282,8 @@ class ModelRunner:
         while done < total:
             size = self._rows.limit(shape, total - done)
             part = slice(done, done + size)
-            own = batch.contexts(part)
             try:
-                outputs.append(self.model.denoise(batch.latents[part], batch.times[part], own))
+                outputs.append(self._outputs(batch, part))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._rows.ran_out(shape, size):
                     raise
@@ -295,6 +293,11 @@ class ModelRunner:
             calls.add(size)
         self._rows.went_well(shape)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs), calls
+
+    def _outputs(self, batch: InflightBatch, rows: slice) -> Tensor:
+        with adapted(self.model.unet.adapters, batch.adapters(rows)):
+            contexts = batch.contexts(rows)
+            return self.model.denoise(batch.latents[rows], batch.times[rows], contexts)
 
     def _free_memory(self) -> None:
         if self._graphs is not None:
@@ -349,11 +352,14 @@ class ModelRunner:
         return Rendered(pixels, latents, len(table), seconds, exact)
 
 
-def _check_short(contexts: Iterable[RowContext]) -> None:
-    """Raises `ValueError` for a prompt of several chunks. A compiled program is one for each form
-    of its arguments, and other images of the batch would have other bits in another program.
+def _check_one_program(flight: InflightRequest) -> None:
+    """Raises `ValueError` for adapters, and for a prompt of several chunks. A compiled program is
+    one for each form of its arguments, and other images of the batch would have other bits in
+    another program.
     """
-    if any(len(until.context) > 1 for row in contexts for until in row):
+    if flight.loras is not None:
+        raise ValueError("LoRAs are not for execution compiled; take another")
+    if any(len(until.context) > 1 for row in flight.contexts for until in row):
         raise ValueError(
             "a prompt of more than 75 tokens is not for execution compiled; take another, or set "
             "long_prompts to cut"

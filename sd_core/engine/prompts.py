@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+from sd_core.engine.adapters import LoraSet
 from sd_core.gpu.streams import Side, side_of
+from sd_core.model.adapters import adapted
 from sd_core.model.chunks import Chunk, chunks_of
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.layers import KeysValues
@@ -35,6 +37,17 @@ class UntilStep(NamedTuple):
 RowContext = tuple[UntilStep, ...]
 
 
+class _Encoding(NamedTuple):
+    """A chunk as it is encoded. loras: that have a part in it."""
+
+    chunk: Chunk
+    loras: LoraSet | None
+
+    @property
+    def key(self) -> tuple[Chunk, Hashable]:
+        return self.chunk, None if self.loras is None else self.loras.key
+
+
 class _Kept(NamedTuple):
     context: list[KeysValues]
     batch: int  # that it was encoded in
@@ -47,22 +60,24 @@ class EncodedPrompts:
         self._model = model
         self._together = TOGETHER[model.device.type]
         self._side: Side = side_of(model.device)
-        self._kept: OrderedDict[Chunk, _Kept] = OrderedDict()  # oldest use first
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()  # oldest use first
         self._batches = 0
         cut = partial(chunks_of, tokenizer=model.tokenizer)
         self._chunks = lru_cache(maxsize=TEXTS_KEPT)(cut)
 
-    def get(self, conditions: Sequence[Condition]) -> list[RowContext]:
-        """Contexts of rows. Those that are not there are encoded, and the device's next work waits
-        for it. Raises `ValueError` for a prompt of too many chunks, or a layer that is not there.
+    def get(
+        self, conditions: Sequence[Condition], loras: LoraSet | None = None
+    ) -> list[RowContext]:
+        """Contexts of an image's rows. Those that are not there are encoded, and the device's next
+        work waits for it. Raises `ValueError` for a prompt of too many chunks, or a layer that is
+        not there.
         """
+        loras = _of_prompts(loras)
         texts = dict.fromkeys(self._texts(conditions))
-        chunks = dict.fromkeys(chunk for text in texts for chunk in self._chunks(text))
-        new = [chunk for chunk in chunks if chunk not in self._kept]
-        for alike in _alike(new):
+        for alike in _alike(self._new(conditions, loras)):
             for begin in range(0, len(alike), self._together):
                 self._encode(alike[begin : begin + self._together])
-        found = {text: self._context(text) for text in texts}
+        found = {text: self._context(text, loras) for text in texts}
         while len(self._kept) > PROMPTS_KEPT:
             self._kept.popitem(last=False)
         return [
@@ -70,46 +85,68 @@ class EncodedPrompts:
             for condition in conditions
         ]
 
-    def encode_ahead(self, conditions: Iterable[Condition]) -> None:
+    def encode_ahead(self, waiting: Iterable[tuple[Sequence[Condition], LoraSet | None]]) -> None:
         """Encodes a whole batch of what will be wanted soon, where the device does it beside its
         other work; nothing for fewer. What fails is tried again, and raises, in `get`.
         """
         if self._together == 1:
             return
         with contextlib.suppress(ValueError, RuntimeError, MemoryError):
-            texts = self._texts(conditions)
-            chunks = dict.fromkeys(chunk for text in texts for chunk in self._chunks(text))
-            new = [chunk for chunk in chunks if chunk not in self._kept]
-            alike = next((a for a in _alike(new) if len(a) >= self._together), None)
+            new: dict[Hashable, _Encoding] = {}
+            for conditions, loras in waiting:
+                new |= {one.key: one for one in self._new(conditions, _of_prompts(loras))}
+            groups = _alike(new.values())
+            alike = next((group for group in groups if len(group) >= self._together), None)
             if alike is not None:
                 self._encode(alike[: self._together])
 
     def _texts(self, conditions: Iterable[Condition]) -> Iterable[PromptText]:
         return (until.text for condition in conditions for until in condition.texts)
 
-    def _context(self, text: PromptText) -> TextContext:
+    def _new(self, conditions: Iterable[Condition], loras: LoraSet | None) -> list[_Encoding]:
+        """What is still to be encoded for these, each once."""
+        chunks = dict.fromkeys(c for text in self._texts(conditions) for c in self._chunks(text))
+        encodings = (_Encoding(chunk, loras) for chunk in chunks)
+        return [encoding for encoding in encodings if encoding.key not in self._kept]
+
+    def _context(self, text: PromptText, loras: LoraSet | None) -> TextContext:
         contexts = []
         for chunk in self._chunks(text):
-            self._kept.move_to_end(chunk)
-            context, batch = self._kept[chunk]
+            key = _Encoding(chunk, loras).key
+            self._kept.move_to_end(key)
+            context, batch = self._kept[key]
             self._side.wait(batch)
             contexts.append(context)
         return tuple(contexts)
 
-    def _encode(self, chunks: Sequence[Chunk]) -> None:
-        """chunks: of one emphasis and layer, at most a batch."""
-        padded = [*chunks, *[chunks[0]] * (self._together - len(chunks))]
+    def _encode(self, encodings: Sequence[_Encoding]) -> None:
+        """encodings: of `_alike`, at most a batch."""
+        padded = [*encodings, *[encodings[0]] * (self._together - len(encodings))]
+        loras = encodings[0].loras
+        text, context = ({}, {}) if loras is None else (loras.text, loras.context)
         self._batches += 1
-        with self._side.work(self._batches) as own:
-            projected = self._model.project_context(self._model.encode_chunks(padded))
-            for place, chunk in enumerate(chunks):
-                context = [(own(keys[place]), own(values[place])) for keys, values in projected]
-                self._kept[chunk] = _Kept(context, self._batches)
+        every = slice(None)
+        with (
+            self._side.work(self._batches) as own,
+            adapted(self._model.text.adapters, [(every, text)]),
+            adapted(self._model.unet.adapters, [(every, context)]),
+        ):
+            states = self._model.encode_chunks([encoding.chunk for encoding in padded])
+            projected = self._model.project_context(states)
+            for place, encoding in enumerate(encodings):
+                found = [(own(keys[place]), own(values[place])) for keys, values in projected]
+                self._kept[encoding.key] = _Kept(found, self._batches)
 
 
-def _alike(chunks: Iterable[Chunk]) -> list[list[Chunk]]:
-    """The chunks in groups that are encoded alike."""
-    groups: dict[tuple[str, int], list[Chunk]] = {}
-    for chunk in chunks:
-        groups.setdefault((chunk.emphasis, chunk.clip_skip), []).append(chunk)
+def _of_prompts(loras: LoraSet | None) -> LoraSet | None:
+    """Adapters, if they have a part in what prompts become."""
+    return loras if loras is not None and (loras.text or loras.context) else None
+
+
+def _alike(encodings: Iterable[_Encoding]) -> list[list[_Encoding]]:
+    """In groups of one emphasis, layer and set of adapters, that are encoded together."""
+    groups: dict[Hashable, list[_Encoding]] = {}
+    for encoding in encodings:
+        chunk, loras = encoding.key
+        groups.setdefault((chunk.emphasis, chunk.clip_skip, loras), []).append(encoding)
     return list(groups.values())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +23,8 @@ Pixels = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
 T = TypeVar("T")
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+
 
 class EngineClosedError(RuntimeError):
     """The engine takes no more requests, or stopped before this one was finished."""
@@ -34,6 +38,42 @@ class Suspended(Exception):  # noqa: N818 - a stop that was asked for is no erro
         self.state = state
 
 
+MOST_LORAS = 32
+MOST_LORA_WEIGHT = 100.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter of an image, and how much of it is added.
+
+    file: kohya's, LyCORIS's or diffusers' (`sd_core.weights.lora`). sha256: of its bytes, 64 hex
+    digits; the engine takes no other. weight: of what it does to the UNet, -100 to 100; 0 is
+    nothing. text_weight: the same of the text encoder; `of` takes the weight for it.
+    Raises `ValueError`.
+    """
+
+    file: Path = field(compare=False)
+    sha256: str
+    weight: float = 1.0
+    text_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 {self.sha256!r:.80} is not 64 hex digits")
+        for name in ("weight", "text_weight"):
+            value = getattr(self, name)
+            if not isinstance(value, float | int) or not abs(value) <= MOST_LORA_WEIGHT:
+                raise ValueError(f"{name} {value!r:.80} is not within -100 to 100")
+            object.__setattr__(self, name, float(value))
+
+    @classmethod
+    def of(cls, file: str | Path, weight: float = 1.0, text_weight: float | None = None) -> Lora:
+        """The adapter in a file, which is read for its sha256. Raises `OSError`, `ValueError`."""
+        with Path(file).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return cls(Path(file), digest, weight, weight if text_weight is None else text_weight)
+
+
 @dataclass(frozen=True)
 class Request:
     """One image to render.
@@ -42,6 +82,7 @@ class Request:
     mask: (H, W) uint8 of that size, with an init image: white is repainted, the rest is kept to the
         pixel.
     priority: images of higher priority take the device between two steps; any whole number.
+    loras: adapters, added in this order.
     exact: give the bits of one fixed row count, which depend on nothing else in the batch. False
         takes whatever row count is quickest.
     Raises `ValueError` naming the field, what it is and what is expected.
@@ -54,6 +95,7 @@ class Request:
     mask: Pixels | None = None
     priority: int = 0
     exact: bool = True
+    loras: tuple[Lora, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative"):
@@ -72,6 +114,10 @@ class Request:
             object.__setattr__(self, "priority", priority)
         if type(self.exact) is not bool:
             raise ValueError(f"exact {self.exact!r:.80} is neither True nor False")
+        loras = tuple(self.loras)
+        if not all(isinstance(lora, Lora) for lora in loras) or len(loras) > MOST_LORAS:
+            raise ValueError(f"loras {self.loras!r:.80} are not at most {MOST_LORAS} Loras")
+        object.__setattr__(self, "loras", loras)
         _ = self.conditions
 
     @cached_property
@@ -99,7 +145,9 @@ class Request:
 
     def digest(self) -> str:
         """sha256 in hex over all that decides the picture, besides the model."""
-        settings = [self.prompt, self.negative, asdict(self.sampling)]
+        settings: list[object] = [self.prompt, self.negative, asdict(self.sampling)]
+        if self.loras:
+            settings.append([(one.sha256, one.weight, one.text_weight) for one in self.loras])
         total = hashlib.sha256(json.dumps(settings).encode())
         for pixels in (self.init_image, self.mask):
             part = b"" if pixels is None else np.ascontiguousarray(pixels).tobytes()

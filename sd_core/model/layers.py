@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd_core.model.adapters import Conv2d, Linear
+
 # The CompVis code uses two values, and images change visibly when they are mixed up.
 RES_NORM_EPS = 1e-5
 ATTENTION_NORM_EPS = 1e-6
@@ -44,17 +46,17 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             nn.GroupNorm(groups, channels, RES_NORM_EPS),
             nn.SiLU(inplace=True),
-            nn.Conv2d(channels, out_channels, 3, padding=1),
+            Conv2d(channels, out_channels, 3, padding=1),
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(groups, out_channels, RES_NORM_EPS),
             nn.SiLU(inplace=True),
             nn.Identity(),  # the original's dropout: the convolution keeps its name, out_layers.3
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = (
-            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+            nn.Identity() if channels == out_channels else Conv2d(channels, out_channels, 1)
         )
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
@@ -121,10 +123,10 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(context_dim, dim, bias=False)
-        self.to_v = nn.Linear(context_dim, dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+        self.to_q = Linear(dim, dim, bias=False)
+        self.to_k = Linear(context_dim, dim, bias=False)
+        self.to_v = Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Sequential(Linear(dim, dim))
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> keys and values, each (B, heads, S, dim / heads)."""
@@ -144,7 +146,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, out_dim * 2)
+        self.proj = Linear(dim, out_dim * 2)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -157,7 +159,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, mult: int = 4) -> None:
         super().__init__()
         # The middle entry stands for the original's dropout: it keeps the name net.2.
-        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), nn.Linear(dim * mult, dim))
+        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), Linear(dim * mult, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, dim)."""
@@ -189,10 +191,10 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, context_dim: int, heads: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, ATTENTION_NORM_EPS)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_in = Conv2d(channels, channels, 1)
         # A list of one, as the checkpoints name it.
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> what the block attends to."""
@@ -211,7 +213,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -222,7 +224,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """size: (height, width) to reach where it is not twice the input's (odd skip maps)."""

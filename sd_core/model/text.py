@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from sd_core.model.adapters import adapters_in, make_adaptable
 from sd_core.spec import TextSpec
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.transformer = CLIPTextModel(clip_config(spec))
+        make_adaptable(self)
+        self.adapters = adapters_in(self)
 
     def forward(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """clip_skip: the layer that is read, 1 being the last, 2 the one before it."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sd_core.model.adapters import Conv2d, Linear, adapters_in
 from sd_core.model.layers import (
     RES_NORM_EPS,
     Context,
@@ -70,13 +71,11 @@ class UNet(nn.Module):
             return SpatialTransformer(channels, spec.context_dim, spec.num_heads, groups)
 
         self.time_embed = nn.Sequential(
-            nn.Linear(base, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+            Linear(base, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels)
         )
 
         width = base
-        self.input_blocks = nn.ModuleList(
-            [Stage([nn.Conv2d(spec.in_channels, base, 3, padding=1)])]
-        )
+        self.input_blocks = nn.ModuleList([Stage([Conv2d(spec.in_channels, base, 3, padding=1)])])
         skips = [width]
         last = len(spec.channel_mult) - 1
         for level, mult in enumerate(spec.channel_mult):
@@ -107,8 +106,10 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(groups, width, RES_NORM_EPS),
             nn.SiLU(inplace=True),
-            nn.Conv2d(width, spec.out_channels, 3, padding=1),
+            Conv2d(width, spec.out_channels, 3, padding=1),
         )
+        # Layers that are laid out for a CPU take these over.
+        self.adapters = adapters_in(self)
 
     def embed(self, timesteps: Tensor) -> Tensor:
         """timesteps: (T,), fractional allowed -> (T, n): what they add in each residual block, side

@@ -1,0 +1,199 @@
+"""Low-rank adapters of layers (LoRA), added to the rows of the images that have them.
+
+    y += weight · scale · up(down(x))                                    (Hu et al. 2021, eq. 3)
+    y += weight · ((gain - 1) · W x + gain · scale · up(down(x)))        (DoRA, Liu et al. 2024)
+
+The second makes W what the first would, and each of its rows as long as the adapter says. Both give
+the layer itself at weight 0. Weights of the model never change, and every row has products of its
+own: its bits depend on no other, and rows without adapters are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Product = Callable[[Tensor], Tensor]
+"""A layer without its adapters."""
+
+
+class Gain(NamedTuple):
+    """What DoRA adds of the layer itself: factor · W x, which is factor · layer(x) + shift, both
+    (out,).
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+
+class LowRank(NamedTuple):
+    """An adapter of one layer.
+
+    down: (r, in), of a convolution with larger kernels (r, in, kh, kw). up: (out, r), times the
+    gain where there is one. scale: what the file says, alpha over rank.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    gain: Gain | None = None
+
+
+class Share(NamedTuple):
+    """An adapter at the weight that an image gives it."""
+
+    low_rank: LowRank
+    weight: float
+
+
+class RowShares(NamedTuple):
+    """What a range of the batch's rows has of adapters, added in this order."""
+
+    rows: slice
+    shares: tuple[Share, ...]
+
+
+class Adapters:
+    """Those of one layer at the next evaluations; mostly none. A layer that takes another's place
+    takes over its `Adapters`.
+    """
+
+    def __init__(self) -> None:
+        self.rows: tuple[RowShares, ...] = ()
+
+    def added(self, out: Tensor, x: Tensor, product: Product) -> Tensor:
+        """`out`, the layer of x or that plus a sum, with the adapters' products added in place."""
+        for rows, shares in self.rows:
+            self.add(out[rows], x[rows], shares, product)
+        return out
+
+    def add(self, y: Tensor, x: Tensor, shares: Sequence[Share], product: Product) -> None:
+        """Adds these shares to `y`, the layer of x, in place."""
+        for (down, up, scale, gain), weight in shares:
+            if gain is not None:
+                y.addcmul_(product(x), self._channels(gain.factor), value=weight)
+                y.add_(self._channels(gain.shift), alpha=weight)
+            tokens = self._tokens(y).view(-1, len(up))  # a view, so it is added to `y`
+            low = self._low(x, down)
+            tokens.addmm_(low.reshape(-1, len(down)), up.t(), alpha=weight * scale)
+
+    def _channels(self, vector: Tensor) -> Tensor:
+        """(out,) in a shape that fits the layer's output."""
+        return vector
+
+    def _tokens(self, y: Tensor) -> Tensor:
+        """The layer's output with its channels last, a view."""
+        return y
+
+    def _low(self, x: Tensor, down: Tensor) -> Tensor:
+        """(..., r)"""
+        return F.linear(x, down)
+
+
+class ConvAdapters(Adapters):
+    """Those of a convolution. Its rows are taken one at a time."""
+
+    def __init__(self, stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
+        super().__init__()
+        self._stride, self._padding = stride, padding
+
+    def _channels(self, vector: Tensor) -> Tensor:
+        return vector[:, None, None]
+
+    def _tokens(self, y: Tensor) -> Tensor:
+        return y.permute(0, 2, 3, 1)
+
+    def _low(self, x: Tensor, down: Tensor) -> Tensor:
+        if down.dim() == 2:
+            return F.linear(x.permute(0, 2, 3, 1), down)
+        return F.conv2d(x, down, None, self._stride, self._padding).permute(0, 2, 3, 1)
+
+
+class Linear(nn.Linear):
+    """A linear layer that may have adapters."""
+
+    def __init__(self, into: int, out: int, bias: bool = True) -> None:
+        super().__init__(into, out, bias)
+        self.adapters = Adapters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapters.added(super().forward(x), x, super().forward)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that may have adapters."""
+
+    def __init__(
+        self, into: int, out: int, kernel: int, *, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(into, out, kernel, stride, padding)
+        self.adapters = ConvAdapters(self.stride, (padding, padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapters.added(super().forward(x), x, super().forward)
+
+
+def adapters_of(layer: nn.Module) -> Adapters:
+    """A layer's adapters; for one that can have none, some that stay empty."""
+    return layer.adapters if isinstance(layer, Linear | Conv2d) else Adapters()
+
+
+def adapters_in(part: nn.Module) -> dict[str, Adapters]:
+    """Those of all layers of a part, by name."""
+    return {
+        name: layer.adapters
+        for name, layer in part.named_modules()
+        if isinstance(layer, Linear | Conv2d)
+    }
+
+
+def make_adaptable(part: nn.Module) -> None:
+    """Gives all linear layers of another library's part adapters, in place."""
+    for layer in part.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Linear
+            cast(Linear, layer).adapters = Adapters()
+
+
+@contextmanager
+def adapted(
+    places: Mapping[str, Adapters], given: Sequence[tuple[slice, Mapping[str, tuple[Share, ...]]]]
+) -> Iterator[None]:
+    """Has layers add adapters to rows of their batch meanwhile.
+
+    places: a part's layers. given: rows, and the shares by the name of the layer.
+    """
+    rows_of: dict[str, list[RowShares]] = {}
+    for rows, layers in given:
+        for name, shares in layers.items():
+            rows_of.setdefault(name, []).append(RowShares(rows, shares))
+    try:
+        for name, rows_shares in rows_of.items():
+            places[name].rows = tuple(rows_shares)
+        yield
+    finally:
+        for name in rows_of:
+            places[name].rows = ()
+
+
+def gain_of(
+    weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, magnitude: Tensor
+) -> tuple[Gain, Tensor]:
+    """A layer's gain, and `up` with it in.
+
+    weight: of the layer, (out, in) or (out, in, kh, kw); bias: (out,). up: with the scale in.
+    magnitude: (out,), the lengths that rows of the adapted weight shall have. All on one device;
+    the result is float32. A row of zeros gets no gain.
+    """
+    rows = weight.float().flatten(1)
+    adapted_rows = torch.addmm(rows, up.float(), down.float().flatten(1))
+    lengths = adapted_rows.norm(dim=1)
+    gain = torch.where(lengths > 0, magnitude.float() / lengths, torch.ones_like(lengths))
+    factor = gain - 1
+    shift = torch.zeros_like(factor) if bias is None else -factor * bias.float()
+    return Gain(factor, shift), up.float() * gain[:, None]
