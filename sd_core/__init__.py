@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd_core.engine.engine import Engine
-    from sd_core.engine.request import Request
+    from sd_core.engine.request import Lora, Request
     from sd_core.engine.sample import sample_latents
     from sd_core.execution import make_ready
     from sd_core.loading import load_model
@@ -25,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "Engine",
     "LatentDiffusion",
+    "Lora",
     "Request",
     "Sampling",
     "load_model",
@@ -38,6 +39,7 @@ _MODULES = {
     "CheckpointError": "sd_core.weights.errors",
     "Engine": "sd_core.engine.engine",
     "LatentDiffusion": "sd_core.model.diffusion",
+    "Lora": "sd_core.engine.request",
     "Request": "sd_core.engine.engine",
     "Sampling": "sd_core.spec",
     "load_model": "sd_core.loading",

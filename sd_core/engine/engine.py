@@ -158,7 +158,7 @@ class Engine:
                 raise EngineClosedError("the engine is closed")
             self._arrived += 1
             if not future.done():
-                flight = InflightRequest(request, future, on_step, self._arrived, loras, state)
+                flight = InflightRequest(request, future, on_step, self._arrived, state, loras)
                 self._inbox.put(flight)
         return future
 

@@ -20,8 +20,8 @@ class InflightRequest:
     """A request on its way: waiting without a trajectory, then with one.
 
     arrived: its number, that no other has.
-    loras: its adapters, which stay on the device until it ends.
     state: what it is to be continued from.
+    loras: its adapters, which stay on the device until it ends.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
     exact: all evaluations so far gave the bits of the fixed row count.
     The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
@@ -31,8 +31,8 @@ class InflightRequest:
     future: Future[Rendered]
     on_step: OnStep | None
     arrived: int
-    loras: LoraSet | None = None
     state: bytes | None = None
+    loras: LoraSet | None = None
     trajectory: Trajectory | None = None
     contexts: list[RowContext] = field(default_factory=list)
     admitted: float = 0.0

@@ -104,7 +104,7 @@ class EncodedPrompts:
         return (until.text for condition in conditions for until in condition.texts)
 
     def _new(self, conditions: Iterable[Condition], loras: LoraSet | None) -> list[_Encoding]:
-        """What is still to be encoded for these, each once."""
+        """Encodings that these still need, each once."""
         chunks = dict.fromkeys(c for text in self._texts(conditions) for c in self._chunks(text))
         encodings = (_Encoding(chunk, loras) for chunk in chunks)
         return [encoding for encoding in encodings if encoding.key not in self._kept]

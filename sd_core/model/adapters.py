@@ -23,7 +23,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Gain(NamedTuple):
-    """What DoRA adds of the layer itself: factor · W x, which is factor · layer(x) + shift, both
+    """DoRA's part of the layer itself: factor · W x, which is factor · layer(x) + shift, both
     (out,).
     """
 
@@ -52,7 +52,7 @@ class Share(NamedTuple):
 
 
 class RowShares(NamedTuple):
-    """What a range of the batch's rows has of adapters, added in this order."""
+    """Adapters of a range of the batch's rows, added in this order."""
 
     rows: slice
     shares: tuple[Share, ...]

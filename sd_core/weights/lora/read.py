@@ -99,7 +99,7 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
 
 
 def _split(key: str) -> tuple[str | None, str]:
-    """What stands before a tensor's kind, the name of a layer, and the kind."""
+    """The name of a tensor's layer, which stands before its kind, and the kind."""
     key = key.removeprefix("base_model.model.")
     old = _OLD_PROCESSOR.fullmatch(key)
     if old is not None:
@@ -163,7 +163,7 @@ def _with_mid(where: str, down: Tensor, mid: Tensor) -> Tensor:
 
 
 def _other_kind(stored: Mapping[str, StoredTensor]) -> str | None:
-    """What a file is that holds no LoRA for Stable Diffusion v1; None where nothing shows it."""
+    """The kind of a file that is no LoRA for Stable Diffusion v1; None where nothing shows it."""
     leaves = {key.rpartition(".")[2] for key in stored} | {
         ".".join(key.rsplit(".", 2)[1:]) for key in stored
     }

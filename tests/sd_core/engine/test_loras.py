@@ -17,7 +17,7 @@ from sd_core.spec import Sampling
 from sd_core.weights.lora.read import LoraFile, read_lora
 from tests.sd_core.engine.test_engine import BFLOAT16
 from tests.sd_core.lora_files import lora_file, lora_tensors
-from tests.sd_core.small import ODD, numbers, small_model
+from tests.sd_core.small import ODD, SMALL, numbers, small_model
 
 WAYS = [("eager", "float32"), ("packed", "float32"), ("packed", "bfloat16"), BFLOAT16]
 
@@ -137,6 +137,21 @@ def test_close_to_float32_in_every_way_of_running(model, files):
         own = rendered(engine, request)[0]
     difference = (own - expected).abs().mean()
     assert difference < 0.2 * (without - expected).abs().mean()
+
+
+@pytest.mark.parametrize("way", [BFLOAT16], ids=str)
+def test_close_in_kernels_of_our_own_too(tmp_path, way):
+    """Sizes that suit these, for images large enough for Winograd's algorithm."""
+    execution, dtype = way
+    path = lora_file(tmp_path, lora_tensors(SMALL, 1))
+    dora = lora_file(tmp_path, lora_tensors(SMALL, 2, parts="unet.", dora=True), "dora")
+    model = make_ready(small_model(SMALL).to(getattr(torch, dtype)), execution)
+    request = ask("a red circle", Lora.of(path), Lora.of(dora, 0.5), width=128, height=128)
+    with Engine(small_model(SMALL), rows=2) as engine:
+        expected, without = rendered(engine, request, dataclasses.replace(request, loras=()))
+    with Engine(model, rows=2) as engine:
+        own = rendered(engine, request)[0]
+    assert (own - expected).abs().mean() < 0.2 * (without - expected).abs().mean()
 
 
 def test_weight_0_is_the_picture_without(model, files):

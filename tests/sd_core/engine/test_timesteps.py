@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sd_core.engine import timesteps
-from sd_core.engine.timesteps import EmbeddedTimesteps
+from sd_core.engine.timesteps import EmbeddedTimesteps, Times
 from sd_core.sampling.samplers import step_table
 from tests.sd_core.small import small_model
 
@@ -21,7 +21,7 @@ def embedded(model, table) -> torch.Tensor:
 
 
 def found(kept: EmbeddedTimesteps, table) -> torch.Tensor:
-    begin = kept.begin(table)
+    begin = kept.begin(Times(table))
     return kept.rows[begin : begin + len(table)]
 
 
@@ -30,7 +30,7 @@ def test_rows_are_those_of_the_table_embedded_alone(model, monkeypatch):
     kept = EmbeddedTimesteps(model)
     tables = [step_table("ddim", steps) for steps in (3, 4, 5, 9, 20)]
     for table in tables:
-        kept.add([table])
+        kept.add([Times(table)])
     for table in tables:
         assert torch.equal(found(kept, table), embedded(model, table))
 
@@ -43,13 +43,13 @@ def test_what_is_in_use_stays_and_the_longest_unused_goes(model, monkeypatch):
     others = [step_table("ddim", steps) for steps in range(3, 20)]
     sizes = []
     for table in others:
-        kept.add([used, table])
+        kept.add([Times(used), Times(table)])
         assert torch.equal(found(kept, used), embedded(model, used))
         assert torch.equal(found(kept, table), embedded(model, table))
         sizes.append(len(kept.rows))
     assert max(sizes) <= 2 * (30 + 12 + 20)
     with pytest.raises(KeyError):
-        kept.begin(others[0])
+        kept.begin(Times(others[0]))
 
 
 def test_an_empty_table_needs_no_rows(model):

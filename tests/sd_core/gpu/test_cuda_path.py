@@ -266,17 +266,18 @@ class TestPrompts:
     def test_a_prompt_is_the_same_whatever_it_is_encoded_with(self, model):
         alone = context_of(EncodedPrompts(model), "a star")
         together = EncodedPrompts(model)
-        together.encode_ahead(told(*[f"picture {n}" for n in range(7)], "a star", "a ring"))
+        waiting = told(*[f"picture {n}" for n in range(7)], "a star", "a ring")
+        together.encode_ahead([(waiting, None)])
         for one, other in zip(alone, context_of(together, "a star"), strict=True):
             assert all(torch.equal(a.near, b.near) for a, b in zip(one, other, strict=True))
 
     def test_only_whole_batches_are_encoded_ahead_and_waited_for_once(self, model, device):
         prompts = EncodedPrompts(model)
         device.launches.clear()
-        prompts.encode_ahead(told("one", "two"))
+        prompts.encode_ahead([(told("one", "two"), None)])
         assert not device.launches
         ahead = told(*[f"picture {n}" for n in range(20)])
-        prompts.encode_ahead(ahead)
+        prompts.encode_ahead([(ahead, None)])
         device.launches.clear()
         prompts.get(ahead[:3])
         prompts.get(ahead[3:8])
@@ -293,7 +294,7 @@ class TestPrompts:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
             patch.setattr(model, "encode_chunks", short)
-            prompts.encode_ahead(ahead)
+            prompts.encode_ahead([(ahead, None)])
             with pytest.raises(torch.OutOfMemoryError):
                 prompts.get(ahead[:1])
         assert len(prompts.get(ahead)) == 8
