@@ -68,7 +68,7 @@ class AdapterCache:
         self._sets: dict[tuple[Lora, ...], LoraSet] = {}  # of images in the engine
         self._numbers = count()
         self._closed = False
-        self._reading = threading.Lock()  # one file at a time
+        self._holding = threading.Lock()
         self._changed = threading.Condition()
 
     def hold(self, loras: Sequence[Lora]) -> LoraSet | None:
@@ -82,13 +82,15 @@ class AdapterCache:
         if not wanted:
             return None
         held: list[str] = []
-        try:
-            for lora in wanted:
-                self._hold(lora)
-                held.append(lora.sha256)
-        except BaseException:
-            self._release(held)
-            raise
+        # One image at a time: two that hold a part of theirs would wait for each other.
+        with self._holding:
+            try:
+                for lora in wanted:
+                    self._hold(lora, held)
+                    held.append(lora.sha256)
+            except BaseException:
+                self._release(held)
+                raise
         with self._changed:
             if wanted not in self._sets:
                 self._sets[wanted] = self._set_of(wanted)
@@ -110,17 +112,17 @@ class AdapterCache:
         with self._changed:
             return sum(loaded.nbytes for loaded in self._loaded.values())
 
-    def _hold(self, lora: Lora) -> None:
-        with self._reading:
-            with self._changed:
-                if lora.sha256 in self._loaded:
-                    self._use(lora.sha256)
-                    return
-            loaded = self._read(lora)
-            with self._changed:
-                self._make_room(lora, loaded.nbytes)
-                self._loaded[lora.sha256] = loaded
+    def _hold(self, lora: Lora, held: Sequence[str]) -> None:
+        """held: what the image has already."""
+        with self._changed:
+            if lora.sha256 in self._loaded:
                 self._use(lora.sha256)
+                return
+        loaded = self._read(lora)
+        with self._changed:
+            self._make_room(lora, loaded.nbytes, held)
+            self._loaded[lora.sha256] = loaded
+            self._use(lora.sha256)
 
     def _use(self, sha256: str) -> None:
         self._users[sha256] += 1
@@ -136,10 +138,11 @@ class AdapterCache:
             }
             self._changed.notify_all()
 
-    def _make_room(self, lora: Lora, nbytes: int) -> None:
+    def _make_room(self, lora: Lora, nbytes: int, held: Sequence[str]) -> None:
         """Drops adapters that no image uses, those unused for longest first."""
-        if nbytes > self._limit_bytes:
-            raise MemoryError(_too_large(lora.file, nbytes, self._limit_bytes))
+        own = sum(self._loaded[name].nbytes for name in dict.fromkeys(held))
+        if own + nbytes > self._limit_bytes:
+            raise MemoryError(_too_large(lora.file, own + nbytes, self._limit_bytes))
         while sum(loaded.nbytes for loaded in self._loaded.values()) + nbytes > self._limit_bytes:
             unused = next((name for name in self._loaded if not self._users[name]), None)
             if unused is not None:
@@ -205,8 +208,8 @@ def _add(
 
 def _too_large(file: Path, nbytes: int, limit_bytes: int) -> str:
     return (
-        f"{file}: an adapter of {nbytes / 2**20:,.0f} MiB; there is room for "
-        f"{limit_bytes / 2**20:,.0f} MiB of them"
+        f"{file}: with it an image's adapters take {nbytes / 2**20:,.0f} MiB; there is room for "
+        f"{limit_bytes / 2**20:,.0f} MiB"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -217,13 +218,37 @@ class TestCache:
         every, attention = Lora.of(files["all"]), Lora.of(files["attention"])
         model = small_model(ODD)
         cache = AdapterCache(model, 2**30)
-        held = cache.hold([every])
+        cache.hold([every])
         tight = AdapterCache(model, cache.nbytes + 1)
         held = tight.hold([every])
         tight.close()  # so that it does not wait for room
         with pytest.raises(RuntimeError, match="closed"):
             tight.hold([attention])
         assert tight.hold([every]) is held
+
+    def test_two_that_have_no_room_together_are_refused_at_once(self, files):
+        every, attention = Lora.of(files["all"]), Lora.of(files["attention"])
+        model = small_model(ODD)
+        wide = AdapterCache(model, 2**30)
+        wide.hold([every, attention])
+        tight = AdapterCache(model, wide.nbytes - 1)
+        with pytest.raises(MemoryError, match="attention"):
+            tight.hold([every, attention])
+        tight.give_back(tight.hold([attention]))  # nothing of the first is held
+
+    def test_who_waits_for_room_goes_on_when_an_image_ends(self, files):
+        every, attention = Lora.of(files["all"]), Lora.of(files["attention"])
+        model = small_model(ODD)
+        wide = AdapterCache(model, 2**30)
+        wide.hold([every])
+        tight = AdapterCache(model, wide.nbytes)
+        held = tight.hold([every])
+        with ThreadPoolExecutor(1) as beside:
+            waiting = beside.submit(tight.hold, [attention])
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            tight.give_back(held)
+            assert waiting.result(timeout=60).key == (attention,)
 
     def test_one_that_is_too_large_says_how_large(self, files):
         with pytest.raises(MemoryError, match="room for 0 MiB"):
