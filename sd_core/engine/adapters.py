@@ -82,7 +82,7 @@ class AdapterCache:
         if not wanted:
             return None
         held: list[str] = []
-        # One image at a time: two that hold a part of theirs would wait for each other.
+        # One image at a time: two that hold some of what they need would wait for each other.
         with self._holding:
             try:
                 for lora in wanted:

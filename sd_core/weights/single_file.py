@@ -27,6 +27,9 @@ from sd_core.weights.validate_sizes import native_size, sized
 SPEC_KEY = "sdbatch.spec"
 """Where our own files keep their sizes as JSON: what shapes do not tell need not be assumed."""
 
+ADAPTER_KEY = "lora_adapter_metadata"
+"""Where diffusers keeps PEFT's configuration of an adapter as JSON."""
+
 SCALE_TOLERANCE = 2**-7
 """Relative; bfloat16 holds 0.18215 as 0.1826."""
 
@@ -40,11 +43,14 @@ TEXT_PREFIX = "cond_stage_model."
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file's tensors by name, its format, and the sizes where it carries them."""
+    """A file's tensors by name, its format, and what else it carries as JSON: the sizes of a model,
+    PEFT's configuration of an adapter.
+    """
 
     format: str
     tensors: Mapping[str, StoredTensor]
     spec_json: str | None = None
+    adapter_json: str | None = None
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -52,7 +58,8 @@ def read_weights(path: Path) -> WeightsFile:
     file = MappedFile(path)
     if looks_like_safetensors(file):
         tensors, metadata = read_safetensors(file)
-        return WeightsFile("safetensors", tensors, metadata.get(SPEC_KEY))
+        texts = metadata.get(SPEC_KEY), metadata.get(ADAPTER_KEY)
+        return WeightsFile("safetensors", tensors, *texts)
     for looks_like, read in _PICKLED:
         if looks_like(file):
             content = read(file)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from sd_core.spec import ModelSpec
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.lora.names import Layer, Shape, layers_of
-from sd_core.weights.single_file import read_weights
+from sd_core.weights.lora.peft import scales
+from sd_core.weights.single_file import ADAPTER_KEY, read_weights
 from sd_core.weights.stored import StoredTensor
 
 MOST_RANK = 4096
@@ -47,7 +49,7 @@ class LowRankLayer:
     """The adapter of a layer, as stored, on the CPU.
 
     down: (r, in), of a convolution with larger kernels (r, in, kh, kw). up: (out, r). scale: alpha
-    over rank, 1 where the file has no alpha. magnitude: (out,), of DoRA.
+    over rank, 1 where the file says nothing of alpha. magnitude: (out,), of DoRA.
     """
 
     down: Tensor
@@ -70,11 +72,17 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
     Raises `CheckpointError` for a file of something else or of another kind of model, and naming
     what fits no layer of this one.
     """
-    stored = read_weights(path).tensors
+    weights = read_weights(path)
+    stored = weights.tensors
     seems = _other_kind(stored)
     if seems is not None:
         raise CheckpointError(f"{path}: it seems to be {seems}")
+    try:
+        scale_of = scales(weights.adapter_json)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its {ADAPTER_KEY} cannot be read: {error}") from None
     names, shapes = layers_of(spec)
+    places: dict[Layer, str] = {}
     parts: dict[Layer, dict[str, Tensor]] = {}
     unknown: list[str] = []
     for key, tensor in stored.items():
@@ -83,6 +91,7 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
         if layer is None:
             unknown.append(key)
         else:
+            places[layer] = str(place)
             parts.setdefault(layer, {})[leaf] = _copied(path, key, tensor)
     if unknown:
         listed = ", ".join(named(key) for key in unknown[:NAMED])
@@ -94,7 +103,9 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
     found: dict[str, dict[str, LowRankLayer]] = {"unet": {}, "text": {}}
     for layer, tensors in parts.items():
         component, name = layer
-        found[component][name] = _low_rank(f"{path}: {component} {name}", tensors, shapes[layer])
+        scale = partial(scale_of, places[layer])
+        where = f"{path}: {component} {name}"
+        found[component][name] = _low_rank(where, tensors, shapes[layer], scale)
     return LoraFile(**found)
 
 
@@ -122,7 +133,13 @@ def _copied(path: Path, key: str, tensor: StoredTensor) -> Tensor:
     return copy
 
 
-def _low_rank(where: str, tensors: Mapping[str, Tensor], shape: Shape) -> LowRankLayer:
+def _low_rank(
+    where: str,
+    tensors: Mapping[str, Tensor],
+    shape: Shape,
+    scale_of: Callable[[int], float],
+) -> LowRankLayer:
+    """scale_of: gives the scale by the rank, where no alpha is among the tensors."""
     down, up = tensors.get("down"), tensors.get("up")
     if down is None or up is None:
         missing = "down" if down is None else "up"
@@ -149,7 +166,7 @@ def _low_rank(where: str, tensors: Mapping[str, Tensor], shape: Shape) -> LowRan
     alpha = tensors.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise CheckpointError(f"{where}: alpha is {tuple(alpha.shape)}; expected one number")
-    scale = 1.0 if alpha is None else float(alpha.double().flatten()[0]) / rank
+    scale = scale_of(rank) if alpha is None else float(alpha.double().flatten()[0]) / rank
     return LowRankLayer(down.contiguous(), up.flatten(1).contiguous(), scale, magnitude)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -120,6 +122,24 @@ def test_what_is_no_adapter_of_this_model_says_what_it_is(tmp_path, shapes, word
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     with pytest.raises(CheckpointError, match=words):
         read_lora(lora_file(tmp_path, tensors), ODD)
+
+
+def test_what_peft_says_of_the_scale(tmp_path):
+    tensors = {}
+    for layer in (ATTENTION, ATTENTION.replace("to_q", "to_out.0")):
+        tensors[f"unet.{layer}.lora_A.weight"] = torch.randn(4, 48)
+        tensors[f"unet.{layer}.lora_B.weight"] = torch.randn(48, 4)
+    config = {"unet.lora_alpha": 8, "unet.alpha_pattern": {ATTENTION: 2}, "unet.r": 4}
+    for rslora, scales in ((False, {0.5, 2.0}), (True, {1.0, 4.0})):
+        text = json.dumps(config | {"unet.use_rslora": rslora})
+        save_file(tensors, tmp_path / "peft.safetensors", {"lora_adapter_metadata": text})
+        found = read_lora(tmp_path / "peft.safetensors", ODD).unet
+        assert {layer.scale for layer in found.values()} == scales
+        assert min(found, key=lambda name: found[name].scale).endswith("to_q")
+    for damaged in ("{", "[]", '{"unet.lora_alpha": "many"}'):
+        save_file(tensors, tmp_path / "peft.safetensors", {"lora_adapter_metadata": damaged})
+        with pytest.raises(CheckpointError, match="lora_adapter_metadata cannot be read"):
+            read_lora(tmp_path / "peft.safetensors", ODD)
 
 
 def test_numbers_that_are_not_finite(tmp_path):
