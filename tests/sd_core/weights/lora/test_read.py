@@ -96,7 +96,7 @@ def test_a_kernel_between_two_products_is_part_of_the_first(tmp_path):
     chain = torch.nn.functional.conv2d
     expected = chain(chain(chain(x, down), mid, padding=1), up)
     own = chain(chain(x, found.down, padding=1), found.up[..., None, None])
-    torch.testing.assert_close(own, expected, rtol=0, atol=1e-4)
+    assert (own - expected).abs().max() < 1e-6 * expected.abs().max() * 24  # channels
 
 
 WRONG = {
