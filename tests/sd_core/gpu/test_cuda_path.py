@@ -14,13 +14,14 @@ import torch._inductor.config
 
 from sd_core.device import device_kind, own_memory, release_memory
 from sd_core.engine import model_runner
+from sd_core.engine.adapters import AdapterCache, LoraSet
 from sd_core.engine.batch_rows import CHECKS, Rows
 from sd_core.engine.engine import Engine
 from sd_core.engine.inflight import InflightRequest
 from sd_core.engine.memory import Capacity
 from sd_core.engine.model_runner import ModelRunner
 from sd_core.engine.prompts import EncodedPrompts
-from sd_core.engine.request import Batch, Request
+from sd_core.engine.request import Batch, Lora, Request
 from sd_core.engine.snapshot import StateError
 from sd_core.execution import make_ready, run_as
 from sd_core.gpu.graphs import Graphs
@@ -31,6 +32,7 @@ from sd_core.transfer import AHEAD, CopyOut, Upload, to_device
 from tests.sd_core.engine.test_engine import request
 from tests.sd_core.gpu import stand_in
 from tests.sd_core.gpu.stand_in import CUDA, Far
+from tests.sd_core.lora_files import lora_file, lora_tensors
 from tests.sd_core.small import LEVEL, ODD, numbers, small_model
 
 ROWS = 8
@@ -69,9 +71,9 @@ class Run:
         self.flights: list[InflightRequest] = []
         self._arrived = 0
 
-    def start(self, request: Request) -> InflightRequest:
+    def start(self, request: Request, loras: LoraSet | None = None) -> InflightRequest:
         self._arrived += 1
-        flight = InflightRequest(request, Future(), None, self._arrived)
+        flight = InflightRequest(request, Future(), None, self._arrived, loras=loras)
         self.runner.start(flight)
         self.flights.append(flight)
         return flight
@@ -249,6 +251,28 @@ def test_long_and_several_prompts_are_captured_once_they_stay(device, monkeypatc
     # Long ones take the place of another in the same buffers; other weights are another program.
     assert captures == [0, 3 if kind == "parts" else 2]
     assert replays[1] >= 6
+
+
+def test_adapters_are_read_where_they_are_and_captured_once_they_stay(
+    device, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(model_runner, "CAPTURE_AFTER", 2)
+    path = lora_file(tmp_path, lora_tensors(ODD, 1))
+    found, captures = [], []
+    for execution in ("eager", "graphed"):
+        run = Run(model_on(execution))
+        cache = AdapterCache(run.runner.model, 2**30)
+        pixels = []
+        for weight in (0.8, -0.5):
+            run.start(request("a star", steps=5, seed=5))
+            run.start(request(steps=5, seed=1), cache.hold([Lora.of(path, weight)]))
+            pixels += run.finish()
+        found.append(pixels)
+        captures.append(run.runner.captures)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert torch.equal(found[0][0], found[0][2])  # the one without notices nothing
+    assert not torch.equal(found[0][1], found[0][3])
+    assert captures == [0, 2]  # a program for each set
 
 
 def told(*prompts: str) -> list[Condition]:
