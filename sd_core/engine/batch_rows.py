@@ -53,7 +53,7 @@ class Rows:
     """Row counts of one engine.
 
     fixed: gives the row count of exact batches of a shape. device: cpu or cuda. static: no other
-    count for any batch, as each would have to be compiled.
+    count for any batch: each would have to be compiled, or may have other bits now and then.
     """
 
     def __init__(self, device: str, fixed: Callable[[Shape], int], *, static: bool = False) -> None:

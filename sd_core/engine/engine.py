@@ -111,7 +111,10 @@ class Engine:
             most = batch_rows(model.device.type, shape) if rows is None else rows
             return max(2, min(most, capacity.rows(shape) // 2 * 2))
 
-        self._rows = Rows(model.device.type, fixed, static=model.execution == "compiled")
+        # Emulated products gave the bits of the fixed count twice, and others later.
+        emulated = model.device.type == "cpu" and model.dtype.itemsize == 2
+        static = model.execution == "compiled" or (emulated and model.execution == "eager")
+        self._rows = Rows(model.device.type, fixed, static=static)
         self._adapters = AdapterCache(model, adapter_bytes)
         self._stages = ModelRunner(model, self._rows, capacity)
         self._lineup: Scheduler[InflightRequest] = Scheduler(fixed)
