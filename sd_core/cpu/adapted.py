@@ -16,16 +16,16 @@ def adapted_geglu(adapters: Adapters, x: Tensor, whole: Product, sums: Product) 
     """
     if not adapters.rows:
         return whole(x)
-    own = [number for rows, _ in adapters.rows for number in range(*rows.indices(len(x)))]
-    # Given all rows or none: the kernel may divide its work by how many there are.
-    out = whole(x) if len(own) < len(x) else None
+    made = []
     for rows, shares in adapters.rows:
         both = sums(x[rows])
         adapters.add(both, x[rows], shares, sums)
         value, gate = both.chunk(2, dim=-1)
-        gated = F.gelu(gate).mul_(value)
-        if out is None:
-            out = gated.new_empty(*x.shape[:-1], gated.shape[-1])
+        made.append((rows, F.gelu(gate).mul_(value)))
+    if sum(len(gated) for _, gated in made) < len(x):
+        out = whole(x)  # of all rows: the kernel may divide its work by how many there are
+    else:
+        out = x.new_empty(*x.shape[:-1], made[0][1].shape[-1])
+    for rows, gated in made:
         out[rows] = gated
-    assert out is not None
     return out

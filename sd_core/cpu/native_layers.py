@@ -145,16 +145,12 @@ class WinogradConv2d(nn.Module):
 
     def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The convolution of x enlarged to (height, width) by nearest neighbours."""
-        doubled = size == (2 * x.shape[2], 2 * x.shape[3])
-        if doubled and not self.adapters.rows:
-            return self._of_doubled(x)
-        enlarged = F.interpolate(x, size=size, mode="nearest")
-        if not doubled:
-            return self(enlarged)
-        return self.adapters.added(self._of_doubled(x), enlarged, self._product)
+        if size != (2 * x.shape[2], 2 * x.shape[3]):
+            return self(F.interpolate(x, size=size, mode="nearest"))
+        out = winograd(x, self.weight, self.bias, doubled=True)
+        if self.adapters.rows:
+            self.adapters.added(out, F.interpolate(x, size=size, mode="nearest"), self._product)
+        return out
 
     def _product(self, x: Tensor) -> Tensor:
         return winograd(x, self.weight, self.bias)
-
-    def _of_doubled(self, x: Tensor) -> Tensor:
-        return winograd(x, self.weight, self.bias, doubled=True)

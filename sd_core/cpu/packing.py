@@ -86,10 +86,9 @@ class PackedLinear(nn.Module):
         self.adapters = adapters or Adapters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapters.added(self.product(x), x, self.product)
+        return self.adapters.added(self._product(x), x, self._product)
 
-    def product(self, x: Tensor) -> Tensor:
-        """The layer without adapters."""
+    def _product(self, x: Tensor) -> Tensor:
         weight = self._laid_out(x)
         if weight.is_mkldnn:
             return mkldnn.linear(x, weight, self.bias)

@@ -5,7 +5,6 @@ Nothing here runs on the engine's thread but giving back: so a batch goes on whi
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ import torch
 from torch import nn
 
 from sd_core.cpu.plain_weight import plain_weight
-from sd_core.engine.request import EngineClosedError, Lora
-from sd_core.model.adapters import LowRank, Share, gain_of
+from sd_core.engine.request import EngineClosedError, Lora, sha256_of
+from sd_core.model.adapters import Gain, LowRank, Share, gain_of
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.lora.read import LowRankLayer, read_lora
@@ -166,11 +165,12 @@ class AdapterCache:
     def _read(self, lora: Lora) -> _Loaded:
         try:
             size = lora.file.stat().st_size
+            if size > 2 * self._limit_bytes:  # float32 here may be 16 bits there
+                raise MemoryError(_too_large(lora.file, size, self._limit_bytes))
+            found = sha256_of(lora.file)
         except OSError as error:
             raise CheckpointError(f"{lora.file}: cannot be read: {error.strerror}") from None
-        if size > 2 * self._limit_bytes:  # float32 here may be 16 bits there
-            raise MemoryError(_too_large(lora.file, size, self._limit_bytes))
-        if _sha256(lora.file) != lora.sha256:
+        if found != lora.sha256:
             raise CheckpointError(f"{lora.file}: not the file that the sha256 of it names")
         file = read_lora(lora.file, self._model.spec)
         unet = dict(self._layers(self._model.unet, file.unet))
@@ -190,7 +190,7 @@ class AdapterCache:
                 weight, bias = plain_weight(part, name)
                 own = (t.to(weight.device) for t in (down, up.float() * scale, layer.magnitude))
                 gain, up = gain_of(weight, bias, *own)
-                gain, scale = type(gain)(*(t.to(device, dtype) for t in gain)), 1.0
+                gain, scale = Gain(*(t.to(device, dtype) for t in gain)), 1.0
             yield name, LowRank(down.to(device, dtype), up.to(device, dtype), scale, gain)
 
 
@@ -211,11 +211,3 @@ def _too_large(file: Path, nbytes: int, limit_bytes: int) -> str:
         f"{file}: with it an image's adapters take {nbytes / 2**20:,.0f} MiB; there is room for "
         f"{limit_bytes / 2**20:,.0f} MiB"
     )
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None

@@ -27,7 +27,7 @@ from sd_core.device import own_memory, use_device
 from sd_core.engine.adapters import AdapterCache, LoraSet
 from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
 from sd_core.engine.inflight import InflightRequest, PendingOutput
-from sd_core.engine.memory import Capacity
+from sd_core.engine.memory import Capacity, room_for_adapters
 from sd_core.engine.model_runner import ModelRunner, table_of
 from sd_core.engine.prompts import PROMPTS_KEPT
 from sd_core.engine.request import (
@@ -55,9 +55,6 @@ __all__ = [
     "batch_rows",
 ]
 
-ADAPTER_BYTES = 2**30
-"""About seven adapters of rank 128 at v1 size in 16 bits, or thirty of rank 32."""
-
 LOOK_AHEAD = 16
 """Waiting images whose prompts may be encoded beside the evaluations of others."""
 
@@ -76,7 +73,7 @@ class Engine:
     on_batch: called on the engine's thread after each evaluation; it must return at once and not
         raise.
     adapter_bytes: memory of the device for adapters: for those of images in the engine, and for the
-        latest used.
+        latest used. By default 1 GiB, or a sixteenth of the device's memory.
     Raises `ValueError` for arguments of another type, and for less than 2 rows.
     """
 
@@ -86,7 +83,7 @@ class Engine:
         *,
         rows: int | None = None,
         on_batch: OnBatch | None = None,
-        adapter_bytes: int = ADAPTER_BYTES,
+        adapter_bytes: int | None = None,
     ) -> None:
         if rows is not None and whole_number("rows", rows, "of at least 2") < 2:
             raise ValueError(f"rows {rows} does not hold an image with guidance; at least 2")
@@ -96,10 +93,14 @@ class Engine:
             )
         _check_callable("on_batch", on_batch)
         self.model = model
+        memory = own_memory(model.device)
+        if adapter_bytes is None:
+            adapter_bytes = room_for_adapters(memory)
+        adapter_bytes = whole_number("adapter_bytes", adapter_bytes, "of bytes")
         capacity = Capacity(
             model.spec,
             str(model.device),
-            own_memory(model.device),
+            memory,
             sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model),
             model.dtype.itemsize,
             adapter_bytes=adapter_bytes,
@@ -111,9 +112,9 @@ class Engine:
             most = batch_rows(model.device.type, shape) if rows is None else rows
             return max(2, min(most, capacity.rows(shape) // 2 * 2))
 
-        # Emulated products gave the bits of the fixed count twice, and others later.
-        emulated = model.device.type == "cpu" and model.dtype.itemsize == 2
-        static = model.execution == "compiled" or (emulated and model.execution == "eager")
+        # Eager products of 16 bits on a CPU gave the bits of the fixed count twice, others later.
+        rounded = model.device.type == "cpu" and model.dtype.itemsize == 2
+        static = model.execution == "compiled" or (rounded and model.execution == "eager")
         self._rows = Rows(model.device.type, fixed, static=static)
         self._adapters = AdapterCache(model, adapter_bytes)
         self._stages = ModelRunner(model, self._rows, capacity)

@@ -73,6 +73,11 @@ def prompt_bytes(spec: ModelSpec, itemsize: int) -> int:
     return 2 * spec.text.length * width * itemsize
 
 
+def room_for_adapters(total_bytes: int) -> int:
+    """Bytes that adapters may take of a device's memory, where nothing else is said."""
+    return min(2**30, total_bytes // 16)
+
+
 @dataclass(frozen=True)
 class Capacity:
     """Memory of a device beside the model's weights.
@@ -81,7 +86,7 @@ class Capacity:
     total_bytes: of the device's memory.
     weights_bytes: of the model in it.
     itemsize: bytes of a number of the model's type.
-    adapter_bytes: that adapters may take; where that is more, a sixteenth of the memory.
+    adapter_bytes: that adapters may take.
     prompts: how many are kept for later images.
     captured: evaluations are CUDA graphs, which keep their memory while images are decoded.
     """
@@ -98,8 +103,7 @@ class Capacity:
     @property
     def free_bytes(self) -> int:
         prompts = self.prompts * prompt_bytes(self.spec, self.itemsize)
-        adapters = min(self.adapter_bytes, self.total_bytes // 16)
-        return round(USABLE * self.total_bytes) - self.weights_bytes - prompts - adapters
+        return round(USABLE * self.total_bytes) - self.weights_bytes - prompts - self.adapter_bytes
 
     def rows(self, shape: Shape) -> int:
         """Rows of this latent shape that an evaluation has room for."""

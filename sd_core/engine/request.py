@@ -42,6 +42,12 @@ MOST_LORAS = 32
 MOST_LORA_WEIGHT = 100.0
 
 
+def sha256_of(path: Path) -> str:
+    """In hex, of a file's bytes. Raises `OSError`."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class Lora:
     """A low-rank adapter of an image, and how much of it is added.
@@ -69,9 +75,12 @@ class Lora:
     @classmethod
     def of(cls, file: str | Path, weight: float = 1.0, text_weight: float | None = None) -> Lora:
         """The adapter in a file, which is read for its sha256. Raises `OSError`, `ValueError`."""
-        with Path(file).open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        return cls(Path(file), digest, weight, weight if text_weight is None else text_weight)
+        return cls(
+            Path(file),
+            sha256_of(Path(file)),
+            weight,
+            weight if text_weight is None else text_weight,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,10 +123,10 @@ class Request:
             object.__setattr__(self, "priority", priority)
         if type(self.exact) is not bool:
             raise ValueError(f"exact {self.exact!r:.80} is neither True nor False")
-        loras = tuple(self.loras)
-        if not all(isinstance(lora, Lora) for lora in loras) or len(loras) > MOST_LORAS:
+        listed = isinstance(self.loras, tuple | list) and len(self.loras) <= MOST_LORAS
+        if not listed or not all(isinstance(lora, Lora) for lora in self.loras):
             raise ValueError(f"loras {self.loras!r:.80} are not at most {MOST_LORAS} Loras")
-        object.__setattr__(self, "loras", loras)
+        object.__setattr__(self, "loras", tuple(self.loras))
         _ = self.conditions
 
     @cached_property

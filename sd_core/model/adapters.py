@@ -59,8 +59,8 @@ class RowShares(NamedTuple):
 
 
 class Adapters:
-    """Those of one layer at the next evaluations; mostly none. A layer that takes another's place
-    takes over its `Adapters`.
+    """Adapters of one layer at the next evaluations; mostly none. A layer that takes the place of
+    another takes over its `Adapters`.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Adapters:
 
 
 class ConvAdapters(Adapters):
-    """Those of a convolution. Its rows are taken one at a time."""
+    """Adapters of a convolution. Its rows are taken one at a time."""
 
     def __init__(self, stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def adapters_of(layer: nn.Module) -> Adapters:
 
 
 def adapters_in(part: nn.Module) -> dict[str, Adapters]:
-    """Those of all layers of a part, by name."""
+    """Adapters of all layers of a part, by name."""
     return {
         name: layer.adapters
         for name, layer in part.named_modules()

@@ -142,7 +142,7 @@ def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> 
             f"{checkpoint.path}: its weights do not fit the model"
             f"{checkpoint.note}: {'; '.join(problems)}"
         )
-    _refuse_shared(checkpoint.path, matched)
+    refuse_shared(checkpoint.path, matched)
     if harmless:
         log.warning("%s: %s", checkpoint.path, left_out(harmless))
     return matched
@@ -165,9 +165,9 @@ def _sort_out(
             extra.append(name if part is None else part.where + name)
 
 
-def _refuse_shared(path: str, matched: Mapping[str, Matched]) -> None:
+def refuse_shared(path: str, matched: Mapping[str, Matched]) -> None:
     """A strided tensor may repeat one element, and tensors may lie in the same bytes, so that a
-    small file would describe a model that fills the memory.
+    small file would describe weights that fill the memory. Raises `CheckpointError`.
     """
     tensors = [stored for part in matched.values() for stored in part.values()]
     files = {stored.file.path: stored.file.size for stored in tensors}

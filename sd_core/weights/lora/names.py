@@ -21,8 +21,8 @@ Layer = tuple[str, str]
 
 @lru_cache(maxsize=8)
 def layers_of(spec: ModelSpec) -> tuple[dict[str, Layer], dict[Layer, Shape]]:
-    """Every name that a file may have for a layer, without what stands before it, and the shapes of
-    the layers' weights: (out, in) or (out, in, kh, kw).
+    """Every name that a file may have for a layer, and the shapes of the layers'
+    weights: (out, in) or (out, in, kh, kw).
     """
     with torch.device("meta"):
         unet = UNet(spec.unet)

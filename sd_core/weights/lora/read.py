@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sd_core.spec import ModelSpec
+from sd_core.weights.assemble import refuse_shared
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.lora.names import Layer, Shape, layers_of
 from sd_core.weights.lora.peft import scales
@@ -74,6 +75,7 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
     """
     weights = read_weights(path)
     stored = weights.tensors
+    refuse_shared(str(path), {"lora": dict(stored)})
     seems = _other_kind(stored)
     if seems is not None:
         raise CheckpointError(f"{path}: it seems to be {seems}")
@@ -92,7 +94,10 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
             unknown.append(key)
         else:
             places[layer] = str(place)
-            parts.setdefault(layer, {})[leaf] = _copied(path, key, tensor)
+            known = parts.setdefault(layer, {})
+            if leaf in known:
+                raise CheckpointError(f"{path}: {named(key)} is there twice, by another name")
+            known[leaf] = _copied(path, key, tensor)
     if unknown:
         listed = ", ".join(named(key) for key in unknown[:NAMED])
         rest = "" if len(unknown) <= NAMED else f" and {len(unknown) - NAMED:,} more"
@@ -144,19 +149,27 @@ def _low_rank(
     if down is None or up is None:
         missing = "down" if down is None else "up"
         raise CheckpointError(f"{where}: its {missing} half is missing")
-    rank = down.shape[0] if down.dim() else 0
-    if "mid" in tensors:
-        down = _with_mid(where, down, tensors["mid"])
-    out, into, *kernel = shape
-    if down.dim() == 2 or tuple(down.shape[2:]) == (1, 1):
+    mid = tensors.get("mid")
+    misfit = CheckpointError(
+        f"{where}: found {' and '.join(str(tuple(t.shape)) for t in tensors.values() if t.dim())}; "
+        f"expected a rank of 1 to {MOST_RANK} for a layer of {shape}"
+    )
+    if any(half.dim() not in (2, 4) for half in (down, up)) or not 1 <= len(down) <= MOST_RANK:
+        raise misfit
+    rank = len(down)
+    if mid is not None:
+        if mid.dim() != 4 or mid.shape[:2] != (rank, rank):
+            raise misfit
+        # LoCon's kernel between two products, as part of the first: (r, in, kh, kw).
+        both = torch.einsum("rmhw,mi->rihw", mid.double(), down.flatten(1).double())
+        down = both.to(down.dtype)
+    if down.shape[2:] == (1, 1):
         down = down.flatten(1)
+    up = up.flatten(1)
+    out, into, *kernel = shape
     expected: Shape = (rank, into, *kernel) if kernel not in ([], [1, 1]) else (rank, into)
-    fits = tuple(down.shape) == expected and tuple(up.flatten(1).shape) == (out, rank)
-    if not fits or not 1 <= rank <= MOST_RANK:
-        raise CheckpointError(
-            f"{where}: found {tuple(tensors['down'].shape)} and {tuple(up.shape)}; expected a rank "
-            f"of 1 to {MOST_RANK} for a layer of {shape}"
-        )
+    if down.shape != expected or up.shape != (out, rank):
+        raise misfit
     magnitude = tensors.get("magnitude")
     if magnitude is not None:
         if magnitude.numel() != out:
@@ -167,16 +180,7 @@ def _low_rank(
     if alpha is not None and alpha.numel() != 1:
         raise CheckpointError(f"{where}: alpha is {tuple(alpha.shape)}; expected one number")
     scale = scale_of(rank) if alpha is None else float(alpha.double().flatten()[0]) / rank
-    return LowRankLayer(down.contiguous(), up.flatten(1).contiguous(), scale, magnitude)
-
-
-def _with_mid(where: str, down: Tensor, mid: Tensor) -> Tensor:
-    """LoCon's kernel between two products as part of the first: (r, in, kh, kw)."""
-    if mid.dim() != 4 or down.flatten(1).dim() != 2 or mid.shape[1] != down.shape[0]:
-        found = tuple(down.shape), tuple(mid.shape)
-        raise CheckpointError(f"{where}: found down and mid of {found[0]} and {found[1]}")
-    product = torch.einsum("rmhw,mi->rihw", mid.double(), down.flatten(1).double())
-    return product.to(down.dtype)
+    return LowRankLayer(down.contiguous(), up.contiguous(), scale, magnitude)
 
 
 def _other_kind(stored: Mapping[str, StoredTensor]) -> str | None:
@@ -209,6 +213,7 @@ def _context_width(stored: Mapping[str, StoredTensor]) -> int | None:
     """Width of the prompts that an adapter is for, where it has a layer for them."""
     for key, tensor in stored.items():
         place, leaf = _split(key)
-        if leaf == "down" and place is not None and re.search(r"attn2[._]to_k$", place):
+        matrix = leaf == "down" and len(tensor.shape) > 1
+        if matrix and place is not None and re.search(r"attn2[._]to_k$", place):
             return tensor.shape[1]
     return None

@@ -34,7 +34,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Of all layers, of the attentions of rank 8, of the text encoder, and of DoRA."""
+    """Files for all layers, for the attentions of rank 8, for the text encoder, and DoRA."""
     folder = tmp_path_factory.mktemp("loras")
     kinds = {
         "all": {},

@@ -115,6 +115,26 @@ WRONG = {
         "1 of its 2 tensors belong to no layer .* unet.nose",
     ),
     "half": ({f"unet.{ATTENTION}.lora_A.weight": (4, 48)}, "its up half is missing"),
+    "a vector": (
+        {f"unet.{ATTENTION}.lora_A.weight": (4, 48), f"unet.{ATTENTION}.lora_B.weight": (48,)},
+        r"found \(4, 48\) and \(48,\); expected a rank",
+    ),
+    "a vector for the prompt": (
+        {f"unet.{ATTENTION[:-1]}k.lora_A.weight": (48,)},
+        "its up half is missing",
+    ),
+    "no number": (
+        {f"unet.{ATTENTION}.lora_A.weight": (), f"unet.{ATTENTION}.lora_B.weight": ()},
+        "expected a rank",
+    ),
+    "twice": (
+        {f"unet.{ATTENTION}.lora_A.weight": (4, 48), f"unet.{ATTENTION}.lora.down.weight": (4, 48)},
+        "is there twice, by another name",
+    ),
+    "no rank": (
+        {f"unet.{ATTENTION}.lora_A.weight": (0, 48), f"unet.{ATTENTION}.lora_B.weight": (48, 0)},
+        "expected a rank of 1",
+    ),
     "shape": (
         {f"unet.{ATTENTION}.lora_A.weight": (4, 48), f"unet.{ATTENTION}.lora_B.weight": (40, 4)},
         r"found \(4, 48\) and \(40, 4\); expected a rank",
@@ -145,6 +165,15 @@ def test_what_peft_says_of_the_scale(tmp_path):
         save_file(tensors, tmp_path / "peft.safetensors", {"lora_adapter_metadata": damaged})
         with pytest.raises(CheckpointError, match="lora_adapter_metadata cannot be read"):
             read_lora(tmp_path / "peft.safetensors", ODD)
+
+
+def test_tensors_that_share_their_memory(tmp_path):
+    """A small file would describe more than there is room for."""
+    shared = torch.randn(4, 48)
+    names = [f"unet.{ATTENTION}.lora_A.weight", *(f"unet.x{n}.lora_A.weight" for n in range(99))]
+    torch.save(dict.fromkeys(names, shared), tmp_path / "shared.bin")
+    with pytest.raises(CheckpointError, match="share their memory"):
+        read_lora(tmp_path / "shared.bin", ODD)
 
 
 def test_numbers_that_are_not_finite(tmp_path):
