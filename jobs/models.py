@@ -1,9 +1,12 @@
-"""The model list: names of models, and where each is."""
+"""The model list: names of models and of LoRA, and where each is."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Required
 
@@ -11,36 +14,57 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
 from jobs.errors import InputError
-from jobs.formatting import found, reason
+from jobs.formatting import found, quote, reason
 from jobs.manifest.problems import ProblemList
 from jobs.manifest.sources import read_file
 from jobs.manifest.yaml_file import NodePlace, YamlFile, plain
+from jobs.task import LORA_SUFFIXES
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is, as `sd_core.load_model` takes it, and its digest if it is pinned.
+    """Where a model or a LoRA is, and its digest if it is pinned.
 
-    digest: sha256 of the weights, 64 hex digits.
+    source: of a model, as `sd_core.load_model` takes it; of a LoRA, a path, s3://bucket/key or
+    hf:owner/name/file. digest: 64 hex digits, of a model's weights, of a LoRA's file.
     """
 
     source: str
     digest: str | None = None
 
 
+@dataclass(frozen=True)
+class ModelList:
+    """Everything that has a name. loras: also those of a folder, by their file names."""
+
+    models: Mapping[str, ModelSource] = field(default_factory=dict)
+    loras: Mapping[str, ModelSource] = field(default_factory=dict)
+
+
+LORAS = "loras"
+"""The section of a model list that names LoRA."""
+
+MOST_IN_FOLDER = 10_000
+"""Files of a folder of LoRA; a larger one is a mistake, such as a home folder."""
+
 _MAX_LIST_BYTES = 2**20
+
+_Text = Annotated[str, Field(min_length=1)]
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
 class _Pinned(TypedDict, total=False):
-    source: Required[Annotated[str, Field(min_length=1)]]
+    source: Required[_Text]
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-_SOURCE: TypeAdapter[Any] = TypeAdapter(Annotated[str, Field(min_length=1)] | _Pinned)
+_SOURCE: TypeAdapter[Any] = TypeAdapter(_Text | _Pinned)
+
+_A_MODEL = "demo, a checkpoint, a diffusers folder, hf:owner/name, s3://bucket/key"
+_A_LORA = "a file, hf:owner/name/file, s3://bucket/key"
 
 
-def load_models(given: Path | str) -> dict[str, ModelSource]:
+def load_models(given: Path | str) -> ModelList:
     """A model list, YAML or JSON. Paths in it are relative to it.
 
     given: its path; or, as a text that begins with {, the list itself, whose paths are relative to
@@ -56,21 +80,78 @@ def load_models(given: Path | str) -> dict[str, ModelSource]:
         name, folder, source = str(path), path.parent, _read_list(path)
     problems = ProblemList()
     top, _ = YamlFile(source, name, problems).mapping()
-    models = {}
-    for model, listed in plain(top).items():
+    place, listed = NodePlace(name, "", top), plain(top)
+    named = listed.pop(LORAS, {})
+    models = _sources(listed, folder, _A_MODEL, place, (), problems)
+    loras: Mapping[str, ModelSource] = {}
+    if isinstance(named, dict):
+        loras = _sources(named, folder, _A_LORA, place, (LORAS,), problems)
+    elif isinstance(named, str) and named:
         try:
-            value = _SOURCE.validate_python(listed)
+            loras = _in_folder(Path(_located(named, folder)).expanduser())
+        except (OSError, RuntimeError, ValueError) as error:
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            problems.at(place, (LORAS,), f"{quote(named)} cannot be read: {why}")
+    else:
+        message = f"found {found(named)}, expected a mapping of names to files, or a folder of LoRA"
+        problems.at(place, (LORAS,), message)
+    problems.raise_if_any()
+    return ModelList(models, loras)
+
+
+def _sources(
+    listed: Mapping[str, Any],
+    folder: Path,
+    expected: str,
+    place: NodePlace,
+    prefix: tuple[str, ...],
+    problems: ProblemList,
+) -> dict[str, ModelSource]:
+    """Names with what they stand for. expected: the sources there are, in words."""
+    sources = {}
+    for name, given in listed.items():
+        try:
+            value = _SOURCE.validate_python(given)
         except ValidationError:
             message = (
-                f"found {found(listed)}, expected a source (demo, a checkpoint, a diffusers "
-                "folder, hf:owner/name, s3://bucket/key) or {source: …, digest: 64 hex digits}"
+                f"found {found(given)}, expected a source ({expected}) or "
+                "{source: …, digest: 64 hex digits}"
             )
-            problems.at(NodePlace(name, "", top), (model,), message)
+            problems.at(place, (*prefix, name), message)
             continue
         pinned = {"source": value} if isinstance(value, str) else value
-        models[model] = ModelSource(_located(pinned["source"], folder), pinned.get("digest"))
-    problems.raise_if_any()
-    return models
+        sources[name] = ModelSource(_located(pinned["source"], folder), pinned.get("digest"))
+    return sources
+
+
+def _in_folder(folder: Path) -> dict[str, ModelSource]:
+    """LoRA of a folder and those in it, by their names without endings; by their paths where
+    several have one name. Raises `OSError` and `ValueError`.
+    """
+    if not folder.is_dir():
+        raise ValueError("it is no folder")
+    paths: list[Path] = []
+    seen: set[str] = set()  # a link may lead back
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        paths += [
+            Path(root, name)
+            for name in sorted(names)
+            if name.rpartition(".")[2].lower() in LORA_SUFFIXES
+        ]
+        if len(paths) > MOST_IN_FOLDER:
+            raise ValueError(f"it holds more than {MOST_IN_FOLDER:,} files")
+    count = Counter(path.stem for path in paths)
+    return {
+        path.stem
+        if count[path.stem] == 1
+        else path.relative_to(folder).with_suffix("").as_posix(): ModelSource(str(path))
+        for path in paths
+    }
 
 
 def _read_list(path: Path) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from jobs.errors import InputError, StoreError
 from jobs.formatting import one_of, quote, suggest
+from jobs.limits import MAX_LORA_BYTES
 from jobs.local.address import LocalCluster, running_cluster
 from jobs.storage.folders import check_folder
 from jobs.storage.s3.address import S3Access
@@ -32,6 +33,8 @@ class Settings:
     """Configuration by the environment; every field has a default."""
 
     models: Mapping[str, ModelSource] = field(default_factory=dict)
+    loras: Mapping[str, ModelSource] = field(default_factory=dict)
+    lora_bytes: int = 512 * 2**20  # most of one file
     store: str = "out"
     device: str = "auto"
     dtype: str = "auto"
@@ -66,11 +69,13 @@ class Settings:
         log = values.get("SDBATCH_LOG", cls.log)
         if log not in LOG_FORMATS:
             raise InputError(f"SDBATCH_LOG: found {quote(log)}, expected {one_of(LOG_FORMATS)}")
-        models = values.get("SDBATCH_MODELS")
+        models, loras = _listed(values.get("SDBATCH_MODELS"))
         elsewhere = "SDBATCH_REDIS" in values or "SDBATCH_STORE" in values
         local = None if elsewhere else running_cluster(values)
         return cls(
-            models={} if models is None else _models(models),
+            models=models,
+            loras=loras,
+            lora_bytes=_mebibytes(values, "SDBATCH_LORA_MIB", cls.lora_bytes),
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
             dtype=dtype,
@@ -123,10 +128,14 @@ class Settings:
         )
 
 
-def _models(given: str) -> dict[str, ModelSource]:
+def _listed(given: str | None) -> tuple[Mapping[str, ModelSource], Mapping[str, ModelSource]]:
+    """The models and the LoRA of a model list."""
+    if given is None:
+        return {}, {}
     from jobs.models import load_models  # pydantic and YAML, which a command without models spares
 
-    return load_models(given)
+    listed = load_models(given)
+    return listed.models, listed.loras
 
 
 def _reproducible(text: str) -> Reproducible:
@@ -155,6 +164,17 @@ def _seconds(values: Mapping[str, str], name: str, otherwise: float, *, least: i
     if not least <= seconds <= 3600.0:
         raise InputError(f"{name}: found {quote(text)}, expected seconds within {least} to 3600")
     return seconds
+
+
+def _mebibytes(values: Mapping[str, str], name: str, otherwise_bytes: int) -> int:
+    """Bytes of what is given in MiB."""
+    text = values.get(name)
+    if text is None:
+        return otherwise_bytes
+    most = MAX_LORA_BYTES // 2**20
+    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= most:
+        raise InputError(f"{name}: found {quote(text)}, expected MiB within 1 to {most}")
+    return int(text) * 2**20
 
 
 def _address(text: str | None) -> tuple[str, int] | None:

@@ -24,10 +24,43 @@ Reproducible = Literal["exact", "fast"]
     fast   in the last bits
 """
 
-_INPUT_NAME = re.compile(r"([0-9a-f]{64})\.(png|jpg|webp)")
+LORA_SUFFIXES = ("safetensors", "pt", "ckpt", "bin", "pth")
+"""Endings of the names of LoRA files: safetensors, or pickles."""
+
+_INPUT_NAME = re.compile(rf"([0-9a-f]{{64}})\.(png|jpg|webp|{'|'.join(LORA_SUFFIXES)})")
 
 # Made once: `json.dumps` with these arguments would make an encoder at every call.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
+
+
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA of an image, and how much of it.
+
+    name: for people; also in the model list, if `file` is None.
+    sha256: of the file's bytes, 64 hex digits.
+    weight, text_weight: as `sd_core.Lora` has them.
+    file: its name under the job's `inputs/`, `<sha256>.<suffix>`.
+    """
+
+    name: str
+    sha256: str
+    weight: float = 1.0
+    text_weight: float = 1.0
+    file: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as plans have them."""
+        values: dict[str, Any] = {"name": self.name, **self.canonical()}
+        return values if self.file is None else {**values, "file": self.file}
+
+    def canonical(self) -> dict[str, Any]:
+        """Values that the pixels depend on."""
+        return {
+            "sha256": self.sha256,
+            "weight": self.weight,
+            "text_weight": self.text_weight,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +72,7 @@ class Task:
     init_image, mask: file names under the job's `inputs/`, `<sha256 of the bytes>.<png|jpg|webp>`.
     format: one of `IMAGE_FORMATS`.
     template: the prompt as it was written, where choices were made in it; for the record alone.
+    loras: added in this order.
     """
 
     index: int
@@ -50,6 +84,7 @@ class Task:
     mask: str | None = None
     format: str = IMAGE_FORMATS[0]
     template: str | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     def canonical(self) -> dict[str, Any]:
         """Values that determine the pixels and the format, and no others (not index nor name)."""
@@ -77,6 +112,8 @@ class Task:
             values["strength"] = sampling.strength
         if self.mask is not None:
             values["mask"] = self.mask
+        if self.loras:
+            values["loras"] = [lora.canonical() for lora in self.loras]
         return values
 
     @property
@@ -104,6 +141,8 @@ class Task:
         values["mask"] = self.mask
         if self.template is not None:
             values["template"] = self.template
+        if self.loras:
+            values["loras"] = [lora.to_json() for lora in self.loras]
         return values
 
 

@@ -30,7 +30,10 @@ VARIABLES = (
         "`name: {source: …, digest: …}` (the digest is the sha256 that records show), or the same "
         "text itself, beginning with `{`. A source is `demo`, a `.ckpt` or `.safetensors` file, a "
         "diffusers folder, `hf:owner/name[@revision]` or `s3://bucket/key`. Paths are relative to "
-        "the file; `~/` begins one below the home folder.",
+        "the file; `~/` begins one below the home folder. Under `loras:`, LoRA have names in the "
+        "same way (a file, `s3://bucket/key` or `hf:owner/name/file[@revision]`; the digest is the "
+        "file's sha256, which all but a file here needs), or it is a folder whose files have the "
+        "names that they are called by.",
     ),
     Variable(
         "SDBATCH_STORE",
@@ -62,6 +65,12 @@ VARIABLES = (
         "SDBATCH_STORES",
         "Addresses between spaces. A worker refuses jobs whose store is not at or below one of "
         "them. Without it, jobs may be wherever the worker may write.",
+    ),
+    Variable(
+        "SDBATCH_LORA_MIB",
+        "Most MiB, 1 to 1024, of a LoRA's file: of one that a manifest names, and of one that a "
+        "worker loads.",
+        "512",
     ),
     Variable(
         "SDBATCH_LEASE_S",

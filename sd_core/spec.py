@@ -33,6 +33,12 @@ DEMO_GUIDANCE = 2.0
 """Guidance that suits the demo model. Its prompts decide the whole picture, so that the 7.5 of real
 models drives colours out of their range."""
 
+MOST_LORAS = 32
+"""Adapters of one image."""
+
+MOST_LORA_WEIGHT = 100.0
+"""Largest weight of an adapter, either way of 0."""
+
 MAX_STEPS = 1000
 """Number of the schedule's training timesteps; an image has at most as many steps."""
 

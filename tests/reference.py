@@ -81,6 +81,12 @@ def _manifest() -> Iterator[str]:
     yield from _keys(parts["Settings"])
     yield "### `seeds` as a range\n"
     yield from _keys(parts["SeedRange"])
+    yield "### A LoRA in `loras`\n"
+    yield from _keys(parts["LoraItem"])
+    yield "At the top, `loras` names files:\n"
+    yield from _keys(parts["LoraFile"])
+    yield "In `matrix`, it is a list of such lists, or one LoRA and its weights:\n"
+    yield from _keys(parts["LoraWeights"])
     yield "### `prompts`\n"
     yield (
         "A list. Each entry is a text, which is the prompt, or a mapping with settings and these:\n"
@@ -124,6 +130,8 @@ def allowed(node: dict[str, Any]) -> str:
     kind = node["type"]
     if kind == "array":
         return f"list of: {allowed(node['items'])}"
+    if kind == "object":
+        return "a mapping"
     if kind == "boolean":
         return "`true` or `false`"
     if kind in ("integer", "number"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,9 @@ from jobs.folder.prepare import prepare
 from jobs.folder.records import write_failures
 from jobs.formatting import counted
 from jobs.manifest.load import Manifest
+from jobs.models import ModelSource
 from jobs.report import write_unfinished_report
+from jobs.settings import Settings
 from jobs.storage import Store
 from jobs.task import Failure, Reproducible
 from worker.checkpoint import digests
@@ -82,6 +84,8 @@ def run_job(
     job: str | None = None,
     force: bool = False,
     reproducible: Reproducible = JobFile.reproducible,
+    loras: Mapping[str, ModelSource] | None = None,
+    lora_bytes: int = Settings.lora_bytes,
     observe: Callable[[], AbstractContextManager[Observer]],
     status: Callable[[str], AbstractContextManager[object]],
     stop: threading.Event,
@@ -89,7 +93,8 @@ def run_job(
     """Renders what the job's folder does not hold yet, and writes its report.
 
     job: names the folder; by default the name derived from the manifest's content. reproducible:
-    for a manifest that says nothing of it.
+    for a manifest that says nothing of it. loras: of the model list. lora_bytes: most of a file of
+    one.
     observe: opens the progress of rendering. status: shows what else takes its time.
     stop: set to end between two steps; raises `Interrupted` once all that is finished is kept.
     Raises the errors of `jobs.errors`; failed images are counted in the summary.
@@ -106,6 +111,7 @@ def run_job(
         total = manifest.total
         return RunSummary(folder.keys.job_id, url, total, 0, total, 0, load_s=0.0, render_s=0.0)
     try:
+        from worker.render.loras import LoraFiles
         from worker.render.rendering import render
     except ModuleNotFoundError as error:
         raise InputError(
@@ -132,6 +138,7 @@ def run_job(
             folder,
             described,
             shards,
+            loras=LoraFiles(loras or {}, choice.cache, lora_bytes),
             observer=observer,
             stop=stop,
             force=force,

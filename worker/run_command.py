@@ -94,6 +94,8 @@ def run_manifest(
             job=options.job,
             force=options.force,
             reproducible=settings.reproducible,
+            loras=settings.loras,
+            lora_bytes=settings.lora_bytes,
             observe=lambda: RunProgress(plan.images, plan.evaluations, terminal.err),
             status=terminal.status,
             stop=stop,

@@ -18,18 +18,37 @@ if TYPE_CHECKING:
 
 
 def read_manifest(
-    terminal: Terminal, path: Path, *, allow_outside: bool, model: str | None = None
+    terminal: Terminal,
+    path: Path,
+    *,
+    allow_outside: bool,
+    model: str | None = None,
+    settings: Settings | None = None,
 ) -> Manifest:
-    """`load_manifest` with progress, for commands; says its warnings. Raises `ManifestError`."""
+    """`load_manifest` with progress, for commands; says its warnings.
+
+    settings: by default those of the environment, which are read when a LoRA is met. Raises
+    `ManifestError` and `InputError`.
+    """
     # The manifest's side (pydantic, libyaml) takes long to import; most commands do without it.
     from jobs.manifest.load import load_manifest
+    from jobs.manifest.loras import LoraRules
     from jobs.manifest.warnings import WarningList
 
+    def known() -> Settings:
+        return settings or Settings.from_env(os.environ)
+
     found = WarningList()
+    rules = LoraRules(lambda: known().loras, lambda: known().lora_bytes)
     try:
         with terminal.counting(f"reading {path.name}") as tick:
             return load_manifest(
-                path, allow_outside=allow_outside, model=model, tick=tick, warnings=found
+                path,
+                allow_outside=allow_outside,
+                model=model,
+                tick=tick,
+                warnings=found,
+                loras=rules,
             )
     finally:
         terminal.warn(found)

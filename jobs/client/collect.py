@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import re
@@ -18,7 +17,7 @@ from jobs.folder.check import AT_ONCE, THREADS, chunks, whole_image
 from jobs.folder.job_file import read_job_file
 from jobs.folder.layout import JobFolder
 from jobs.folder.records import MAX_FAILURES_BYTES, Record, read_failures, read_records
-from jobs.limits import MAX_RENDERED_BYTES
+from jobs.limits import MAX_INPUT_BYTES, MAX_RENDERED_BYTES
 from jobs.report import write_unfinished_report
 from jobs.storage import LocalStore, Store
 
@@ -105,7 +104,11 @@ def collect(
     if containing is None:
         for info in folder.list(folder.keys.inputs_prefix):
             digest = _INPUT.match(info.key, len(folder.keys.inputs_prefix))
-            if digest is not None and _copy(folder.store, target, info.key, digest[0]) is None:
+            if (
+                digest is not None
+                and _copy(*(folder.store, target, info.key, digest[0]), limit_bytes=MAX_INPUT_BYTES)
+                is None
+            ):
                 collected.damaged.append(folder.keys.path(info.key))
         last = ""
         for last in _besides(folder):
@@ -128,25 +131,24 @@ def _write_gallery(folder: JobFolder, target: LocalStore) -> None:
         log.warning("there is no gallery: %s", error)
 
 
-def _copy(store: Store, target: LocalStore, key: str, sha256: str) -> int | None:
+def _copy(
+    store: Store,
+    target: LocalStore,
+    key: str,
+    sha256: str,
+    *,
+    limit_bytes: int = MAX_RENDERED_BYTES,
+) -> int | None:
     """The bytes that were copied, 0 of what is there already; None if the store has it no more, or
     not as it was.
     """
-    if _is_right(target, key, sha256):
+    if whole_image(target, key, sha256, limit_bytes=limit_bytes) is not None:
         return 0
-    data = whole_image(store, key, sha256)
+    data = whole_image(store, key, sha256, limit_bytes=limit_bytes)
     if data is None:
         return None
     target.put(key, data, overwrite=True)
     return len(data)
-
-
-def _is_right(target: LocalStore, key: str, sha256: str) -> bool:
-    try:
-        data = target.get(key, limit_bytes=MAX_RENDERED_BYTES)
-    except (NotFoundError, DamagedError):
-        return False
-    return hashlib.sha256(data).hexdigest() == sha256
 
 
 def _besides(folder: JobFolder) -> Iterator[str]:

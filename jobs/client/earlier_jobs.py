@@ -30,7 +30,7 @@ MOST_LOOKED_AT = 20
 MOST_SHOWN = 4
 """Differences that are named; nobody reads more in a line."""
 
-_DIGESTS = ("init_image", "mask")  # names that tell a person nothing
+_DIGESTS = ("init_image", "mask", "loras")  # names that tell a person nothing
 
 
 def earlier_job_lines(
@@ -133,7 +133,9 @@ def _without(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
 
 def _only(changes: Sequence[tuple[Any, Any]], field: str) -> tuple[Any, Any]:
     """The one change that all have in common, if there is one that says something."""
-    return changes[0] if len(set(changes)) == 1 and field not in _DIGESTS else (None, None)
+    if field in _DIGESTS or len(set(changes)) > 1:
+        return None, None
+    return changes[0]
 
 
 def _changed(what: str, old: Any, new: Any) -> str:

@@ -45,10 +45,12 @@ def remove_damaged(folder: JobFolder, *, images: int) -> int:
     return removed
 
 
-def whole_image(store: Store, key: str, sha256: str) -> bytes | None:
+def whole_image(
+    store: Store, key: str, sha256: str, *, limit_bytes: int = MAX_RENDERED_BYTES
+) -> bytes | None:
     """The object's bytes; None if they are gone or not what the record says."""
     try:
-        return get_verified(store, key, sha256, limit_bytes=MAX_RENDERED_BYTES)
+        return get_verified(store, key, sha256, limit_bytes=limit_bytes)
     except (NotFoundError, DamagedError):
         return None
 

@@ -10,7 +10,7 @@ from jobs.folder.job_file import JobFile, check_folder, write_job_file
 from jobs.folder.layout import JobFolder
 from jobs.folder.plan import write_plan
 from jobs.folder.resolved_manifest import write_resolved
-from jobs.limits import MAX_IMAGE_BYTES
+from jobs.limits import MAX_INPUT_BYTES
 from jobs.manifest.load import Manifest
 from jobs.manifest.sources import Source
 from jobs.plan.shards import ShardTable
@@ -69,7 +69,7 @@ def _put_input(folder: JobFolder, name: str, source: Source) -> None:
     there = folder.head(key) is not None
     if there:
         try:
-            get_verified(folder.store, key, input_digest(name), limit_bytes=MAX_IMAGE_BYTES)
+            get_verified(folder.store, key, input_digest(name), limit_bytes=MAX_INPUT_BYTES)
         except DamagedError as error:
             log.warning("%s; it is written anew", error)
         else:
@@ -80,7 +80,7 @@ def _put_input(folder: JobFolder, name: str, source: Source) -> None:
 def _unchanged(name: str, source: Source) -> bytes:
     """The input's bytes, which `name` gives the digest of since the manifest was read."""
     try:
-        data = source.read(MAX_IMAGE_BYTES)
+        data = source.read(MAX_INPUT_BYTES)
     except ValueError as error:
         raise InputError(str(error)) from None
     if hashlib.sha256(data).hexdigest() != input_digest(name):

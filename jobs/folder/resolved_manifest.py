@@ -21,6 +21,7 @@ from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_LINE_BYTES
 from jobs.manifest.entries import Entry
 from jobs.manifest.load import Manifest
+from jobs.manifest.loras import manifest_names, written
 from jobs.manifest.schema import EXAMPLE
 from jobs.task import Reproducible
 from sd_core.spec import ADDED_SETTINGS, Sampling
@@ -31,6 +32,8 @@ INLINE_BYTES = 64 * 2**10
 
 PART_BYTES = 2**23
 """About as many bytes of prompts are in one file; also what memory it takes to write it."""
+
+_INPUTS = "inputs/"
 
 _HEADER = """\
 # Written by sdbatch: what manifest.yaml meant, with nothing but this folder. The same images.
@@ -51,6 +54,8 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
     defaults = _defaults(manifest)
     head: dict[str, Any] = {"version": EXAMPLE["version"], "name": manifest.name}
     head |= {"model": manifest.model, "reproducible": reproducible, "defaults": defaults}
+    if manifest.loras:
+        head["loras"] = manifest_names(manifest.loras, _INPUTS)
     if manifest.matrix.keys() - {"seeds"}:
         # Seeds are with the prompts.
         matrix = {key: values for key, values in manifest.matrix.items() if key != "seeds"}
@@ -100,7 +105,7 @@ def _defaults(manifest: Manifest) -> dict[str, Any]:
 def _prompts(folder: JobFolder, manifest: Manifest, defaults: Mapping[str, Any]) -> Iterator[Any]:
     """The items of `prompts`; writes the files that they name."""
     first = list(islice(manifest.entries, INLINE_ENTRIES + 1))
-    rows = [_row(entry, manifest, defaults, "inputs/") for entry in first]
+    rows = [_row(entry, manifest, defaults, _INPUTS) for entry in first]
     size_bytes = sum(len(_dump_line(row)) for row in rows)
     if len(first) <= INLINE_ENTRIES and size_bytes <= INLINE_BYTES:
         yield from (row["prompt"] if row.keys() == {"prompt"} else row for row in rows)
@@ -115,7 +120,7 @@ def _prompts(folder: JobFolder, manifest: Manifest, defaults: Mapping[str, Any])
             yield _file(folder, part)
             part, part_bytes = [], 0
         if long:
-            yield _row(entry, manifest, defaults, "inputs/")
+            yield _row(entry, manifest, defaults, _INPUTS)
         else:
             part.append(line)
             part_bytes += len(line)
@@ -150,6 +155,8 @@ def _row(
             template = template.replace("{strength}", f"{value:g}")
         else:
             row[name] = value
+    if entry.loras:
+        row["loras"] = [written(use) for use in entry.loras]
     for name in ("init_image", "mask"):
         picture = getattr(entry, name)
         if picture is not None:

@@ -224,14 +224,27 @@ def _cell(key: str, cell: str, *, comma: bool) -> Any:
 
     comma: whether decimals may be written with one. Raises `ValueError` where digits are lost.
     """
-    if key in TEXT_KEYS:
+    if key in TEXT_KEYS and key != "loras":
         return cell
     text = cell.strip()
+    if key == "loras":
+        return [_lora(part, comma=comma) for part in text.split()]
     if key == "seeds" and " " in text:
         return [_number(part) for part in text.split()]
     if comma and key != "seeds":  # 1,2 are two seeds, if anything
         text = _DECIMAL_COMMA.sub(r"\1.\2", text) if _DECIMAL_COMMA.fullmatch(text) else text
     return _number(text) if key in WHOLE_KEYS else scalar(text)
+
+
+def _lora(text: str, *, comma: bool) -> Any:
+    """`name`, `name:weight` or `name:weight:text_weight` as an item of `loras`."""
+    name, *weights = text.split(":") if "://" not in text else [text]
+    if not weights:
+        return name
+    if len(weights) > 2:
+        raise ValueError(f"{quote(text)} has more than a name, a weight and a text_weight")
+    numbers = [_cell("weight", weight, comma=comma) for weight in weights]
+    return {"name": name, **dict(zip(("weight", "text_weight"), numbers, strict=False))}
 
 
 def _number(text: str) -> Any:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import marshal
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jobs.image_settings import SETTINGS
+from jobs.manifest.lora_tags import split_tags
+from jobs.manifest.loras import KnownLora, Use, use_of
 from jobs.manifest.naming import fill
-from jobs.task import Task
+from jobs.task import LoraUse, Task
 from sd_core.spec import FIRST_SETTINGS, Sampling
 
 _BEFORE_SEED = FIRST_SETTINGS.index("seed")
+_SYNTAX = SETTINGS.index("syntax")
 
 _BLOCK_WEIGHT = 2000  # entries and listed seeds
 
@@ -28,7 +32,7 @@ class Entry(NamedTuple):
     seeds: a list, or (first, count). settings: values of `SETTINGS`. template: of image names.
     init_image, mask: names in the job's `inputs/`. dynamic: of `jobs.manifest.schema.Dynamic`, for
     an entry whose choices are still to be made. written: the prompt with its choices, for one whose
-    choices were made.
+    choices were made. loras: besides those of tags in the prompt.
     """
 
     prompt: str
@@ -40,6 +44,7 @@ class Entry(NamedTuple):
     template: str
     dynamic: str = "none"
     written: str | None = None
+    loras: tuple[Use, ...] = ()
 
     @property
     def seed_count(self) -> int:
@@ -74,12 +79,13 @@ class Combination:
     """One combination of a matrix.
 
     changes: values by position in `SETTINGS`. replaced: a text in the prompt, and what takes its
-    place.
+    place. loras: instead of an entry's.
     """
 
     changes: tuple[tuple[int, Any], ...] = ()
     negative: str | None = None
     replaced: tuple[str, str] | None = None
+    loras: tuple[Use, ...] | None = None
 
     def apply(self, settings: tuple[Any, ...]) -> tuple[Any, ...]:
         """The settings of an entry with this combination's values."""
@@ -96,23 +102,36 @@ class Combination:
 
 
 def expand(
-    entries: Iterator[Entry], combinations: Sequence[Combination], job: str, format: str
+    entries: Iterator[Entry],
+    combinations: Sequence[Combination],
+    job: str,
+    format: str,
+    loras: Mapping[str, KnownLora],
 ) -> Iterator[Task]:
-    """The tasks of all entries: prompt by prompt, combination by combination, seed by seed."""
+    """The tasks of all entries: prompt by prompt, combination by combination, seed by seed.
+
+    loras: by the names that prompts may have in tags.
+    """
     index = 0
     for entry in entries:
-        prompt, negative, seeds, settings, init_image, mask, template, _, written = entry
+        prompt, negative, seeds, settings, init_image, mask, template, _, written, own = entry
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
         for combination in combinations:
             if combination.negative is not None:
                 negative = combination.negative
             values, words = combination.apply(settings), combination.prompt(prompt)
+            used = own if combination.loras is None else combination.loras
+            if values[_SYNTAX] == "a1111":
+                words, tags = split_tags(words)
+                used = (*used, *(use_of(tag, loras[tag.name]) for tag in tags))
+            of_image = tuple([LoraUse(*use) for use in used])
             before, after = values[:_BEFORE_SEED], values[_BEFORE_SEED:]
             for seed in numbers:
                 fields = *before, seed, *after
                 sampling = Sampling(*fields)
                 name = fill(template, job, index, words, sampling)
                 yield Task(
-                    *(index, name, words, negative, sampling, init_image, mask, format, written)
+                    *(index, name, words, negative, sampling, init_image, mask, format, written),
+                    of_image,
                 )
                 index += 1

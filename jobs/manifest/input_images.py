@@ -38,7 +38,7 @@ class InputImage:
 
 
 class Inputs:
-    """The images of one manifest. Each is read once, however many prompts name it.
+    """The files of one manifest. An image is read once, however many prompts name it.
 
     sources: name in the job's folder -> where its bytes are.
     """
@@ -100,7 +100,7 @@ class Inputs:
         return seen
 
     def _read(self, text: str, folder: Path) -> InputImage:
-        source = self._source(text, folder)
+        source = self.source(text, folder)
         data = source.read(MAX_IMAGE_BYTES)
         try:
             picture = read_picture(data)
@@ -111,7 +111,10 @@ class Inputs:
         self.sources.setdefault(name, source)
         return InputImage(name, picture.size)
 
-    def _source(self, text: str, folder: Path) -> Source:
+    def source(self, text: str, folder: Path) -> Source:
+        """Where the bytes are that `text` names, from `folder` or as `s3://bucket/key`; nothing is
+        read. Raises `ValueError`.
+        """
         if text.startswith(S3):
             return ObjectSource.parse(text, self._bucket)
         if "://" in text:

@@ -22,6 +22,7 @@ from jobs.manifest.dynamic.fill import Templates, count_of
 from jobs.manifest.dynamic.wildcards import Wildcards
 from jobs.manifest.entries import Combination, Entry, EntryLog, expand
 from jobs.manifest.input_images import Inputs
+from jobs.manifest.loras import NO_LORAS, KnownLora, LoraRules, Loras
 from jobs.manifest.naming import DEFAULT_TEMPLATE, job_name
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_files import SUFFIXES, RowReader
@@ -73,7 +74,7 @@ class Manifest:
 
     path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
     total: how many images `tasks` gives. matrix: as it is written, which gives the combinations.
-    reproducible: None leaves it to the settings.
+    loras: that prompts use, by name. reproducible: None leaves it to the settings.
     """
 
     path: Path
@@ -86,13 +87,15 @@ class Manifest:
     entries: EntryLog
     combinations: Sequence[Combination]
     matrix: Mapping[str, Any] = field(default_factory=dict)
+    loras: Mapping[str, KnownLora] = field(default_factory=dict)
     reproducible: Reproducible | None = None
 
     def tasks(self) -> Iterator[Task]:
         """Every image of the job in order: prompt by prompt, combination by combination, seed by
         seed. The same at every call.
         """
-        return expand(iter(self.entries), self.combinations, self.name, self.output.format)
+        entries = iter(self.entries)
+        return expand(entries, self.combinations, self.name, self.output.format, self.loras)
 
     @cached_property
     def expansion(self) -> Expansion:
@@ -127,12 +130,14 @@ def load_manifest(
     model: str | None = None,
     tick: Tick | None = None,
     warnings: WarningList | None = None,
+    loras: LoraRules = NO_LORAS,
 ) -> Manifest:
     """Read and check a manifest and every file it names.
 
     allow_outside: let it name files outside its own folder. model: to be used instead of the one
     it names; sizes and guidance that it leaves open are then this model's. warnings: takes what is
-    no mistake, but may not be meant, also where there are mistakes.
+    no mistake, but may not be meant, also where there are mistakes. loras: those that have a name
+    besides the manifest's own, and how large one may be.
     Raises `ManifestError` with all problems at once.
     """
     try:
@@ -141,7 +146,10 @@ def load_manifest(
         why = reason(error) if isinstance(error, OSError) else str(error)
         raise ManifestError([Problem(str(path), 0, 0, "", f"cannot be read: {why}")]) from None
     found = WarningList() if warnings is None else warnings
-    return _Loader(path, source, tick, found, allow_outside=allow_outside, model=model).load()
+    loader = _Loader(
+        path, source, tick, found, allow_outside=allow_outside, model=model, loras=loras
+    )
+    return loader.load()
 
 
 class _Loader:
@@ -156,6 +164,7 @@ class _Loader:
         *,
         allow_outside: bool,
         model: str | None,
+        loras: LoraRules,
     ) -> None:
         self._path = path
         self._model = model
@@ -165,6 +174,7 @@ class _Loader:
         self._tick = tick
         self._problems = ProblemList()
         self._inputs = Inputs(path.parent, allow_outside=allow_outside)
+        self._loras = Loras(self._inputs, loras)
         self._entries = EntryLog()
         self._read = 0
         self._images = 0
@@ -178,6 +188,11 @@ class _Loader:
         place = NodePlace(self._file, "", top)
         head, valid = self._head(top, broken)
         self._templates = Templates(Wildcards(self._wildcards(head, place)))
+        for name, given in head.get("loras", {}).items():
+            try:
+                self._loras.declare(name, given, self._folder)
+            except ValueError as error:
+                self._problems.at(place, ("loras", name), str(error))
         self._resolver = Resolver(
             head,
             place,
@@ -186,6 +201,7 @@ class _Loader:
             self._problems,
             PromptWatch(self._warnings),
             self._templates,
+            self._loras,
             valid=valid,
         )
         output = self._output(head, place)
@@ -202,7 +218,8 @@ class _Loader:
             total=self._images,
             entries=self._entries,
             combinations=self._resolver.combinations,
-            matrix=head.get("matrix", {}),
+            matrix=self._resolver.matrix,
+            loras=self._loras.known,
             reproducible=head.get("reproducible"),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from jobs.formatting import quote
+from jobs.manifest.lora_tags import without_tags
 from jobs.manifest.problems import Path, Place
 from jobs.manifest.prompt_syntax import READ_BY_A1111, foreign_syntax
 from jobs.manifest.warnings import WarningList
@@ -12,7 +13,7 @@ from sd_core.vocab.bpe import PROMPT_TOKENS, count_tokens, first_word_over, toke
 
 _MEANT_AS = {
     "weights": "weights",
-    "networks": "LoRA and embeddings, of which none is loaded",
+    "networks": "LoRA, embeddings and other networks",
     "parts": "prompts in several parts",
     "wildcards": "wildcards and alternatives",
     "options": "settings, which are keys of a prompt here",
@@ -50,6 +51,8 @@ def _cut(prompt: str) -> str:
 
 def _as_text(kind: str, example: str) -> str:
     hint = "; syntax: a1111 reads it" if kind in READ_BY_A1111 else ""
+    if kind == "networks" and example != without_tags(example):
+        hint = "; syntax: a1111 loads it in a prompt"
     if kind == "wildcards":
         hint = "; dynamic: random makes choices"
     return (

@@ -21,6 +21,9 @@ from jobs.manifest.dynamic.fill import Templates, filled
 from jobs.manifest.dynamic.template import TemplateError
 from jobs.manifest.entries import Combination, Entry
 from jobs.manifest.input_images import InputImage, Inputs
+from jobs.manifest.lora_lists import Problem, sets_of, tag_flaws, uses_of
+from jobs.manifest.lora_tags import without_tags
+from jobs.manifest.loras import Loras, written
 from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
@@ -28,7 +31,13 @@ from jobs.manifest.prompt_flaws import flaw_of
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
 from sd_core.prompt.conditions import PromptReader
-from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
+from sd_core.spec import (
+    DEMO_GUIDANCE,
+    DEMO_NATIVE_SIZE,
+    NATIVE_SIZE,
+    SEED_LIMIT,
+    Sampling,
+)
 
 _TEXTS = ("prompt", "negative", "init_image", "mask", "name")
 _IMAGES = ("init_image", "mask")
@@ -55,7 +64,8 @@ class Resolver:
 
     head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
     folder: what its paths are relative to. watch: is shown every text that is to be drawn or
-    avoided. templates: makes the choices in prompts. valid: whether the head was without mistakes.
+    avoided. templates: makes the choices in prompts. loras: finds those that are named. valid:
+    whether the head was without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -65,6 +75,7 @@ class Resolver:
     problems: ProblemList
     watch: PromptWatch
     templates: Templates
+    loras: Loras
     valid: bool = True
     combinations: list[Combination] = field(init=False)
 
@@ -73,6 +84,9 @@ class Resolver:
         if "seeds" in matrix:
             self._take_seeds(matrix, self.place, ("matrix",))
         self._all_seeds = matrix.pop("seeds", None)
+        if "loras" in matrix:
+            problem = self._problem_in(self.place, ("matrix", "loras"))
+            matrix["loras"] = sets_of(self.loras, matrix["loras"], self.folder, problem)
         self._matrix = Layer(matrix, self.place, ("matrix",))
         self.combinations = self._combine()
         self._defaults = self.layer(
@@ -86,7 +100,7 @@ class Resolver:
         side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
         self._base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
         self._base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
-        self._base["dynamic"] = "none"
+        self._base |= {"dynamic": "none", "loras": ()}
         if demo:
             self._base["guidance"] = DEMO_GUIDANCE
         self._base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
@@ -97,6 +111,15 @@ class Resolver:
         self._readings = functools.lru_cache(maxsize=4096)(self._different_readings)
         output = self.head.get("output", {})
         self._check_name(output, self.place, ("output",))
+
+    @property
+    def matrix(self) -> dict[str, Any]:
+        """The matrix as it is written, its LoRA by their names."""
+        written_so = dict(self.head.get("matrix", {}))
+        if "loras" in written_so:
+            sets = self._matrix.values["loras"]
+            written_so["loras"] = [[written(use) for use in one] for one in sets]
+        return written_so
 
     def layer(
         self,
@@ -125,6 +148,9 @@ class Resolver:
                 self._look(values, values[key], place, (*prefix, key))
         if "seeds" in given or "seed" in given:
             self._take_seeds(values, place, prefix)
+        if "loras" in given:
+            problem = self._problem_in(place, (*prefix, "loras"))
+            values["loras"] = uses_of(self.loras, given["loras"], folder, problem)
         for key in _IMAGES:
             if values.get(key) is not None:
                 try:
@@ -223,6 +249,7 @@ class Resolver:
             mask.name if mask else None,
             values["name"],
             values["dynamic"],
+            loras=values["loras"],
         )
         flaws = self._flaws(entry)
         for flaw, key in flaws.items():
@@ -237,6 +264,8 @@ class Resolver:
             below = self.head.get("defaults", {}).get(key, getattr(Sampling, key))
             ways[key] = [values.get(key, below)] if given is None else given
         plain, cut = "plain" in ways["syntax"], "cut" in ways["long_prompts"]
+        if not plain and "negative" not in path:
+            text = without_tags(text)
         below = self.head.get("defaults", {}).get("dynamic", "none")
         dynamic = values.get("dynamic", below) != "none"
         self.watch.look(text, place, path, plain=plain, cut=cut, dynamic=dynamic)
@@ -245,10 +274,14 @@ class Resolver:
         """Why prompts of an entry cannot be read, for some combination -> whose text it is."""
         if entry.dynamic != "none":
             return self._template_flaws(entry)
-        flaws = {}
+        flaws: dict[str, str] = {}
         for reader, combination in self._readings(entry.settings):
             negative = entry.negative if combination.negative is None else combination.negative
             prompt = combination.prompt(entry.prompt)
+            if reader.syntax == "a1111":
+                used = entry.loras if combination.loras is None else combination.loras
+                prompt, wrong = tag_flaws(self.loras, prompt, used)
+                flaws |= dict.fromkeys(wrong, "prompt")
             if combination.replaced is not None and combination.replaced[0] not in entry.prompt:
                 flaws[f"has no {quote(combination.replaced[0])}, which matrix replaces"] = "prompt"
             for key, text in (("prompt", prompt), ("negative", negative)):
@@ -264,7 +297,7 @@ class Resolver:
         different: dict[Hashable, tuple[PromptReader, Combination]] = {}
         for combination in self.combinations:
             reader = _reader(combination.apply(settings))
-            key = reader, combination.negative, combination.replaced
+            key = reader, combination.negative, combination.replaced, combination.loras
             different.setdefault(key, (reader, combination))
         return tuple(different.values())
 
@@ -292,7 +325,8 @@ class Resolver:
             path = ("matrix", key, *(["to"] if key == "prompt" else []))
             for number, value in enumerate(values):
                 if value in seen:
-                    message = f"{found(value)} is in the list twice"
+                    what = "a set" if key == "loras" else found(value)
+                    message = f"{what} is in the list twice"
                     self.problems.at(self.place, (*path, number), message)
                 seen.add(value)
                 if key == "negative":
@@ -305,9 +339,10 @@ class Resolver:
         for chosen in itertools.product(*matrix.values()):
             values = dict(zip(matrix, chosen, strict=True))
             negative, text = values.pop("negative", None), values.pop("prompt", None)
+            loras = values.pop("loras", None)
             changes = tuple((SETTINGS.index(key), value) for key, value in values.items())
             pair = None if text is None or replaced is None else (replaced["from"], text)
-            combinations.append(Combination(changes, negative, pair))
+            combinations.append(Combination(changes, negative, pair, loras))
         return combinations
 
     def _take_seeds(self, values: dict[str, Any], place: Place, prefix: ValuePath) -> None:
@@ -359,6 +394,10 @@ class Resolver:
             except ValueError as error:
                 messages[str(error)] = None
         return tuple(messages)
+
+    def _problem_in(self, place: Place, prefix: ValuePath) -> Problem:
+        """Takes problems of the values below `prefix`."""
+        return lambda path, message: self.problems.at(place, (*prefix, *path), message)
 
     def _report(self, layers: list[Layer], keys: tuple[str, ...], message: str) -> None:
         """Point at the layer nearest to the prompt that sets one of the keys, once."""

@@ -16,10 +16,16 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
 from jobs.image_settings import IMAGE_SETTINGS
-from jobs.limits import MAX_IMAGES, MAX_PATH_CHARS, MAX_PROMPT_CHARS, MAX_TEMPLATE_CHARS
+from jobs.limits import (
+    MAX_COMBINATIONS,
+    MAX_IMAGES,
+    MAX_PATH_CHARS,
+    MAX_PROMPT_CHARS,
+    MAX_TEMPLATE_CHARS,
+)
 from jobs.task import Reproducible
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import SEED_LIMIT, Sampling
+from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, SEED_LIMIT, Sampling
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -69,6 +75,105 @@ Seeds = Annotated[
 ]
 
 
+LoraText = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS)]
+Weight = Annotated[float, Field(ge=-MOST_LORA_WEIGHT, le=MOST_LORA_WEIGHT, allow_inf_nan=False)]
+
+
+@with_config(_STRICT)
+class LoraItem(TypedDict, total=False):
+    """A LoRA and how much of it."""
+
+    name: Required[
+        Annotated[
+            LoraText,
+            Field(description="A name from loras or the model list, or a path.", examples=["ink"]),
+        ]
+    ]
+    weight: Annotated[
+        Weight,
+        Field(description="How much of it: 1 is all, 0 nothing, less the opposite. Default 1."),
+    ]
+    text_weight: Annotated[
+        Weight, Field(description="The same for the text encoder. Default the weight.")
+    ]
+
+
+def _item_form(value: object) -> str:
+    return "(one)" if isinstance(value, str) else "(range)"
+
+
+def _set_form(value: object) -> str:
+    return "(list)" if isinstance(value, list) else _item_form(value)
+
+
+def _axis_form(value: object) -> str:
+    return "(range)" if isinstance(value, dict) else "(list)"
+
+
+LoraEntry = Annotated[
+    Annotated[LoraText, Tag("(one)")] | Annotated[LoraItem, Tag("(range)")],
+    Discriminator(_item_form),
+]
+LoraList = Annotated[list[LoraEntry], Field(max_length=MOST_LORAS)]
+LoraSet = Annotated[
+    Annotated[LoraText, Tag("(one)")]
+    | Annotated[LoraItem, Tag("(range)")]
+    | Annotated[LoraList, Tag("(list)")],
+    Discriminator(_set_form),
+]
+
+
+@with_config(_STRICT)
+class LoraWeights(TypedDict, total=False):
+    """One LoRA at several weights."""
+
+    name: Required[
+        Annotated[LoraText, Field(description="A name from loras or the model list, or a path.")]
+    ]
+    weights: Required[
+        Annotated[
+            list[Weight],
+            Field(min_length=1, max_length=MAX_COMBINATIONS, description="Its weights."),
+        ]
+    ]
+
+
+LoraAxis = Annotated[
+    Annotated[list[LoraSet], Field(min_length=1), Tag("(list)")]
+    | Annotated[LoraWeights, Tag("(range)")],
+    Discriminator(_axis_form),
+]
+
+
+@with_config(_STRICT)
+class LoraFile(TypedDict, total=False):
+    """Where a LoRA is that a manifest gives a name to."""
+
+    path: Annotated[Path, Field(description="A path relative to the manifest, or s3://bucket/key.")]
+    sha256: Annotated[
+        str,
+        Field(
+            pattern="^[0-9a-f]{64}$",
+            description="Of the file's bytes. Without a path, workers have it in their model list.",
+        ),
+    ]
+
+
+LoraFiles = dict[
+    str,
+    Annotated[
+        Annotated[Path, Tag("(one)")] | Annotated[LoraFile, Tag("(range)")],
+        Discriminator(_item_form),
+    ],
+]
+
+_LORAS = (
+    "LoRA to render with, added up: names, or mappings with weights. A name from loras at the top "
+    "or from the model list, or a path relative to the file naming it. In a .csv file between "
+    "spaces, as ink:0.8."
+)
+
+
 class _Seeds(TypedDict, total=False):
     """Settings that have a shape of their own."""
 
@@ -82,6 +187,10 @@ class _Seeds(TypedDict, total=False):
         ),
     ]
     seed: Annotated[Seed, Field(description="The same as seeds, for one.", examples=[42])]
+    loras: Annotated[
+        LoraList,
+        Field(description=_LORAS, examples=[["ink", {"name": "hollow", "weight": 0.5}]]),
+    ]
 
 
 _Image = TypedDict(  # type: ignore[misc]
@@ -193,6 +302,14 @@ class _TextAxes(TypedDict, total=False):
             examples=[{"from": "red", "to": ["red", "blue"]}],
         ),
     ]
+    loras: Annotated[
+        LoraAxis,
+        Field(
+            description="Sets of LoRA, instead of those that prompts list; or one LoRA and a list "
+            "of weights.",
+            examples=[[[], ["ink"]], {"name": "ink", "weights": [0, 0.5, 1]}],
+        ),
+    ]
 
 
 @with_config(_STRICT)
@@ -271,6 +388,14 @@ class Head(TypedDict, total=False):
             examples=["wildcards"],
         ),
     ]
+    loras: Annotated[
+        LoraFiles,
+        Field(
+            description="Names for LoRA of this manifest: name to path, relative to the manifest. "
+            "They go with the job.",
+            examples=[{"ink": "loras/ink.safetensors"}],
+        ),
+    ]
 
 
 class ManifestFile(Head, total=False):
@@ -334,7 +459,7 @@ TEXT_KEYS = frozenset(
             "prompt",
             "file",
         ),
-        *("store", "webhook", "dynamic", "wildcards", "from", "to"),
+        *("store", "webhook", "dynamic", "wildcards", "from", "to", "loras", "path", "sha256"),
     )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""
@@ -344,6 +469,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "matrix": tuple(Matrix.__annotations__),
     "output": tuple(OutputFields.__annotations__),
     "seeds": tuple(SeedRange.__annotations__),
+    "loras": tuple(LoraItem.__annotations__),
 }
 """The keys of each mapping inside a manifest, a prompt or a row."""
 

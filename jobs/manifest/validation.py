@@ -15,10 +15,10 @@ from jobs.limits import MAX_IMAGES, MAX_PROMPT_CHARS
 from jobs.manifest.problems import Path, Place, ProblemList
 from jobs.manifest.sampler_names import sampler_called
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.schema import KEYS
+from jobs.manifest.schema import KEYS, LoraFile, LoraWeights
 from jobs.manifest.yaml_file import Node
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import SAMPLERS
+from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, SAMPLERS
 
 _TAGS = ("(one)", "(list)", "(range)")  # of the forms of `seeds`, in pydantic's paths
 
@@ -51,6 +51,7 @@ _OTHER_NAMES = {  # other programs' names -> ours
 _NUMBERS = re.compile(r"\s*\d+(\s*[,;]\s*\d+)+\s*")
 
 _WHOLE = "a whole number within"
+_WEIGHT = f"a number within -{MOST_LORA_WEIGHT:g} to {MOST_LORA_WEIGHT:g}"
 EXPECTED = {
     "version": "1, the version of the manifest format",
     "name": "a name of letters, digits, - _ and .",
@@ -72,6 +73,12 @@ EXPECTED = {
     **{name: setting.expected for name, setting in IMAGE_SETTINGS.items()},
     "init_image": "the path of a PNG, JPEG or WebP file",
     "mask": "the path of a PNG, JPEG or WebP file",
+    "loras": "a list of LoRA: names, or mappings of name, weight, text_weight",
+    "weight": _WEIGHT,
+    "text_weight": _WEIGHT,
+    "weights": f"a list of weights, each {_WEIGHT}",
+    "path": "the path of a file",
+    "sha256": "64 hex digits",
     "dynamic": "one of none, random, combinatorial",
     "wildcards": "the path of a folder",
     "store": "a folder or s3://bucket/prefix",
@@ -81,7 +88,13 @@ EXPECTED = {
 }
 """Allowed values in the words of error messages, by key."""
 
-_AXES = {"seeds": EXPECTED["seeds"], "prompt": "a mapping of from, a text, and to, a list of texts"}
+_A_LORA = "a name or path of a LoRA, or a mapping of name, weight, text_weight"
+
+_AXES = {
+    "seeds": EXPECTED["seeds"],
+    "prompt": "a mapping of from, a text, and to, a list of texts",
+    "loras": "a list of lists of LoRA, or a mapping of name and weights",
+}
 """The same for keys of a matrix that are no lists of values."""
 
 
@@ -95,7 +108,8 @@ def explain(
             problems.at(place, path, _unknown_key(path, item["input"], keys), of_key=True)
         elif item["type"] == "missing":
             key = str(path[-1])
-            message = f"{key} is missing; expected {EXPECTED[key]}"
+            expected = _A_LORA if key == "name" else EXPECTED[key]
+            message = f"{key} is missing; expected {expected}"
             problems.at(place, path[:-1], message)
         else:
             problems.at(place, path, _wrong_value(path, item["input"]))
@@ -121,6 +135,8 @@ def _wrong_value(path: Path, value: Any) -> str:
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     if key == "seeds" and isinstance(path[-1], int):
         key = "seed"
+    if "loras" in path[:2]:
+        return _wrong_lora(path, key, value)
     expected = EXPECTED[key]
     if path[0] == "matrix" and len(path) == 2:
         expected = _AXES.get(key, f"a list of values, each {expected}")
@@ -130,6 +146,27 @@ def _wrong_value(path: Path, value: Any) -> str:
     if bad is not None:
         return f"character {bad} is not allowed"
     return f"found {found(value)}, expected {expected}{_advice(key, value)}"
+
+
+def _wrong_lora(path: Path, key: str, value: Any) -> str:
+    """For a value under `loras`: of a prompt, of the matrix, or of the manifest itself."""
+    if path == ("matrix", "loras"):
+        expected = _AXES["loras"]
+    elif key == "loras" and not isinstance(path[-1], int):
+        expected = EXPECTED["loras"]
+        if isinstance(value, list) and len(value) > MOST_LORAS:
+            return f"found {len(value):,} LoRA, expected at most {MOST_LORAS}"
+        if isinstance(value, list):  # of the manifest itself
+            expected = "a mapping of names to paths"
+    elif path[0] == "loras" and len(path) == 2 and isinstance(path[1], str):
+        expected = "a path, or a mapping of path and sha256"
+    elif key in ("path", "sha256", "weight", "text_weight"):
+        expected = EXPECTED[key]
+    elif key == "weights":
+        expected = _WEIGHT if isinstance(path[-1], int) else EXPECTED[key]
+    else:
+        expected = _A_LORA
+    return f"found {found(value)}, expected {expected}"
 
 
 def _advice(key: str, value: Any) -> str:
@@ -172,10 +209,19 @@ def known_key(key: str, keys: Sequence[str]) -> str | None:
     return other if other in keys else suggest(key, keys)
 
 
+def _keys_inside(path: Path, inside: str) -> tuple[str, ...]:
+    """The keys of the mapping that the last key of `path` is in. inside: the key of that."""
+    if path[0] == "loras" and inside != "loras":
+        return tuple(LoraFile.__annotations__)
+    if path[:-1] == ("matrix", "loras"):
+        return tuple(LoraWeights.__annotations__)
+    return KEYS.get(inside, ("from", "to"))
+
+
 def _unknown_key(path: Path, value: Any, top_keys: Sequence[str]) -> str:
     key = str(path[-1])
     inside = next((part for part in reversed(path[:-1]) if isinstance(part, str)), None)
-    keys = top_keys if inside is None else KEYS.get(inside, ("from", "to"))
+    keys = top_keys if inside is None else _keys_inside(path, inside)
     message = f"unknown key {quote(key)}"
     if key == "<<":
         return (

@@ -18,14 +18,14 @@ from typing_extensions import TypedDict
 
 from jobs.formatting import shorten
 from jobs.image_settings import TYPES
-from jobs.limits import MAX_PROMPT_CHARS
+from jobs.limits import MAX_LORA_NAME_CHARS, MAX_PROMPT_CHARS
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
-from jobs.task import IMAGE_FORMATS, Task, fits, input_digest
-from sd_core.spec import ADDED_SETTINGS, SAMPLERS, Sampling
+from jobs.task import IMAGE_FORMATS, LoraUse, Task, fits, input_digest
+from sd_core.spec import ADDED_SETTINGS, MOST_LORA_WEIGHT, MOST_LORAS, SAMPLERS, Sampling
 
-MAX_LINE_BYTES = 3 * 12 * MAX_PROMPT_CHARS + 2**16
-"""Bytes of one task: three prompts of characters that JSON escapes in 12 bytes each, and all the
-rest.
+MAX_LINE_BYTES = 12 * (3 * MAX_PROMPT_CHARS + MOST_LORAS * MAX_LORA_NAME_CHARS) + 2**16
+"""Bytes of one task: three prompts and the names of LoRA, of characters that JSON escapes in 12
+bytes each, and all the rest.
 """
 
 _SUFFIX = "-0123456789abcdef.webp"  # what an image's name is at most followed by
@@ -45,6 +45,18 @@ def _input_name(name: str) -> str:
 
 _Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 _InputName = Annotated[str, AfterValidator(_input_name)]
+
+
+_Weight = Annotated[float, Field(ge=-MOST_LORA_WEIGHT, le=MOST_LORA_WEIGHT)]
+
+
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class _Lora(TypedDict):
+    name: Annotated[str, Field(min_length=1, max_length=MAX_LORA_NAME_CHARS)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    weight: _Weight
+    text_weight: _Weight
+    file: NotRequired[_InputName]
 
 
 # What has its default is left out of a line, see `Task.to_json`.
@@ -74,6 +86,7 @@ class _Line(_Added):
     mask: _InputName | None
     format: Literal[IMAGE_FORMATS]  # type: ignore[valid-type]
     template: NotRequired[_Prompt]
+    loras: NotRequired[Annotated[list[_Lora], Field(max_length=MOST_LORAS)]]
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -105,6 +118,10 @@ def read_task(line: bytes, index: int) -> Task:
 def _task(values: _Line) -> Task:
     if values["mask"] is not None and values["init_image"] is None:
         raise ValueError("a mask without an init_image")
+    loras = tuple(LoraUse(**lora) for lora in values.get("loras", ()))
+    for lora in loras:
+        if lora.file is not None and input_digest(lora.file) != lora.sha256:
+            raise ValueError("the file of a LoRA has another name than its sha256")
     strength, given = values["strength"], cast(dict[str, Any], values)
     added = {name: given.get(name, default) for name, default in ADDED_SETTINGS.items()}
     plain = added["syntax"] == "plain"
@@ -131,6 +148,7 @@ def _task(values: _Line) -> Task:
         mask=values["mask"],
         format=values["format"],
         template=values.get("template"),
+        loras=loras,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sd_core.prompt.conditions import Condition, PromptReader
 from sd_core.prompt.errors import PromptError
-from sd_core.spec import Sampling, whole_number
+from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, Sampling, whole_number
 
 Pixels = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
@@ -36,10 +36,6 @@ class Suspended(Exception):  # noqa: N818 - a stop that was asked for is no erro
     def __init__(self, state: bytes) -> None:
         super().__init__("suspended between two steps")
         self.state = state
-
-
-MOST_LORAS = 32
-MOST_LORA_WEIGHT = 100.0
 
 
 def sha256_of(path: Path) -> str:

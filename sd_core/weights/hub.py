@@ -1,4 +1,5 @@
-"""Models from the Hugging Face hub: `hf:owner/name` or `hf:owner/name@revision`.
+"""Models from the Hugging Face hub: `hf:owner/name` or `hf:owner/name@revision`; files of them:
+`hf:owner/name/path/of/file` or `hf:owner/name/path/of/file@revision`.
 
 Only the files that are read are downloaded. huggingface_hub keeps them, so a second load works
 without a network; `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` and its other variables
@@ -27,6 +28,7 @@ from sd_core.weights.folder_layout import (
 PREFIX = "hf:"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SOURCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_FILE = re.compile(r"(?P<model>hf:[\w.-]+/[\w.-]+)/(?P<path>[^@*?\[\]]+)(?P<revision>@[\w./-]+)?")
 
 
 class Snapshot(NamedTuple):
@@ -54,6 +56,20 @@ def fetch_vae(source: str) -> Snapshot:
     if (snapshot.folder / INDEX).is_file():
         return snapshot
     return _Repository(source).fetch([], {"vae": "."})
+
+
+def fetch_file(source: str) -> Path:
+    """Downloads one file of a repository. Raises `CheckpointError`."""
+    parsed = _FILE.fullmatch(source)
+    if parsed is None or ".." in parsed["path"].split("/"):
+        raise CheckpointError(
+            f"{source}: expected hf:owner/name/file or hf:owner/name/file@revision"
+        )
+    snapshot = _Repository(parsed["model"] + (parsed["revision"] or "")).fetch([parsed["path"]], {})
+    path = snapshot.folder / parsed["path"]
+    if not path.is_file():
+        raise CheckpointError(f"{source}: the repository has no such file")
+    return path
 
 
 def commit_of(source: str) -> str:

@@ -13,16 +13,9 @@ from typing import Any
 import torch
 
 from sd_core.weights.errors import CheckpointError, named, shown
-from sd_core.weights.json_text import parse_json
+from sd_core.weights.safetensors_header import begins_as_safetensors, read_header
 from sd_core.weights.stored import MAX_DIMENSIONS, MappedFile, StoredTensor, is_count
 
-MAX_HEADER_BYTES = 16 * 2**20
-"""A v1 model's header takes some 150 kB; the rest is for whatever metadata people keep there."""
-
-MAX_VALUES = 500_000
-"""Numbers, texts, lists and objects in a header; a tensor takes about 12."""
-
-_FORMAT_LIMIT = 100_000_000  # of a header, in the format's own library
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -41,33 +34,12 @@ _DTYPES = {
 
 def looks_like_safetensors(file: MappedFile) -> bool:
     """True if the file begins as one: a plausible header length, then a JSON object."""
-    length = int.from_bytes(file.map[:8], "little")
-    return file.size > 8 and file.map[8:9] == b"{" and 2 <= length <= _FORMAT_LIMIT
+    return begins_as_safetensors(file.map)
 
 
 def read_safetensors(file: MappedFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """(tensors by name, the header's metadata). Raises `CheckpointError` on a damaged file."""
-    length = int.from_bytes(file.map[:8], "little")
-    start = 8 + length
-    if start > file.size:
-        raise CheckpointError(
-            f"{file.path}: the file is cut short: its header ends at byte {start}, "
-            f"it has {file.size}; download it again"
-        )
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{file.path}: its safetensors header has {length} bytes, expected at most "
-            f"{MAX_HEADER_BYTES}"
-        )
-    try:
-        header = parse_json(file.map[8:start], max_values=MAX_VALUES, unique=True)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{file.path}: its safetensors header is not valid JSON: {named(str(error))}"
-        ) from None
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{file.path}: its safetensors header is damaged (__metadata__)")
+    start, header, metadata = read_header(file.map, str(file.path))
     tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
     end = max((t.offset + t.span_bytes for t in tensors.values()), default=start)
     if end > file.size:

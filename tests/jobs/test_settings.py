@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import jobs.models
 from jobs.errors import ExitCode, InputError, ManifestError
 from jobs.models import ModelSource, load_models
 from jobs.settings import Settings, debugging
@@ -77,6 +78,8 @@ def test_empty_is_not_set():
             "fast",
             "found 'fast', expected one of auto, eager, packed, fused, graphed, compiled",
         ),
+        ("SDBATCH_LORA_MIB", "0", "found '0', expected MiB within 1 to 1024"),
+        ("SDBATCH_LORA_MIB", "1e3", "found '1e3', expected MiB within 1 to 1024"),
         ("SDBATCH_LOG", "xml", "found 'xml', expected one of text, json"),
         ("SDBATCH_METRICS", "9400", "found '9400', expected host:port, such as 127.0.0.1:9400"),
         ("SDBATCH_METRICS", "h:0", "found 'h:0', expected host:port, such as 127.0.0.1:9400"),
@@ -109,6 +112,9 @@ def test_errors_name_the_variable(variable, value, expected):
         ("- a", ":1:1: a list is at the top level"),
         ("a: x\na: y", ":2:1: a: key 'a' is already there"),
         ("a: [", "is not YAML"),
+        ("loras: [a]", ":1:8: loras: found a list, expected a mapping of names to files, or a"),
+        ("loras: gone", ":1:8: loras: 'gone' cannot be read: it is no folder"),
+        ("loras: {a: 5}", ":1:12: loras.a: found 5, expected a source (a file, hf:owner/name/file"),
     ],
 )
 def test_mistakes_in_the_model_list(tmp_path, text, place):
@@ -117,6 +123,58 @@ def test_mistakes_in_the_model_list(tmp_path, text, place):
         load_models(path)
     assert str(path) in str(caught.value)
     assert place in str(caught.value)
+
+
+def test_loras_of_the_model_list(tmp_path):
+    path = write(
+        tmp_path,
+        f"""\
+a: a.ckpt
+loras:
+  ink: loras/ink.safetensors
+  pen: {{source: hf:owner/pens/pen.pt@main, digest: {DIGEST}}}
+""",
+    )
+    settings = Settings.from_env({"SDBATCH_MODELS": str(path)})
+    assert list(settings.models) == ["a"]
+    assert settings.loras == {
+        "ink": ModelSource(str(tmp_path / "loras" / "ink.safetensors")),
+        "pen": ModelSource("hf:owner/pens/pen.pt@main", DIGEST),
+    }
+
+
+def test_a_folder_of_loras_in_the_model_list(tmp_path):
+    for name in ("ink.safetensors", "a b/Pen (v2).PT", "x/twice.pt", "y/twice.ckpt", "note.txt"):
+        write(tmp_path, "", f"loras/{name}")
+    write(tmp_path, "", "elsewhere/far.pth")
+    for name, target in (("loop", "loras"), ("linked", "elsewhere")):
+        (tmp_path / "loras" / name).symlink_to(tmp_path / target)
+    settings = Settings.from_env({"SDBATCH_MODELS": str(write(tmp_path, "loras: loras"))})
+    assert {name: one.source for name, one in settings.loras.items()} == {
+        name: str(tmp_path / "loras" / path)
+        for name, path in {
+            "ink": "ink.safetensors",
+            "Pen (v2)": "a b/Pen (v2).PT",
+            "x/twice": "x/twice.pt",
+            "far": "linked/far.pth",
+            "y/twice": "y/twice.ckpt",
+        }.items()
+    }
+
+
+def test_a_folder_of_loras_that_is_another_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.models, "MOST_IN_FOLDER", 1)
+    for name in ("a.pt", "b.pt"):
+        write(tmp_path, "", f"home/{name}")
+    with pytest.raises(ManifestError, match="'home' cannot be read: it holds more than 1 files"):
+        load_models(write(tmp_path, "loras: home"))
+
+
+@pytest.mark.parametrize(
+    ("given", "bytes_"), [({}, 512 * 2**20), ({"SDBATCH_LORA_MIB": "3"}, 3 * 2**20)]
+)
+def test_largest_lora(given, bytes_):
+    assert Settings.from_env(given).lora_bytes == bytes_
 
 
 def test_the_model_list_itself_in_the_environment(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.plan.task_line import read_task
-from jobs.task import Task, spec_digest
+from jobs.task import LoraUse, Task, spec_digest
 from sd_core.engine.request import Request
 from sd_core.model.chunks import chunks_of
 from sd_core.model.tokenizer import PromptTokenizer
@@ -18,6 +18,7 @@ from sd_core.spec import Sampling
 TASK = Task(3, "000003-s7", "a ring", "", Sampling(seed=7, width=128, height=128))
 FROM_IMAGE = replace(TASK, init_image="a" * 64 + ".png")
 MODEL = "0" * 64
+LORA = LoraUse("ink", "c" * 64, 0.5, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,7 @@ MODEL = "0" * 64
         {"sampling": replace(FROM_IMAGE.sampling, width=256)},
         {"sampling": replace(FROM_IMAGE.sampling, height=256)},
         {"sampling": replace(FROM_IMAGE.sampling, steps=51)},
+        {"loras": (LORA,)},
     ],
 )
 def test_every_parameter_changes_the_digest(change):
@@ -46,6 +48,27 @@ def test_every_parameter_changes_the_digest(change):
 def test_index_and_name_do_not_change_the_digest():
     moved = replace(TASK, index=9, name="elsewhere/ring")
     assert spec_digest(moved, MODEL) == spec_digest(TASK, MODEL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (),
+        (replace(LORA, sha256="d" * 64),),
+        (replace(LORA, weight=0.25),),
+        (replace(LORA, text_weight=0.5),),
+        (LORA, LORA),
+    ],
+)
+def test_every_lora_changes_the_digest_by_what_it_does(change):
+    inked = replace(TASK, loras=(LORA,))
+    assert spec_digest(replace(TASK, loras=change), MODEL) != spec_digest(inked, MODEL)
+
+
+def test_where_a_lora_comes_from_does_not_change_the_digest():
+    named = replace(TASK, loras=(LORA,))
+    brought = replace(TASK, loras=(replace(LORA, name="pen", file=f"{LORA.sha256}.pt"),))
+    assert spec_digest(named, MODEL) == spec_digest(brought, MODEL)
 
 
 def test_strength_counts_only_with_an_init_image():

@@ -21,12 +21,19 @@ def a1111_text(record: Mapping[str, Any]) -> str:
 
     Half surrogate pairs in a prompt, which no text file can hold, become question marks.
     """
-    lines = [record["prompt"]]
+    lines = [" ".join([record["prompt"], *map(_tag, record.get("loras", ()))])]
     if record["negative"]:
         lines.append(f"Negative prompt: {record['negative']}")
     lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in _parameters(record)))
     text = "\n".join(lines).strip()
     return text.encode(errors="replace").decode()
+
+
+def _tag(lora: Mapping[str, Any]) -> str:
+    """A LoRA as the web UI reads it in a prompt: the text encoder's weight is the first."""
+    text_weight, weight = _number(lora["text_weight"]), _number(lora["weight"])
+    weights = weight if weight == text_weight else f"{text_weight}:{weight}"
+    return f"<lora:{lora['name']}:{weights}>"
 
 
 def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:

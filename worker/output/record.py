@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.manifest.prompt_syntax import READ_BY_A1111, SYNTAX, foreign_syntax
-from jobs.task import Task, spec_digest
+from jobs.task import LoraUse, Task, spec_digest
 from worker.output.encode import read_record
 
 RECORD_VERSION = 1
@@ -85,6 +85,7 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         "spec": spec_digest(task, model.digest),
         **task.canonical(),
         **({} if task.template is None else {"template": task.template}),
+        **({"loras": [_lora(use) for use in task.loras]} if task.loras else {}),
         "model": model.to_json(),
         "evaluations": render.evaluations,
         **_reproducible(render.batch_rows),
@@ -94,6 +95,10 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         **_not_as_written(task, render.tokens_cut),
         "software": dict(software_versions()),
     }
+
+
+def _lora(use: LoraUse) -> dict[str, Any]:
+    return {"name": use.name, **use.canonical()}
 
 
 def _not_as_written(task: Task, tokens_cut: Mapping[str, int]) -> dict[str, Any]:

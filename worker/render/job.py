@@ -11,6 +11,7 @@ from worker.output.encode import encode_image
 from worker.output.encoders import Encode
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
+from worker.render.loras import LoraFiles
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RenderJob:
     folder: the job's, filled by `prepare`.
     described: its `job.json`.
     engine, model: what renders it, and how records name that.
-    inputs: its init images and masks.
+    inputs: its init images and masks. loras: finds files of LoRA.
     encode: makes the image files.
     force: render what is in the store too, and replace it.
     """
@@ -30,5 +31,6 @@ class RenderJob:
     engine: Engine
     model: ModelInfo
     inputs: Inputs
+    loras: LoraFiles
     encode: Encode = encode_image
     force: bool = False

@@ -17,6 +17,7 @@ from worker.output.encoders import encoder
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.job import RenderJob
+from worker.render.loras import LoraFiles
 from worker.render.runner import Outcome, RenderOptions, Runner
 
 
@@ -27,6 +28,7 @@ def render(
     described: JobFile,
     shards: ShardTable,
     *,
+    loras: LoraFiles,
     observer: Observer,
     stop: threading.Event,
     force: bool,
@@ -40,7 +42,7 @@ def render(
         encoder(model.device.type) as encode,
         Engine(model) as engine,
     ):
-        job = RenderJob(folder, described, engine, info, Inputs(folder), encode, force)
+        job = RenderJob(folder, described, engine, info, Inputs(folder), loras, encode, force)
         runner = Runner(job, records, observer, RenderOptions(save=lambda: True))
         # From the plan in the store: the files that a manifest names may change meanwhile.
         outcome = runner.render(read_plan(folder), stop)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from jobs.errors import ForeignImageError, SdbatchError, StoreError
+from jobs.errors import ForeignImageError, InputError, SdbatchError, StoreError
 from jobs.folder.suspended import SavedImages
 from jobs.plan.cost import evaluations_of
 from jobs.task import Failure, Task, spec_digest
@@ -175,7 +175,7 @@ class Runner:
         """Hand the task to the engine. from_start: whatever was saved of its image."""
         try:
             request = self._request(task)
-        except StoreError:  # not of this image: the store is unreachable
+        except (StoreError, InputError):  # not of this image: a store is unreachable, a list lacks
             raise
         except Exception as error:  # an input that is gone, damaged, or odd in a way of its own
             self._fail(task, error, evaluations_of(task), reason_of(error, rendered=False))
@@ -209,8 +209,10 @@ class Runner:
         picture = None if task.init_image is None else inputs.picture(task.init_image, *size)
         mask = None if task.mask is None else inputs.mask(task.mask, *size)
         priority = self._options.priority
+        loras = tuple(self._job.loras.get(use, self._job.folder) for use in task.loras)
         return Request(
-            task.prompt, task.sampling, task.negative, picture, mask, priority, self._exact
+            *(task.prompt, task.sampling, task.negative, picture, mask, priority, self._exact),
+            loras=loras,
         )
 
     def _end(

@@ -26,6 +26,7 @@ from worker.output.encoders import Encode
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.job import RenderJob
+from worker.render.loras import LoraFiles
 from worker.render.runner import RenderOptions
 from worker.serve.heartbeat import LeaseHeartbeat
 from worker.serve.isolation import SharedExclusiveLock
@@ -78,7 +79,7 @@ class Worker:
     owner: unique to this process.
     on_stop: called once, when the worker stops by itself, with the reason; what it held is about to
         be released.
-    encode: makes the image files.
+    encode: makes the image files. loras: finds files of LoRA.
     grace_s: when it drains, images that end within so long are finished.
     """
 
@@ -91,6 +92,7 @@ class Worker:
         open_store: Callable[[str], Store],
         *,
         observer: Observer,
+        loras: LoraFiles,
         heartbeat: LeaseHeartbeat | None = None,
         on_stop: Callable[[Stopped], None] = lambda stopped: None,
         encode: Encode = encode_image,
@@ -107,6 +109,7 @@ class Worker:
         self._observer = observer
         self._on_stop = on_stop
         self._encode = encode
+        self._loras = loras
         self._store_at = lru_cache(maxsize=JOBS_KEPT)(open_store)
         self._loaded = lru_cache(maxsize=JOBS_KEPT)(self._load_job)
         self._pause_s = pause_s
@@ -258,7 +261,9 @@ class Worker:
         pin_model(folder, self.model.name, self.model.digest)
         described = read_job_file(folder)
         inputs = Inputs(folder)
-        job = RenderJob(folder, described, self.engine, self.model, inputs, self._encode)
+        job = RenderJob(
+            folder, described, self.engine, self.model, inputs, self._loras, self._encode
+        )
         return job, PlanReader(folder)
 
 

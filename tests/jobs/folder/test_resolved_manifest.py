@@ -15,8 +15,10 @@ from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.prepare import prepare
 from jobs.manifest.load import load_manifest
 from jobs.storage import LocalStore
+from sd_core.demo import DEMO_SPEC
 from sd_core.spec import SEED_LIMIT
 from tests.jobs.manifests import picture, write
+from tests.sd_core.lora_files import lora_file, lora_tensors
 
 TEXT = """\
 version: 1
@@ -75,6 +77,25 @@ def test_the_same_plan(folder, tmp_path):
     assert other.reproducible == "fast"
     assert other.output.quality == 80
     assert (other.output.store, other.output.webhook) == (None, None)
+
+
+def test_the_same_loras(tmp_path):
+    for number, name in enumerate(("loras/ink", "hollow", "unused")):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        lora_file(path.parent, lora_tensors(DEMO_SPEC, number, rank=1, parts="attn2"), path.stem)
+    text = f"""\
+version: 1
+loras: {{pen: loras/ink.safetensors, far: {{sha256: {"5a" * 32}}}, unused: unused.safetensors}}
+defaults: {{width: 64, height: 64, syntax: a1111, loras: [pen]}}
+matrix: {{loras: [[], [far, {{name: pen, weight: 0.5, text_weight: 0}}], hollow.safetensors]}}
+prompts: [a ring, "a <lora:pen:0.5:-1> star", {{prompt: b, loras: []}}]
+"""
+    manifest, other, _ = again(tmp_path, tmp_path / "jobs", text)
+    check_same(manifest, other)
+    assert len(manifest.inputs) == 2
+    sets = [[], ["far", {"name": "pen", "weight": 0.5, "text_weight": 0.0}], ["hollow"]]
+    assert yaml.safe_load(other.source)["matrix"] == {"loras": sets}
 
 
 def test_of_the_resolved_one_the_resolved_one_is_the_same(folder, tmp_path):

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.limits import MAX_PROMPT_CHARS
+from jobs.limits import MAX_LORA_NAME_CHARS, MAX_PROMPT_CHARS
 from jobs.plan.task_line import MAX_LINE_BYTES, read_task
-from jobs.task import IMAGE_FORMATS, Task
-from sd_core.spec import Sampling
+from jobs.task import IMAGE_FORMATS, LoraUse, Task
+from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, Sampling
 
 TASK = Task(3, "a/000003-s7", "a ring", "", Sampling(seed=7, width=128, height=128))
 INPUT = "a" * 64 + ".png"
+LORA = LoraUse("ink", "e" * 64, 0.5, 0.25, "e" * 64 + ".safetensors")
 
 
 def line(task: Task = TASK, **changes: object) -> bytes:
@@ -31,6 +32,15 @@ def tasks() -> st.SearchStrategy[Task]:
         guidance=st.floats(allow_nan=False, allow_infinity=False),
         seed=st.integers(0, 2**64 - 1),
     )
+    weights = st.floats(-MOST_LORA_WEIGHT, MOST_LORA_WEIGHT)
+    loras = st.builds(
+        LoraUse,
+        name=st.text(min_size=1, max_size=50),
+        sha256=st.just("e" * 64),
+        weight=weights,
+        text_weight=weights,
+        file=st.sampled_from([None, LORA.file]),
+    )
     return st.builds(
         Task,
         index=st.integers(0, 10**7),
@@ -41,6 +51,7 @@ def tasks() -> st.SearchStrategy[Task]:
         init_image=st.sampled_from([None, "c" * 64 + ".webp"]),
         mask=st.none(),
         format=st.sampled_from(IMAGE_FORMATS),
+        loras=st.lists(loras, max_size=3).map(tuple),
     )
 
 
@@ -51,7 +62,9 @@ def test_round_trip(task):
 
 def test_the_longest_prompts_of_a_manifest_fit():
     wide = "\N{GRINNING FACE}" * MAX_PROMPT_CHARS
+    loras = (replace(LORA, name=wide[:MAX_LORA_NAME_CHARS]),) * MOST_LORAS
     task = replace(TASK, prompt=wide, negative=wide, name="\u65e5" * 70, init_image=INPUT)
+    task = replace(task, loras=loras, template=wide)
     assert len(line(task)) < MAX_LINE_BYTES
     assert read_task(line(task), 3) == task
 
@@ -86,6 +99,16 @@ def test_the_longest_prompts_of_a_manifest_fit():
         ({"name": "x" * 250}, "is no name of an image"),
         ({"init_image": "../ring.png"}, "is not valid as the name of an input"),
         ({"mask": INPUT}, "a mask without an init_image"),
+        ({"loras": [LORA.to_json()] * 33}, "loras: List should have at most 32 items"),
+        (
+            {"loras": [LORA.to_json() | {"weight": 101}]},
+            "loras.0.weight: Input should be less than",
+        ),
+        ({"loras": [LORA.to_json() | {"sha256": "E" * 64}]}, "loras.0.sha256: String should match"),
+        ({"loras": [LORA.to_json() | {"file": "../a.pt"}]}, "is not valid as the name of an input"),
+        ({"loras": [LORA.to_json() | {"file": "f" * 64 + ".pt"}]}, "has another name than its"),
+        ({"loras": [LORA.to_json() | {"dim": 4}]}, "loras.0.dim is not known here"),
+        ({"loras": [LORA.to_json() | {"name": ""}]}, "loras.0.name: String should have at least"),
         ({"tiling": True}, "tiling is not known here: the job was submitted by a newer version"),
         ({"a" * 10_000: 2}, "is not known here"),
     ],

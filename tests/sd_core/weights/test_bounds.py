@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import save_file
 
 from sd_core.loading import load_model
-from sd_core.weights import pickle_machine, safetensors_file, torch_zip
+from sd_core.weights import pickle_machine, safetensors_header, torch_zip
 from sd_core.weights.errors import SHOWN, CheckpointError, named, shown
 from sd_core.weights.export import save_diffusers, save_single_file, single_file_weights
 from sd_core.weights.pickle_machine import PickleError
@@ -172,7 +172,7 @@ def test_long_headers_and_names(tmp_path, monkeypatch):
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     write_header(path, {"x" * 10**6: entry, "y\n": entry}, data=bytes(8))
     assert len(refused(path)) < MESSAGE
-    monkeypatch.setattr(safetensors_file, "MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", 100)
     write_header(path, b"{" + b" " * 200 + b"}")
     assert "header has 202 bytes, expected at most 100" in refused(path)
 

@@ -431,7 +431,7 @@ class TestModels:
         listed.write_text(
             f"a: s3://bucket/a.ckpt\nb: {{source: s3://bucket/b/, digest: {'ab' * 32}}}"
         )
-        models = load_models(listed)
+        models = load_models(listed).models
         assert models["a"] == ModelSource("s3://bucket/a.ckpt")
         assert models["b"] == ModelSource("s3://bucket/b/", "ab" * 32)
 

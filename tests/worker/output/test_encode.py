@@ -18,6 +18,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jobs.image_settings import IMAGE_SETTINGS
+from jobs.manifest.lora_tags import split_tags
+from jobs.task import LoraUse
 from tests.jobs.pictures.files_by_hand import png
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
 from worker.output.a1111 import a1111_text
@@ -82,6 +84,25 @@ def test_a1111_text_of_img2img():
     assert "CFG scale: 7," in text
     assert "Denoising" not in a1111_text(a_record())
     assert "Negative prompt" not in text
+
+
+@pytest.mark.parametrize(
+    ("weight", "text_weight", "tag"),
+    [
+        (1.0, 1.0, "<lora:ink:1>"),
+        (-0.5, -0.5, "<lora:ink:-0.5>"),
+        (0.8, 0.25, "<lora:ink:0.25:0.8>"),
+        (0.3, 0.0, "<lora:ink:0:0.3>"),
+    ],
+)
+def test_a1111_tags_of_loras(weight: float, text_weight: float, tag: str):
+    task = dataclasses.replace(
+        a_task(), loras=(LoraUse("ink", "ab" * 32, weight, text_weight),) * 2
+    )
+    text = a1111_text(image_record(task, MODEL, RENDER))
+    assert parse_a1111(text)[0] == f"{task.prompt} {tag} {tag}"
+    _, (again, _) = split_tags(f"a {tag} {tag}")
+    assert (again.weight, again.text_weight) == (weight, text_weight)
 
 
 def test_a1111_sampler_names():

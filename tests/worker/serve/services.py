@@ -15,6 +15,7 @@ from sd_core.engine.engine import Engine
 from tests.sd_core.small import ODD, small_model
 from worker.monitor.metrics import Metrics
 from worker.output.record import ModelInfo
+from worker.render.loras import LoraFiles
 from worker.serve.worker import Worker
 
 SHARD = 2  # images of each
@@ -56,6 +57,7 @@ class Service:
         self.metrics = Metrics("odd")
         self.engine = Engine(small_model(ODD), on_batch=self.metrics.evaluated)
         self.stops = []
+        self.loras = LoraFiles(listed={}, cache=folder / "cache", limit_bytes=2**20)
         self.worker = Worker(
             "w1",
             self.engine,
@@ -63,6 +65,7 @@ class Service:
             self.ledger,
             lambda address: self.store,
             observer=self.metrics,
+            loras=self.loras,
             on_stop=self.stops.append,
             pause_s=(0.0,),
         )
@@ -74,15 +77,20 @@ class Service:
         self.engine.close(cancel=True)
 
     def enter(
-        self, job: str = "job", images: int = 4, model: str = "odd", prompts: str | None = None
+        self,
+        job: str = "job",
+        images: int = 4,
+        model: str = "odd",
+        prompts: str | None = None,
+        head: str = "",
     ) -> None:
         """A job with shards of two images, all published. prompts: of the manifest, as YAML; by
-        default a prompt with so many seeds.
+        default a prompt with so many seeds. head: further lines.
         """
         if prompts is None:
             prompts = f"{{prompt: a red circle, seeds: {{start: 0, count: {images}}}}}"
         path = self.folder / f"{job}.yaml"
-        path.write_text(MANIFEST.format(prompts=prompts))
+        path.write_text(f"{MANIFEST.format(prompts=prompts)}{head}\n")
         manifest = load_manifest(path)
         prepare(manifest, JobFolder(self.store, JobKeys(job)))
         self.enter_without_folder(job, manifest.total, model)

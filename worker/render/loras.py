@@ -1,0 +1,160 @@
+"""LoRA files on this machine: from a job's folder, or where the worker's model list says.
+
+<cache>/loras/<sha256>.<suffix>    those of jobs; the least used go first
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.errors import DamagedError, InputError, ModelError
+from jobs.folder.layout import JobFolder
+from jobs.formatting import quote, reason
+from jobs.manifest.sources import S3
+from jobs.models import ModelSource
+from jobs.settings import Settings
+from jobs.storage import get_verified
+from jobs.task import LoraUse
+from sd_core.engine.request import Lora, sha256_of
+from sd_core.weights import hub
+from sd_core.weights.errors import CheckpointError
+
+MOST_KEPT_BYTES = 16 * 2**30
+
+
+@dataclass(frozen=True)
+class LoraFiles:
+    """Threads may share it.
+
+    listed: those of the model list. cache: a folder for what comes from elsewhere. limit_bytes: of
+    one file.
+    """
+
+    listed: Mapping[str, ModelSource]
+    cache: Path
+    limit_bytes: int = Settings.lora_bytes
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _checked: set[tuple[Path, str]] = field(default_factory=set, init=False)
+
+    @classmethod
+    def of(cls, settings: Settings) -> LoraFiles:
+        return cls(settings.loras, settings.cache, settings.lora_bytes)
+
+    def get(self, use: LoraUse, folder: JobFolder) -> Lora:
+        """A LoRA of an image, its file on this machine. folder: of the job.
+
+        Raises `ValueError` for a file of the job that is damaged, gone or too large; `InputError`
+        for what this worker lacks, and `StoreError`.
+        """
+        with self._lock:
+            path = self._listed(use) if use.file is None else self._of_job(use, use.file, folder)
+        return Lora(path, use.sha256, use.weight, use.text_weight)
+
+    def _of_job(self, use: LoraUse, name: str, folder: JobFolder) -> Path:
+        key, path = folder.keys.input(name), self._cache / "loras" / name
+        if self._is_right(path, use.sha256):
+            with contextlib.suppress(OSError):  # it is the latest used
+                os.utime(path)
+            return path
+        info = folder.head(key)
+        if info is not None and info.size_bytes > self.limit_bytes:
+            raise ValueError(f"LoRA {quote(use.name)} is {self._too_large(info.size_bytes)}")
+        try:
+            data = get_verified(folder.store, key, use.sha256, limit_bytes=self.limit_bytes)
+        except DamagedError as error:
+            raise ValueError(
+                f"{error}; submit or run the job's manifest again, which writes it anew"
+            ) from None
+        try:
+            self._keep(path, data)
+        except OSError as error:
+            raise InputError(
+                f"LoRA cannot be kept in {self.cache}: {reason(error)} (SDBATCH_CACHE names the "
+                "folder)"
+            ) from None
+        self._checked.add((path, use.sha256))
+        return path
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            try:
+                file.write(data)
+            except OSError:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        Path(file.name).replace(path)
+        kept = sorted(
+            ((found.stat(), found) for found in path.parent.iterdir() if found != path),
+            key=lambda pair: pair[0].st_mtime,
+        )
+        total = len(data) + sum(info.st_size for info, _ in kept)
+        for info, oldest in kept:
+            if total <= MOST_KEPT_BYTES:
+                return
+            oldest.unlink(missing_ok=True)
+            total -= info.st_size
+
+    def _listed(self, use: LoraUse) -> Path:
+        source = self.listed.get(use.name)
+        if source is None:
+            raise InputError(
+                f"LoRA {quote(use.name)} is not in the model list of this worker; SDBATCH_MODELS "
+                "names the list"
+            )
+        try:
+            path = self._fetched(source.source)
+            size_bytes = path.stat().st_size
+            if size_bytes > self.limit_bytes:
+                raise InputError(f"LoRA {quote(use.name)} is {self._too_large(size_bytes)}")
+            if not self._is_right(path, use.sha256):
+                raise InputError(
+                    f"LoRA {quote(use.name)}: {source.source} has sha256 {sha256_of(path)}, the "
+                    f"job wants {use.sha256}"
+                )
+        except OSError as error:
+            raise InputError(
+                f"LoRA {quote(use.name)}: {source.source} cannot be read: {reason(error)}"
+            ) from None
+        return path
+
+    def _fetched(self, source: str) -> Path:
+        """The path of a source; what is elsewhere is downloaded, once."""
+        try:
+            if source.startswith(S3):
+                from worker.checkpoint.s3_cache import fetch  # boto3 takes a while to import
+
+                return fetch(source, self.cache, pinned=True)
+            if source.startswith(hub.PREFIX):
+                return hub.fetch_file(source)
+        except (CheckpointError, ModelError) as error:
+            raise InputError(str(error)) from None
+        return Path(source).expanduser()
+
+    def _is_right(self, path: Path, sha256: str) -> bool:
+        """True for a file that is there with these bytes. Each is read once by a process; who loads
+        it reads them again.
+        """
+        if (path, sha256) not in self._checked or not path.exists():
+            if not path.exists() or sha256_of(path) != sha256:
+                return False
+            self._checked.add((path, sha256))
+        return True
+
+    @property
+    def _cache(self) -> Path:
+        try:
+            return self.cache.expanduser()
+        except RuntimeError as error:  # nobody knows whose home
+            raise InputError(f"SDBATCH_CACHE: {self.cache}: {error}") from None
+
+    def _too_large(self, size_bytes: int) -> str:
+        return (
+            f"{size_bytes / 2**20:,.0f} MiB; SDBATCH_LORA_MIB allows {self.limit_bytes // 2**20:,}"
+        )
