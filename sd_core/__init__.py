@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd_core.engine.engine import Engine
-    from sd_core.engine.request import Lora, Request
+    from sd_core.engine.request import Embedding, Lora, Request
     from sd_core.engine.sample import sample_latents
     from sd_core.execution import make_ready
     from sd_core.loading import load_model
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointError",
+    "Embedding",
     "Engine",
     "LatentDiffusion",
     "Lora",
@@ -37,6 +38,7 @@ __all__ = [
 
 _MODULES = {
     "CheckpointError": "sd_core.weights.errors",
+    "Embedding": "sd_core.engine.request",
     "Engine": "sd_core.engine.engine",
     "LatentDiffusion": "sd_core.model.diffusion",
     "Lora": "sd_core.engine.request",

@@ -26,6 +26,7 @@ from sd_core.cpu.packing import packed_bytes
 from sd_core.device import own_memory, use_device
 from sd_core.engine.adapters import AdapterCache, LoraSet
 from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
+from sd_core.engine.embeddings import EmbeddingCache
 from sd_core.engine.inflight import InflightRequest, PendingOutput
 from sd_core.engine.memory import Capacity, room_for_adapters
 from sd_core.engine.model_runner import ModelRunner, table_of
@@ -42,6 +43,7 @@ from sd_core.engine.request import (
 from sd_core.engine.scheduler import ScheduledBatch, Scheduler
 from sd_core.execution import CAPTURED
 from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.embeddings import Embeddings
 from sd_core.spec import Sampling, whole_number
 
 __all__ = [
@@ -117,6 +119,7 @@ class Engine:
         static = model.execution == "compiled" or (rounded and model.execution == "eager")
         self._rows = Rows(model.device.type, fixed, static=static)
         self._adapters = AdapterCache(model, adapter_bytes)
+        self._embeddings = EmbeddingCache(model.spec.text.width)
         self._stages = ModelRunner(model, self._rows, capacity)
         self._lineup: Scheduler[InflightRequest] = Scheduler(fixed)
         self._on_batch = on_batch
@@ -156,13 +159,16 @@ class Engine:
         _ = table_of(request).numbers
         future: Future[Rendered] = Future()
         loras = self._hold(request, future)
+        embeddings = self._read(request, future)
         with self._lock:
             if self._closed:
                 future.cancel()
                 raise EngineClosedError("the engine is closed")
             self._arrived += 1
             if not future.done():
-                flight = InflightRequest(request, future, on_step, self._arrived, state, loras)
+                flight = InflightRequest(
+                    request, future, on_step, self._arrived, state, loras, embeddings
+                )
                 self._inbox.put(flight)
         return future
 
@@ -181,6 +187,15 @@ class Engine:
         if loras is not None:
             future.add_done_callback(lambda _: self._adapters.give_back(loras))
         return loras
+
+    def _read(self, request: Request, future: Future[Rendered]) -> Embeddings:
+        """An image's embeddings; one that fails ends its future."""
+        try:
+            return () if future.done() else self._embeddings.get(request.embeddings)
+        except Exception as error:
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return ()
 
     def suspend(self, futures: Iterable[Future[Rendered]], *, grace_s: float = 0.0) -> None:
         """Ends these images between two steps with a `Suspended` that holds where they were; those

@@ -9,6 +9,7 @@ from sd_core.engine.adapters import LoraSet
 from sd_core.engine.prompts import RowContext
 from sd_core.engine.request import OnStep, Rendered, Request
 from sd_core.engine.timesteps import Times
+from sd_core.model.embeddings import Embeddings
 from sd_core.sampling.samplers import evaluations
 from sd_core.sampling.trajectory import Trajectory
 from sd_core.spec import Shape
@@ -21,7 +22,7 @@ class InflightRequest:
 
     arrived: its number, that no other has.
     state: what it is to be continued from.
-    loras: its adapters, which stay on the device until it ends.
+    loras: its adapters, which stay on the device until it ends. embeddings: of its prompts.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
     exact: all evaluations so far gave the bits of the fixed row count.
     The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
@@ -33,6 +34,7 @@ class InflightRequest:
     arrived: int
     state: bytes | None = None
     loras: LoraSet | None = None
+    embeddings: Embeddings = ()
     trajectory: Trajectory | None = None
     contexts: list[RowContext] = field(default_factory=list)
     admitted: float = 0.0

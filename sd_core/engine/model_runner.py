@@ -86,7 +86,7 @@ class ModelRunner:
         request = flight.request
         self._capacity.check(flight.shape, min(flight.rows, self._rows.of(flight.shape)))
         flight.admitted = time.monotonic()
-        flight.contexts = self._prompts.get(request.conditions, flight.loras)
+        flight.contexts = self._prompts.get(request.conditions, flight.loras, flight.embeddings)
         if self.model.execution == "compiled":
             _check_one_program(flight)
         table = table_of(request)
@@ -106,7 +106,7 @@ class ModelRunner:
 
     def encode_ahead(self, waiting: Iterable[InflightRequest]) -> None:
         """Prepares prompts of images that begin soon, where the device can beside its work."""
-        self._prompts.encode_ahead((f.request.conditions, f.loras) for f in waiting)
+        self._prompts.encode_ahead((f.request.conditions, f.loras, f.embeddings) for f in waiting)
 
     def save(self, flight: InflightRequest) -> bytes:
         """State that `start` continues from, in any process with this model and a device of this

@@ -23,6 +23,8 @@ Pixels = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
 T = TypeVar("T")
 
+MOST_NAME_CHARS = 200
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -79,6 +81,35 @@ class Lora:
         )
 
 
+MOST_EMBEDDINGS = 64
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Vectors that stand where an image's prompts have a name (textual inversion).
+
+    file: AUTOMATIC1111's or diffusers' (`sd_core.weights.embeddings`). sha256: of its bytes, 64 hex
+    digits; the engine takes no other. name: 1 to 200 characters, found as a word, in whatever
+    case. Raises `ValueError`.
+    """
+
+    file: Path = field(compare=False)
+    sha256: str
+    name: str
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 {self.sha256!r:.80} is not 64 hex digits")
+        named = isinstance(self.name, str) and len(self.name) <= MOST_NAME_CHARS
+        if not named or self.name != self.name.strip() or not self.name:
+            raise ValueError(f"name {self.name!r:.80} is not 1 to {MOST_NAME_CHARS} characters")
+
+    @classmethod
+    def of(cls, file: str | Path, name: str | None = None) -> Embedding:
+        """The embedding in a file, by default called as that. Raises `OSError`, `ValueError`."""
+        return cls(Path(file), sha256_of(Path(file)), Path(file).stem if name is None else name)
+
+
 @dataclass(frozen=True)
 class Request:
     """One image to render.
@@ -87,7 +118,7 @@ class Request:
     mask: (H, W) uint8 of that size, with an init image: white is repainted, the rest is kept to the
         pixel.
     priority: images of higher priority take the device between two steps; any whole number.
-    loras: adapters, added in this order.
+    loras: adapters, added in this order. embeddings: that its prompts may name.
     exact: give the bits of one fixed row count, which depend on nothing else in the batch. False
         takes whatever row count is quickest.
     Raises `ValueError` naming the field, what it is and what is expected.
@@ -101,6 +132,7 @@ class Request:
     priority: int = 0
     exact: bool = True
     loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative"):
@@ -123,6 +155,13 @@ class Request:
         if not listed or not all(isinstance(lora, Lora) for lora in self.loras):
             raise ValueError(f"loras {self.loras!r:.80} are not at most {MOST_LORAS} Loras")
         object.__setattr__(self, "loras", tuple(self.loras))
+        given = self.embeddings
+        listed = isinstance(given, tuple | list) and len(given) <= MOST_EMBEDDINGS
+        if not listed or not all(isinstance(one, Embedding) for one in given):
+            raise ValueError(f"embeddings {given!r:.80} are not at most {MOST_EMBEDDINGS} of them")
+        if len({one.name.lower() for one in given}) < len(given):
+            raise ValueError("two embeddings have one name")
+        object.__setattr__(self, "embeddings", tuple(given))
         _ = self.conditions
 
     @cached_property
@@ -153,6 +192,8 @@ class Request:
         settings: list[object] = [self.prompt, self.negative, asdict(self.sampling)]
         if self.loras:
             settings.append([(one.sha256, one.weight, one.text_weight) for one in self.loras])
+        if self.embeddings:
+            settings.append([(one.sha256, one.name) for one in self.embeddings])
         total = hashlib.sha256(json.dumps(settings).encode())
         for pixels in (self.init_image, self.mask):
             part = b"" if pixels is None else np.ascontiguousarray(pixels).tobytes()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from sd_core.model.embeddings import Embeddings, TokenVectors
 from sd_core.model.tokenizer import PromptTokenizer
 from sd_core.prompt.conditions import PromptText
+from sd_core.prompt.embedding_names import EmbeddingNames, finder
 from sd_core.prompt.emphasis import Section
 from sd_core.vocab.bpe import MOST_CHUNKS, PROMPT_TOKENS
 
@@ -15,8 +17,8 @@ COMMA_WITHIN = 20
 
 
 class Chunk(NamedTuple):
-    """ids: 77 of them, start, end and padding included. weights: of each; empty where all are 1.
-    emphasis, clip_skip: see `PromptText`.
+    """ids: 77 of them, start, end and padding included; below 0 of embeddings. weights: of each;
+    empty where all are 1. emphasis, clip_skip: see `PromptText`.
     """
 
     ids: tuple[int, ...]
@@ -30,15 +32,29 @@ class _Token(NamedTuple):
     weight: float
 
 
-def chunks_of(text: PromptText, tokenizer: PromptTokenizer) -> tuple[Chunk, ...]:
-    """The chunks of a prompt, at least one. Raises `ValueError` for more than `MOST_CHUNKS`."""
-    whole = _whole(text, tokenizer)
-    if whole is not None:
-        return (whole,)
+_Piece = list[_Token]
+"""Tokens that stay together: mostly one, of an embedding all its vectors."""
+
+
+def chunks_of(
+    text: PromptText, tokenizer: PromptTokenizer, embeddings: Embeddings = ()
+) -> tuple[Chunk, ...]:
+    """The chunks of a prompt, at least one; where names of embeddings stand, their vectors.
+
+    Raises `ValueError` for more than `MOST_CHUNKS`.
+    """
+    names = finder(tuple(name for name, _ in embeddings))
+    if not any(True for section in text.sections for one in section for _ in names.find(one.text)):
+        whole = _whole(text, tokenizer)
+        if whole is not None:
+            return (whole,)
+    known = dict(embeddings)
     chunks = [
         chunk
         for section in text.sections
-        for chunk in _split(_tokens(section, tokenizer), tokenizer.comma, commas=text.commas)
+        for chunk in _split(
+            _pieces(section, tokenizer, names, known), tokenizer.comma, commas=text.commas
+        )
     ]
     if text.cut:
         chunks = chunks[:1]
@@ -62,26 +78,39 @@ def _whole(text: PromptText, tokenizer: PromptTokenizer) -> Chunk | None:
     return Chunk(tuple(ids), clip_skip=text.clip_skip)
 
 
-def _tokens(section: Section, tokenizer: PromptTokenizer) -> Iterable[_Token]:
-    for fragment in section:
-        for number in tokenizer.ids(fragment.text):
-            yield _Token(number, fragment.weight)
+def _pieces(
+    section: Section,
+    tokenizer: PromptTokenizer,
+    names: EmbeddingNames,
+    known: Mapping[str, TokenVectors],
+) -> Iterable[_Piece]:
+    for text, weight in section:
+        begin = 0
+        for found in names.find(text):
+            yield from _words(text[begin : found.begin], weight, tokenizer)
+            yield [_Token(number, weight) for number in known[found.name].ids]
+            begin = found.end
+        yield from _words(text[begin:], weight, tokenizer)
 
 
-def _split(tokens: Iterable[_Token], comma: int, *, commas: bool) -> list[list[_Token]]:
+def _words(text: str, weight: float, tokenizer: PromptTokenizer) -> Iterable[_Piece]:
+    return ([_Token(number, weight)] for number in tokenizer.ids(text))
+
+
+def _split(pieces: Iterable[_Piece], comma: int, *, commas: bool) -> list[list[_Token]]:
     """Lists of at most 75 tokens, at least one list."""
     chunks: list[list[_Token]] = [[]]
-    for token in tokens:
+    for piece in pieces:
         chunk = chunks[-1]
-        if len(chunk) == PROMPT_TOKENS:
+        if len(chunk) + len(piece) > PROMPT_TOKENS:
             rest: list[_Token] = []
-            if commas and token.id != comma:
+            if commas and len(piece) == 1 and piece[0].id != comma:
                 places = [at for at, one in enumerate(chunk) if one.id == comma]
                 if places and PROMPT_TOKENS - places[-1] <= COMMA_WITHIN:
                     rest = chunk[places[-1] + 1 :]
                     del chunk[places[-1] + 1 :]
             chunks.append(rest)
-        chunks[-1].append(token)
+        chunks[-1] += piece
     return chunks
 
 

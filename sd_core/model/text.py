@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from sd_core.model.adapters import adapters_in, make_adaptable
+from sd_core.model.embeddings import make_open
 from sd_core.spec import TextSpec
 
 if TYPE_CHECKING:
@@ -49,7 +50,13 @@ class TextEncoder(nn.Module):
         self.spec = spec
         self.transformer = CLIPTextModel(clip_config(spec))
         make_adaptable(self)
+        make_open(self.tokens)
         self.adapters = adapters_in(self)
+
+    @property
+    def tokens(self) -> nn.Module:
+        """The table of tokens' vectors."""
+        return self.transformer.embeddings.token_embedding
 
     def forward(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """clip_skip: the layer that is read, 1 being the last, 2 the one before it."""

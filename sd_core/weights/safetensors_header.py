@@ -53,3 +53,11 @@ def read_header(data: Bytes, where: str) -> tuple[int, dict[str, Any], dict[str,
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{where}: its safetensors header is damaged (__metadata__)")
     return start, header, metadata
+
+
+def shape_in(entry: Any) -> tuple[int, ...]:
+    """The shape that a header gives a tensor; () where it is damaged, which loading will say."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or not all(type(side) is int for side in shape):
+        return ()
+    return tuple(shape)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.lora.kind import flaw_of
-from sd_core.weights.lora.names import Shape, names_of_any
-from sd_core.weights.safetensors_header import begins_as_safetensors, read_header
+from sd_core.weights.lora.names import names_of_any
+from sd_core.weights.safetensors_header import begins_as_safetensors, read_header, shape_in
 
 
 def check_lora(data: bytes, where: str) -> None:
@@ -19,14 +17,6 @@ def check_lora(data: bytes, where: str) -> None:
     if not begins_as_safetensors(data):
         return
     _, header, _ = read_header(data, where)
-    flaw = flaw_of({name: _shape(entry) for name, entry in header.items()}, names_of_any())
+    flaw = flaw_of({name: shape_in(entry) for name, entry in header.items()}, names_of_any())
     if flaw is not None:
         raise CheckpointError(f"{where}: {flaw}")
-
-
-def _shape(entry: Any) -> Shape:
-    """The shape that a header says; () where it is damaged, which loading will say."""
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    if not isinstance(shape, list) or not all(type(side) is int for side in shape):
-        return ()
-    return tuple(shape)
