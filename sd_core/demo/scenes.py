@@ -5,11 +5,12 @@ Some (shape, colour, background) triples never occur in training; they are kept 
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 SIZE = 128  # pixels, the demo model's native side
 OVERSAMPLING = 4  # drawn this much larger, then averaged, for smooth edges
@@ -28,6 +29,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 PLACES = ("left", "right", "top", "bottom")
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below", "and")
+
+OUTLINE = 6.0
+"""Width of a hollow shape's outline in pixels."""
 
 _CENTRE = SIZE / 2
 _RADII = {None: (26, 40), "small": (17, 23), "large": (42, 50)}  # pixels, of the enclosing circle
@@ -171,6 +175,31 @@ def draw(scene: Scene, size: int = SIZE) -> Image.Image:
     for item in scene.items:
         _draw_item(pen, item, scale, COLOURS[item.colour], COLOURS[scene.background])
     return image.reduce(OVERSAMPLING)
+
+
+def draw_hollow(scene: Scene, size: int = SIZE) -> Image.Image:
+    """The scene with outlines in place of shapes: what is inside of them is background."""
+    canvas = size * OVERSAMPLING
+    scale = canvas / SIZE
+    image = Image.new("RGB", (canvas, canvas), COLOURS[scene.background])
+    for item in scene.items:
+        shape = Image.new("RGB", image.size)
+        _draw_item(ImageDraw.Draw(shape), item, scale, (255, 255, 255), (0, 0, 0))
+        whole = inside = shape.convert("L")
+        for number in range(round(OUTLINE * scale)):
+            inside = _shrunk(inside, diagonal=number % 2 == 0)
+        image.paste(COLOURS[item.colour], mask=ImageChops.subtract(whole, inside))
+    return image.reduce(OVERSAMPLING)
+
+
+def _shrunk(mask: Image.Image, *, diagonal: bool) -> Image.Image:
+    """A mask without the pixels at its edge. By turns with and without diagonal neighbours, an
+    octagon is taken off all round.
+    """
+    if diagonal:
+        return mask.filter(ImageFilter.MinFilter(3))
+    neighbours = ((1, 0), (-1, 0), (0, 1), (0, -1))
+    return functools.reduce(ImageChops.darker, [ImageChops.offset(mask, *n) for n in neighbours])
 
 
 def _draw_item(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from safetensors.torch import save_file
 
 from sd_core import Embedding, Engine, Request, Sampling, make_ready
 from sd_core.model.chunks import chunks_of
 from sd_core.model.embeddings import TokenVectors, bringing
-from sd_core.model.tokenizer import PromptTokenizer
+from sd_core.model.tokenizer import PromptTokenizer, clip_tokenizer
 from sd_core.prompt.conditions import PromptReader
 from sd_core.prompt.embedding_names import EmbeddingNames
 from sd_core.weights.embeddings import read_embedding
@@ -227,3 +230,37 @@ class TestRequests:
             Request("ink", SAMPLING, embeddings=(Embedding(one.file, "5a" * 32, "ink"),)).digest(),
         }
         assert len(digests) == 3
+
+
+class TheirPipeline(TextualInversionLoaderMixin):
+    """diffusers' reader of embeddings, with the text encoder of a model."""
+
+    components: ClassVar = {}
+    hf_device_map = None
+
+    def __init__(self, model) -> None:
+        self.tokenizer = copy.deepcopy(clip_tokenizer())
+        self.text_encoder = copy.deepcopy(model.text.transformer)
+        table = self.text_encoder.embeddings.token_embedding
+        table.__class__ = torch.nn.Embedding
+
+    def states(self, prompt: str) -> torch.Tensor:
+        spelt = self.maybe_convert_prompt(prompt, self.tokenizer)
+        ids = self.tokenizer(spelt, padding="max_length", return_tensors="pt").input_ids
+        with torch.inference_mode():
+            return self.text_encoder(ids).last_hidden_state
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_diffusers_reads_it(engine, tmp_path, count):
+    torch.save({"<ink>": vectors(count)}, tmp_path / "ink.bin")
+    theirs = TheirPipeline(engine.model)
+    theirs.load_textual_inversion(str(tmp_path / "ink.bin"))
+    ids = tuple(range(-1, -1 - count, -1))
+    found = read_embedding(tmp_path / "ink.bin", WIDTH)
+    (condition,) = PromptReader("plain", 2, "chunk", "a1111", 1).prompt("a <ink> ring, in red")
+    known = (("<ink>", TokenVectors(ids, found)),)
+    (chunk,) = chunks_of(condition.texts[0].text, engine.model.tokenizer, known)
+    with bringing(engine.model.text.tokens, dict(zip(ids, found, strict=True))):
+        states = engine.model.encode_chunks([chunk])
+    assert (states - theirs.states("a <ink> ring, in red")).abs().max() < 1e-5
