@@ -44,11 +44,14 @@ MAX_DIRECTORY_BYTES = 64 * 2**20
 MAX_LORA_BYTES = 2**30
 """A LoRA's file; an operator allows less (SDBATCH_LORA_MIB)."""
 
+MAX_EMBEDDING_BYTES = 8 * 2**20
+"""An embedding's file: 75 vectors at v1 size have 225 KiB."""
+
 MAX_INPUT_BYTES = max(MAX_IMAGE_BYTES, MAX_LORA_BYTES)
 """A file in a job's `inputs/`."""
 
-MAX_LORA_NAME_CHARS = 200
-"""The name of a LoRA: file names have at most 255 bytes."""
+MAX_FILE_NAME_CHARS = 200
+"""The name of a LoRA or an embedding: file names have at most 255 bytes."""
 
 MAX_RENDERED_BYTES = MAX_IMAGE_BYTES
 """A finished image as a file: the largest has 48 MiB of pixels and half a megabyte of prompts."""

@@ -18,7 +18,7 @@ from jobs.formatting import found, quote, reason
 from jobs.manifest.problems import ProblemList
 from jobs.manifest.sources import read_file
 from jobs.manifest.yaml_file import NodePlace, YamlFile, plain
-from jobs.task import LORA_SUFFIXES
+from jobs.task import WEIGHT_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,18 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelList:
-    """Everything that has a name. loras: also those of a folder, by their file names."""
+    """Everything that has a name. loras, embeddings: also those of a folder, by file names."""
 
     models: Mapping[str, ModelSource] = field(default_factory=dict)
     loras: Mapping[str, ModelSource] = field(default_factory=dict)
+    embeddings: Mapping[str, ModelSource] = field(default_factory=dict)
 
 
-LORAS = "loras"
-"""The section of a model list that names LoRA."""
+SECTIONS = ("loras", "embeddings")
+"""Sections of a model list that name files that models are used with."""
 
 MOST_IN_FOLDER = 10_000
-"""Files of a folder of LoRA; a larger one is a mistake, such as a home folder."""
+"""Files of a folder of LoRA or embeddings; a larger one is a mistake, such as a home folder."""
 
 _MAX_LIST_BYTES = 2**20
 
@@ -61,7 +62,7 @@ class _Pinned(TypedDict, total=False):
 _SOURCE: TypeAdapter[Any] = TypeAdapter(_Text | _Pinned)
 
 _A_MODEL = "demo, a checkpoint, a diffusers folder, hf:owner/name, s3://bucket/key"
-_A_LORA = "a file, hf:owner/name/file, s3://bucket/key"
+_A_FILE = "a file, hf:owner/name/file, s3://bucket/key"
 
 
 def load_models(given: Path | str) -> ModelList:
@@ -81,22 +82,31 @@ def load_models(given: Path | str) -> ModelList:
     problems = ProblemList()
     top, _ = YamlFile(source, name, problems).mapping()
     place, listed = NodePlace(name, "", top), plain(top)
-    named = listed.pop(LORAS, {})
+    sections = {
+        section: _section(listed.pop(section, {}), folder, place, section, problems)
+        for section in SECTIONS
+    }
     models = _sources(listed, folder, _A_MODEL, place, (), problems)
-    loras: Mapping[str, ModelSource] = {}
+    problems.raise_if_any()
+    return ModelList(models, **sections)
+
+
+def _section(
+    named: Any, folder: Path, place: NodePlace, section: str, problems: ProblemList
+) -> dict[str, ModelSource]:
+    """The names of a section, or those of the files of the folder that it is."""
     if isinstance(named, dict):
-        loras = _sources(named, folder, _A_LORA, place, (LORAS,), problems)
-    elif isinstance(named, str) and named:
+        return _sources(named, folder, _A_FILE, place, (section,), problems)
+    if isinstance(named, str) and named:
         try:
-            loras = _in_folder(Path(_located(named, folder)).expanduser())
+            return _in_folder(Path(_located(named, folder)).expanduser())
         except (OSError, RuntimeError, ValueError) as error:
             why = reason(error) if isinstance(error, OSError) else str(error)
-            problems.at(place, (LORAS,), f"{quote(named)} cannot be read: {why}")
+            problems.at(place, (section,), f"{quote(named)} cannot be read: {why}")
     else:
-        message = f"found {found(named)}, expected a mapping of names to files, or a folder of LoRA"
-        problems.at(place, (LORAS,), message)
-    problems.raise_if_any()
-    return ModelList(models, loras)
+        message = f"found {found(named)}, expected a mapping of names to files, or a folder"
+        problems.at(place, (section,), message)
+    return {}
 
 
 def _sources(
@@ -125,8 +135,8 @@ def _sources(
 
 
 def _in_folder(folder: Path) -> dict[str, ModelSource]:
-    """LoRA of a folder and those in it, by their names without endings; by their paths where
-    several have one name. Raises `OSError` and `ValueError`.
+    """Files of weights in a folder and below it, by their names without endings; by their paths
+    where several have one name. Raises `OSError` and `ValueError`.
     """
     if not folder.is_dir():
         raise ValueError("it is no folder")
@@ -141,7 +151,7 @@ def _in_folder(folder: Path) -> dict[str, ModelSource]:
         paths += [
             Path(root, name)
             for name in sorted(names)
-            if name.rpartition(".")[2].lower() in LORA_SUFFIXES
+            if name.rpartition(".")[2].lower() in WEIGHT_SUFFIXES
         ]
         if len(paths) > MOST_IN_FOLDER:
             raise ValueError(f"it holds more than {MOST_IN_FOLDER:,} files")

@@ -34,6 +34,7 @@ class Settings:
 
     models: Mapping[str, ModelSource] = field(default_factory=dict)
     loras: Mapping[str, ModelSource] = field(default_factory=dict)
+    embeddings: Mapping[str, ModelSource] = field(default_factory=dict)
     lora_bytes: int = 512 * 2**20  # most of one file
     store: str = "out"
     device: str = "auto"
@@ -69,12 +70,13 @@ class Settings:
         log = values.get("SDBATCH_LOG", cls.log)
         if log not in LOG_FORMATS:
             raise InputError(f"SDBATCH_LOG: found {quote(log)}, expected {one_of(LOG_FORMATS)}")
-        models, loras = _listed(values.get("SDBATCH_MODELS"))
+        models, loras, embeddings = _listed(values.get("SDBATCH_MODELS"))
         elsewhere = "SDBATCH_REDIS" in values or "SDBATCH_STORE" in values
         local = None if elsewhere else running_cluster(values)
         return cls(
             models=models,
             loras=loras,
+            embeddings=embeddings,
             lora_bytes=_mebibytes(values, "SDBATCH_LORA_MIB", cls.lora_bytes),
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
@@ -128,14 +130,14 @@ class Settings:
         )
 
 
-def _listed(given: str | None) -> tuple[Mapping[str, ModelSource], Mapping[str, ModelSource]]:
-    """The models and the LoRA of a model list."""
+def _listed(given: str | None) -> tuple[Mapping[str, ModelSource], ...]:
+    """The models, LoRA and embeddings of a model list."""
     if given is None:
-        return {}, {}
+        return {}, {}, {}
     from jobs.models import load_models  # pydantic and YAML, which a command without models spares
 
     listed = load_models(given)
-    return listed.models, listed.loras
+    return listed.models, listed.loras, listed.embeddings
 
 
 def _reproducible(text: str) -> Reproducible:

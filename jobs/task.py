@@ -24,10 +24,10 @@ Reproducible = Literal["exact", "fast"]
     fast   in the last bits
 """
 
-LORA_SUFFIXES = ("safetensors", "pt", "ckpt", "bin", "pth")
+WEIGHT_SUFFIXES = ("safetensors", "pt", "ckpt", "bin", "pth")
 """Endings of the names of LoRA files: safetensors, or pickles."""
 
-_INPUT_NAME = re.compile(rf"([0-9a-f]{{64}})\.(png|jpg|webp|{'|'.join(LORA_SUFFIXES)})")
+_INPUT_NAME = re.compile(rf"([0-9a-f]{{64}})\.(png|jpg|webp|{'|'.join(WEIGHT_SUFFIXES)})")
 
 # Made once: `json.dumps` with these arguments would make an encoder at every call.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
@@ -64,6 +64,28 @@ class LoraUse:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingUse:
+    """An embedding that an image's prompts name.
+
+    name: that stands in them; also in the model list, if `file` is None. sha256, file: see
+    `LoraUse`.
+    """
+
+    name: str
+    sha256: str
+    file: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as plans have them."""
+        values: dict[str, Any] = self.canonical()
+        return values if self.file is None else {**values, "file": self.file}
+
+    def canonical(self) -> dict[str, Any]:
+        """Values that the pixels depend on."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One image of a job, resolved: nothing is left to defaults.
 
@@ -72,7 +94,7 @@ class Task:
     init_image, mask: file names under the job's `inputs/`, `<sha256 of the bytes>.<png|jpg|webp>`.
     format: one of `IMAGE_FORMATS`.
     template: the prompt as it was written, where choices were made in it; for the record alone.
-    loras: added in this order.
+    loras: added in this order. embeddings: that the prompts name.
     """
 
     index: int
@@ -85,6 +107,7 @@ class Task:
     format: str = IMAGE_FORMATS[0]
     template: str | None = None
     loras: tuple[LoraUse, ...] = ()
+    embeddings: tuple[EmbeddingUse, ...] = ()
 
     def canonical(self) -> dict[str, Any]:
         """Values that determine the pixels and the format, and no others (not index nor name)."""
@@ -114,14 +137,17 @@ class Task:
             values["mask"] = self.mask
         if self.loras:
             values["loras"] = [lora.canonical() for lora in self.loras]
+        if self.embeddings:
+            values["embeddings"] = [one.canonical() for one in self.embeddings]
         return values
 
     @property
     def _all_is_read(self) -> bool:
-        """True where chunks are no other picture: plain prompts that fit into one."""
-        return self.sampling.syntax == "plain" and fits(
-            self.prompt, self.negative, self.sampling.guidance
-        )
+        """True where chunks are no other picture: plain prompts that fit into one, without
+        embeddings, whose length a plan does not know.
+        """
+        plain = self.sampling.syntax == "plain" and not self.embeddings
+        return plain and fits(self.prompt, self.negative, self.sampling.guidance)
 
     def canonical_json(self) -> str:
         """`canonical` as text: compact, keys sorted, ASCII; equal for equal pictures."""
@@ -143,6 +169,8 @@ class Task:
             values["template"] = self.template
         if self.loras:
             values["loras"] = [lora.to_json() for lora in self.loras]
+        if self.embeddings:
+            values["embeddings"] = [one.to_json() for one in self.embeddings]
         return values
 
 

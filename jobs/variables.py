@@ -33,7 +33,7 @@ VARIABLES = (
         "the file; `~/` begins one below the home folder. Under `loras:`, LoRA have names in the "
         "same way (a file, `s3://bucket/key` or `hf:owner/name/file[@revision]`; the digest is the "
         "file's sha256, which all but a file here needs), or it is a folder whose files have the "
-        "names that they are called by.",
+        "names that they are called by; under `embeddings:`, embeddings.",
     ),
     Variable(
         "SDBATCH_STORE",

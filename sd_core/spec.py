@@ -36,6 +36,9 @@ models drives colours out of their range."""
 MOST_LORAS = 32
 """Adapters of one image."""
 
+MOST_EMBEDDINGS = 64
+"""Embeddings that the prompts of one image name."""
+
 MOST_LORA_WEIGHT = 100.0
 """Largest weight of an adapter, either way of 0."""
 

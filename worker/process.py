@@ -29,7 +29,7 @@ from worker.output.encoders import encoder
 from worker.output.record import ModelInfo
 from worker.reconcile.reconciler import Reconciler
 from worker.reconcile.webhooks import Notifier
-from worker.render.loras import LoraFiles
+from worker.render.weight_files import AddedFiles
 from worker.serve.heartbeat import LeaseHeartbeat
 from worker.serve.worker import Stopped, Worker
 
@@ -121,7 +121,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
         ledger,
         open_store,
         observer=metrics,
-        loras=LoraFiles.of(settings),
+        added=AddedFiles.of(settings, settings.cache),
         heartbeat=heartbeat,
         on_stop=_end,
         encode=encode,

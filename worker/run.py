@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from jobs.folder.prepare import prepare
 from jobs.folder.records import write_failures
 from jobs.formatting import counted
 from jobs.manifest.load import Manifest
-from jobs.models import ModelSource
 from jobs.report import write_unfinished_report
 from jobs.settings import Settings
 from jobs.storage import Store
@@ -84,8 +83,7 @@ def run_job(
     job: str | None = None,
     force: bool = False,
     reproducible: Reproducible = JobFile.reproducible,
-    loras: Mapping[str, ModelSource] | None = None,
-    lora_bytes: int = Settings.lora_bytes,
+    settings: Settings | None = None,
     observe: Callable[[], AbstractContextManager[Observer]],
     status: Callable[[str], AbstractContextManager[object]],
     stop: threading.Event,
@@ -93,8 +91,8 @@ def run_job(
     """Renders what the job's folder does not hold yet, and writes its report.
 
     job: names the folder; by default the name derived from the manifest's content. reproducible:
-    for a manifest that says nothing of it. loras: of the model list. lora_bytes: most of a file of
-    one.
+    for a manifest that says nothing of it. settings: say where LoRA and embeddings are that have a
+    name.
     observe: opens the progress of rendering. status: shows what else takes its time.
     stop: set to end between two steps; raises `Interrupted` once all that is finished is kept.
     Raises the errors of `jobs.errors`; failed images are counted in the summary.
@@ -111,8 +109,8 @@ def run_job(
         total = manifest.total
         return RunSummary(folder.keys.job_id, url, total, 0, total, 0, load_s=0.0, render_s=0.0)
     try:
-        from worker.render.loras import LoraFiles
         from worker.render.rendering import render
+        from worker.render.weight_files import AddedFiles
     except ModuleNotFoundError as error:
         raise InputError(
             f"rendering needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
@@ -138,7 +136,7 @@ def run_job(
             folder,
             described,
             shards,
-            loras=LoraFiles(loras or {}, choice.cache, lora_bytes),
+            added=AddedFiles.of(settings or Settings(), choice.cache),
             observer=observer,
             stop=stop,
             force=force,

@@ -31,15 +31,17 @@ def read_manifest(
     `ManifestError` and `InputError`.
     """
     # The manifest's side (pydantic, libyaml) takes long to import; most commands do without it.
+    from jobs.limits import MAX_EMBEDDING_BYTES
     from jobs.manifest.load import load_manifest
-    from jobs.manifest.loras import LoraRules
+    from jobs.manifest.named_files import FileRules
     from jobs.manifest.warnings import WarningList
 
     def known() -> Settings:
         return settings or Settings.from_env(os.environ)
 
     found = WarningList()
-    rules = LoraRules(lambda: known().loras, lambda: known().lora_bytes)
+    loras = FileRules(lambda: known().loras, lambda: known().lora_bytes)
+    embeddings = FileRules(lambda: known().embeddings, lambda: MAX_EMBEDDING_BYTES)
     try:
         with terminal.counting(f"reading {path.name}") as tick:
             return load_manifest(
@@ -48,7 +50,8 @@ def read_manifest(
                 model=model,
                 tick=tick,
                 warnings=found,
-                loras=rules,
+                loras=loras,
+                embeddings=embeddings,
             )
     finally:
         terminal.warn(found)

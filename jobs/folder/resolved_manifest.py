@@ -21,7 +21,8 @@ from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_LINE_BYTES
 from jobs.manifest.entries import Entry
 from jobs.manifest.load import Manifest
-from jobs.manifest.loras import manifest_names, written
+from jobs.manifest.loras import written
+from jobs.manifest.named_files import manifest_names
 from jobs.manifest.schema import EXAMPLE
 from jobs.task import Reproducible
 from sd_core.spec import ADDED_SETTINGS, Sampling
@@ -56,6 +57,8 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
     head |= {"model": manifest.model, "reproducible": reproducible, "defaults": defaults}
     if manifest.loras:
         head["loras"] = manifest_names(manifest.loras, _INPUTS)
+    if manifest.embeddings:
+        head["embeddings"] = manifest_names(manifest.embeddings, _INPUTS)
     if manifest.matrix.keys() - {"seeds"}:
         # Seeds are with the prompts.
         matrix = {key: values for key, values in manifest.matrix.items() if key != "seeds"}
@@ -157,6 +160,8 @@ def _row(
             row[name] = value
     if entry.loras:
         row["loras"] = [written(use) for use in entry.loras]
+    if entry.embeddings:
+        row["embeddings"] = [name for name, _, _ in entry.embeddings]
     for name in ("init_image", "mask"):
         picture = getattr(entry, name)
         if picture is not None:

@@ -26,6 +26,8 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 _STATED = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)  # what Excel writes and reads
 
+_LISTS = ("loras", "embeddings")
+
 WHOLE_KEYS = ("seed", "seeds", *(name for name in SETTINGS if TYPES[name] is int))
 """Keys of whole numbers."""
 
@@ -224,9 +226,11 @@ def _cell(key: str, cell: str, *, comma: bool) -> Any:
 
     comma: whether decimals may be written with one. Raises `ValueError` where digits are lost.
     """
-    if key in TEXT_KEYS and key != "loras":
+    if key in TEXT_KEYS and key not in _LISTS:
         return cell
     text = cell.strip()
+    if key == "embeddings":
+        return text.split()
     if key == "loras":
         return [_lora(part, comma=comma) for part in text.split()]
     if key == "seeds" and " " in text:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jobs.image_settings import SETTINGS
+from jobs.manifest.embeddings import uses_in
 from jobs.manifest.lora_tags import split_tags
-from jobs.manifest.loras import KnownLora, Use, use_of
+from jobs.manifest.loras import Use, use_of
+from jobs.manifest.named_files import KnownFile
 from jobs.manifest.naming import fill
 from jobs.task import LoraUse, Task
 from sd_core.spec import FIRST_SETTINGS, Sampling
@@ -32,7 +34,8 @@ class Entry(NamedTuple):
     seeds: a list, or (first, count). settings: values of `SETTINGS`. template: of image names.
     init_image, mask: names in the job's `inputs/`. dynamic: of `jobs.manifest.schema.Dynamic`, for
     an entry whose choices are still to be made. written: the prompt with its choices, for one whose
-    choices were made. loras: besides those of tags in the prompt.
+    choices were made. loras: besides those of tags in the prompt. embeddings: `KnownFile`s that the
+    prompts may name.
     """
 
     prompt: str
@@ -45,6 +48,7 @@ class Entry(NamedTuple):
     dynamic: str = "none"
     written: str | None = None
     loras: tuple[Use, ...] = ()
+    embeddings: tuple[tuple[str, str, str | None], ...] = ()
 
     @property
     def seed_count(self) -> int:
@@ -106,16 +110,21 @@ def expand(
     combinations: Sequence[Combination],
     job: str,
     format: str,
-    loras: Mapping[str, KnownLora],
+    loras: Mapping[str, KnownFile],
+    embeddings: Mapping[str, KnownFile],
 ) -> Iterator[Task]:
     """The tasks of all entries: prompt by prompt, combination by combination, seed by seed.
 
-    loras: by the names that prompts may have in tags.
+    loras: by the names that prompts may have in tags. embeddings: by the names that prompts with
+    syntax a1111 may have.
     """
     index = 0
     for entry in entries:
-        prompt, negative, seeds, settings, init_image, mask, template, _, written, own = entry
+        prompt, negative, seeds, settings, init_image, mask, template, _, written, own, listed = (
+            entry
+        )
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
+        named = {one[0]: KnownFile(*one) for one in listed}
         for combination in combinations:
             if combination.negative is not None:
                 negative = combination.negative
@@ -124,6 +133,10 @@ def expand(
             if values[_SYNTAX] == "a1111":
                 words, tags = split_tags(words)
                 used = (*used, *(use_of(tag, loras[tag.name]) for tag in tags))
+                known = {**embeddings, **named} if embeddings else named
+            else:
+                known = named
+            vectors = uses_in((words, negative), known) if known else ()
             of_image = tuple([LoraUse(*use) for use in used])
             before, after = values[:_BEFORE_SEED], values[_BEFORE_SEED:]
             for seed in numbers:
@@ -132,6 +145,6 @@ def expand(
                 name = fill(template, job, index, words, sampling)
                 yield Task(
                     *(index, name, words, negative, sampling, init_image, mask, format, written),
-                    of_image,
+                    *(of_image, vectors),
                 )
                 index += 1

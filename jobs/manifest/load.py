@@ -20,9 +20,11 @@ from jobs.formatting import found, one_of, quote, reason
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
 from jobs.manifest.dynamic.fill import Templates, count_of
 from jobs.manifest.dynamic.wildcards import Wildcards
+from jobs.manifest.embeddings import Embeddings
 from jobs.manifest.entries import Combination, Entry, EntryLog, expand
 from jobs.manifest.input_images import Inputs
-from jobs.manifest.loras import NO_LORAS, KnownLora, LoraRules, Loras
+from jobs.manifest.loras import LORA
+from jobs.manifest.named_files import NO_FILES, FileRules, KnownFile, NamedFiles
 from jobs.manifest.naming import DEFAULT_TEMPLATE, job_name
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_files import SUFFIXES, RowReader
@@ -74,7 +76,8 @@ class Manifest:
 
     path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
     total: how many images `tasks` gives. matrix: as it is written, which gives the combinations.
-    loras: that prompts use, by name. reproducible: None leaves it to the settings.
+    loras, embeddings: that prompts use, by name. named_in_texts: embeddings that prompts with
+    syntax a1111 name. reproducible: None leaves it to the settings.
     """
 
     path: Path
@@ -87,7 +90,9 @@ class Manifest:
     entries: EntryLog
     combinations: Sequence[Combination]
     matrix: Mapping[str, Any] = field(default_factory=dict)
-    loras: Mapping[str, KnownLora] = field(default_factory=dict)
+    loras: Mapping[str, KnownFile] = field(default_factory=dict)
+    embeddings: Mapping[str, KnownFile] = field(default_factory=dict)
+    named_in_texts: Mapping[str, KnownFile] = field(default_factory=dict)
     reproducible: Reproducible | None = None
 
     def tasks(self) -> Iterator[Task]:
@@ -95,7 +100,10 @@ class Manifest:
         seed. The same at every call.
         """
         entries = iter(self.entries)
-        return expand(entries, self.combinations, self.name, self.output.format, self.loras)
+        return expand(
+            *(entries, self.combinations, self.name, self.output.format),
+            *(self.loras, self.named_in_texts),
+        )
 
     @cached_property
     def expansion(self) -> Expansion:
@@ -130,14 +138,15 @@ def load_manifest(
     model: str | None = None,
     tick: Tick | None = None,
     warnings: WarningList | None = None,
-    loras: LoraRules = NO_LORAS,
+    loras: FileRules = NO_FILES,
+    embeddings: FileRules = NO_FILES,
 ) -> Manifest:
     """Read and check a manifest and every file it names.
 
     allow_outside: let it name files outside its own folder. model: to be used instead of the one
     it names; sizes and guidance that it leaves open are then this model's. warnings: takes what is
-    no mistake, but may not be meant, also where there are mistakes. loras: those that have a name
-    besides the manifest's own, and how large one may be.
+    no mistake, but may not be meant, also where there are mistakes. loras, embeddings: those that
+    have a name besides the manifest's own, and how large one may be.
     Raises `ManifestError` with all problems at once.
     """
     try:
@@ -147,7 +156,11 @@ def load_manifest(
         raise ManifestError([Problem(str(path), 0, 0, "", f"cannot be read: {why}")]) from None
     found = WarningList() if warnings is None else warnings
     loader = _Loader(
-        path, source, tick, found, allow_outside=allow_outside, model=model, loras=loras
+        *(path, source, tick, found),
+        allow_outside=allow_outside,
+        model=model,
+        loras=loras,
+        embeddings=embeddings,
     )
     return loader.load()
 
@@ -164,7 +177,8 @@ class _Loader:
         *,
         allow_outside: bool,
         model: str | None,
-        loras: LoraRules,
+        loras: FileRules,
+        embeddings: FileRules,
     ) -> None:
         self._path = path
         self._model = model
@@ -174,7 +188,8 @@ class _Loader:
         self._tick = tick
         self._problems = ProblemList()
         self._inputs = Inputs(path.parent, allow_outside=allow_outside)
-        self._loras = Loras(self._inputs, loras)
+        self._loras = NamedFiles(LORA, self._inputs, loras)
+        self._embeddings = Embeddings(self._inputs, embeddings)
         self._entries = EntryLog()
         self._read = 0
         self._images = 0
@@ -188,11 +203,13 @@ class _Loader:
         place = NodePlace(self._file, "", top)
         head, valid = self._head(top, broken)
         self._templates = Templates(Wildcards(self._wildcards(head, place)))
-        for name, given in head.get("loras", {}).items():
-            try:
-                self._loras.declare(name, given, self._folder)
-            except ValueError as error:
-                self._problems.at(place, ("loras", name), str(error))
+        for files in (self._loras, self._embeddings):
+            section = files.kind.section
+            for name, given in head.get(section, {}).items():
+                try:
+                    files.declare(name, given, self._folder)
+                except ValueError as error:
+                    self._problems.at(place, (section, name), str(error))
         self._resolver = Resolver(
             head,
             place,
@@ -202,6 +219,7 @@ class _Loader:
             PromptWatch(self._warnings),
             self._templates,
             self._loras,
+            self._embeddings,
             valid=valid,
         )
         output = self._output(head, place)
@@ -220,6 +238,8 @@ class _Loader:
             combinations=self._resolver.combinations,
             matrix=self._resolver.matrix,
             loras=self._loras.known,
+            embeddings=self._embeddings.known,
+            named_in_texts=self._embeddings.in_texts,
             reproducible=head.get("reproducible"),
         )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.manifest.lora_tags import split_tags
-from jobs.manifest.loras import Loras, Use
+from jobs.manifest.loras import Use, lora_use
+from jobs.manifest.named_files import NamedFiles
 from jobs.manifest.problems import Path as ValuePath
 from sd_core.spec import MOST_LORAS
 
@@ -15,18 +16,20 @@ Problem = Callable[[ValuePath, str], None]
 """Called with where, inside of the list, and with what is wrong."""
 
 
-def uses_of(loras: Loras, given: Sequence[Any], folder: Path, problem: Problem) -> tuple[Use, ...]:
+def uses_of(
+    loras: NamedFiles, given: Sequence[Any], folder: Path, problem: Problem
+) -> tuple[Use, ...]:
     """The LoRA of a list, without those that cannot be used. folder: of their paths."""
     uses = []
     for number, item in enumerate(given):
         try:
-            uses.append(loras.use(item, folder))
+            uses.append(lora_use(loras, item, folder))
         except ValueError as error:
             problem((number,), str(error))
     return tuple(uses)
 
 
-def sets_of(loras: Loras, given: Any, folder: Path, problem: Problem) -> list[tuple[Use, ...]]:
+def sets_of(loras: NamedFiles, given: Any, folder: Path, problem: Problem) -> list[tuple[Use, ...]]:
     """The sets of a matrix: those that are listed, or one LoRA at several weights.
 
     given: of `jobs.manifest.schema.LoraAxis`.
@@ -39,7 +42,7 @@ def sets_of(loras: Loras, given: Any, folder: Path, problem: Problem) -> list[tu
         return sets
     try:
         return [
-            (loras.use({"name": given["name"], "weight": weight}, folder),)
+            (lora_use(loras, {"name": given["name"], "weight": weight}, folder),)
             for weight in given["weights"]
         ]
     except ValueError as error:
@@ -47,7 +50,7 @@ def sets_of(loras: Loras, given: Any, folder: Path, problem: Problem) -> list[tu
         return []
 
 
-def tag_flaws(loras: Loras, prompt: str, used: Sequence[Use]) -> tuple[str, list[str]]:
+def tag_flaws(loras: NamedFiles, prompt: str, used: Sequence[Use]) -> tuple[str, list[str]]:
     """A prompt without its tags, and why these cannot be used. used: LoRA besides them."""
     try:
         text, tags = split_tags(prompt)

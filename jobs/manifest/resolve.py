@@ -19,11 +19,13 @@ from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
 from jobs.manifest.dynamic.fill import Templates, filled
 from jobs.manifest.dynamic.template import TemplateError
+from jobs.manifest.embeddings import Embeddings
 from jobs.manifest.entries import Combination, Entry
 from jobs.manifest.input_images import InputImage, Inputs
 from jobs.manifest.lora_lists import Problem, sets_of, tag_flaws, uses_of
 from jobs.manifest.lora_tags import without_tags
-from jobs.manifest.loras import Loras, written
+from jobs.manifest.loras import written
+from jobs.manifest.named_files import NamedFiles
 from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
@@ -64,8 +66,8 @@ class Resolver:
 
     head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
     folder: what its paths are relative to. watch: is shown every text that is to be drawn or
-    avoided. templates: makes the choices in prompts. loras: finds those that are named. valid:
-    whether the head was without mistakes.
+    avoided. templates: makes the choices in prompts. loras, embeddings: find those that are
+    named. valid: whether the head was without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -75,7 +77,8 @@ class Resolver:
     problems: ProblemList
     watch: PromptWatch
     templates: Templates
-    loras: Loras
+    loras: NamedFiles
+    embeddings: Embeddings
     valid: bool = True
     combinations: list[Combination] = field(init=False)
 
@@ -100,7 +103,7 @@ class Resolver:
         side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
         self._base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
         self._base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
-        self._base |= {"dynamic": "none", "loras": ()}
+        self._base |= {"dynamic": "none", "loras": (), "embeddings": ()}
         if demo:
             self._base["guidance"] = DEMO_GUIDANCE
         self._base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
@@ -151,6 +154,8 @@ class Resolver:
         if "loras" in given:
             problem = self._problem_in(place, (*prefix, "loras"))
             values["loras"] = uses_of(self.loras, given["loras"], folder, problem)
+        if "embeddings" in given:
+            values["embeddings"] = self._listed_embeddings(given, folder, place, prefix)
         for key in _IMAGES:
             if values.get(key) is not None:
                 try:
@@ -250,6 +255,7 @@ class Resolver:
             values["name"],
             values["dynamic"],
             loras=values["loras"],
+            embeddings=values["embeddings"],
         )
         flaws = self._flaws(entry)
         for flaw, key in flaws.items():
@@ -282,6 +288,8 @@ class Resolver:
                 used = entry.loras if combination.loras is None else combination.loras
                 prompt, wrong = tag_flaws(self.loras, prompt, used)
                 flaws |= dict.fromkeys(wrong, "prompt")
+                for key, text in (("prompt", prompt), ("negative", negative)):
+                    flaws |= dict.fromkeys(self.embeddings.look(text), key)
             if combination.replaced is not None and combination.replaced[0] not in entry.prompt:
                 flaws[f"has no {quote(combination.replaced[0])}, which matrix replaces"] = "prompt"
             for key, text in (("prompt", prompt), ("negative", negative)):
@@ -300,6 +308,19 @@ class Resolver:
             key = reader, combination.negative, combination.replaced, combination.loras
             different.setdefault(key, (reader, combination))
         return tuple(different.values())
+
+    def _listed_embeddings(
+        self, given: Mapping[str, Any], folder: Path, place: Place, prefix: ValuePath
+    ) -> tuple[tuple[str, str, str | None], ...]:
+        """A prompt's list of embeddings, looked up; a problem for each that cannot be used."""
+        found = []
+        for number, text in enumerate(given["embeddings"]):
+            try:
+                name, sha256, file = self.embeddings.find(text, folder)
+                found.append((name, sha256, file))
+            except ValueError as error:
+                self.problems.at(place, (*prefix, "embeddings", number), str(error))
+        return tuple(found)
 
     def _template_flaws(self, entry: Entry) -> dict[str, str]:
         flaws = {}

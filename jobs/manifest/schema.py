@@ -25,7 +25,7 @@ from jobs.limits import (
 )
 from jobs.task import Reproducible
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, SEED_LIMIT, Sampling
+from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, SEED_LIMIT, Sampling
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -190,6 +190,16 @@ class _Seeds(TypedDict, total=False):
     loras: Annotated[
         LoraList,
         Field(description=_LORAS, examples=[["ink", {"name": "hollow", "weight": 0.5}]]),
+    ]
+    embeddings: Annotated[
+        list[LoraText],
+        Field(
+            max_length=MOST_EMBEDDINGS,
+            description="Embeddings (textual inversion) that the prompts name: where a name stands "
+            "as a word, it is not read as text. Names from embeddings at the top or from the model "
+            "list, or paths. With syntax a1111, prompts may have all of these names without it.",
+            examples=[["easynegative"]],
+        ),
     ]
 
 
@@ -396,6 +406,10 @@ class Head(TypedDict, total=False):
             examples=[{"ink": "loras/ink.safetensors"}],
         ),
     ]
+    embeddings: Annotated[
+        LoraFiles,
+        Field(description="Names for embeddings of this manifest, as loras has them."),
+    ]
 
 
 class ManifestFile(Head, total=False):
@@ -459,7 +473,18 @@ TEXT_KEYS = frozenset(
             "prompt",
             "file",
         ),
-        *("store", "webhook", "dynamic", "wildcards", "from", "to", "loras", "path", "sha256"),
+        *(
+            "store",
+            "webhook",
+            "dynamic",
+            "wildcards",
+            "from",
+            "to",
+            "loras",
+            "embeddings",
+            "path",
+            "sha256",
+        ),
     )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""

@@ -18,7 +18,7 @@ from jobs.manifest.scalars import unreadable
 from jobs.manifest.schema import KEYS, LoraFile, LoraWeights
 from jobs.manifest.yaml_file import Node
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, SAMPLERS
+from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, SAMPLERS
 
 _TAGS = ("(one)", "(list)", "(range)")  # of the forms of `seeds`, in pydantic's paths
 
@@ -74,6 +74,7 @@ EXPECTED = {
     "init_image": "the path of a PNG, JPEG or WebP file",
     "mask": "the path of a PNG, JPEG or WebP file",
     "loras": "a list of LoRA: names, or mappings of name, weight, text_weight",
+    "embeddings": "a list of names or paths of embeddings",
     "weight": _WEIGHT,
     "text_weight": _WEIGHT,
     "weights": f"a list of weights, each {_WEIGHT}",
@@ -89,6 +90,9 @@ EXPECTED = {
 """Allowed values in the words of error messages, by key."""
 
 _A_LORA = "a name or path of a LoRA, or a mapping of name, weight, text_weight"
+
+_A_SECTION = "a mapping of names to paths"
+_A_FILE = "a path, or a mapping of path and sha256"
 
 _AXES = {
     "seeds": EXPECTED["seeds"],
@@ -135,6 +139,8 @@ def _wrong_value(path: Path, value: Any) -> str:
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     if key == "seeds" and isinstance(path[-1], int):
         key = "seed"
+    if path[0] == "embeddings" or path[:2] == ("defaults", "embeddings"):
+        return _wrong_embedding(path, value)
     if "loras" in path[:2]:
         return _wrong_lora(path, key, value)
     expected = EXPECTED[key]
@@ -148,6 +154,23 @@ def _wrong_value(path: Path, value: Any) -> str:
     return f"found {found(value)}, expected {expected}{_advice(key, value)}"
 
 
+def _wrong_embedding(path: Path, value: Any) -> str:
+    """For a value under `embeddings`: of a prompt, or of the manifest itself."""
+    listed = isinstance(value, list) and isinstance(path[-1], str)
+    if listed and len(value) > MOST_EMBEDDINGS:
+        return f"found {len(value):,} embeddings, expected at most {MOST_EMBEDDINGS}"
+    key = path[-1]
+    if isinstance(key, int):
+        expected = "a name or path of an embedding"
+    elif key in ("path", "sha256"):
+        expected = EXPECTED[key]
+    elif key == "embeddings":
+        expected = _A_SECTION if listed else EXPECTED[key]
+    else:
+        expected = _A_FILE
+    return f"found {found(value)}, expected {expected}"
+
+
 def _wrong_lora(path: Path, key: str, value: Any) -> str:
     """For a value under `loras`: of a prompt, of the matrix, or of the manifest itself."""
     if path == ("matrix", "loras"):
@@ -157,9 +180,9 @@ def _wrong_lora(path: Path, key: str, value: Any) -> str:
         if isinstance(value, list) and len(value) > MOST_LORAS:
             return f"found {len(value):,} LoRA, expected at most {MOST_LORAS}"
         if isinstance(value, list):  # of the manifest itself
-            expected = "a mapping of names to paths"
+            expected = _A_SECTION
     elif path[0] == "loras" and len(path) == 2 and isinstance(path[1], str):
-        expected = "a path, or a mapping of path and sha256"
+        expected = _A_FILE
     elif key in ("path", "sha256", "weight", "text_weight"):
         expected = EXPECTED[key]
     elif key == "weights":
@@ -211,7 +234,7 @@ def known_key(key: str, keys: Sequence[str]) -> str | None:
 
 def _keys_inside(path: Path, inside: str) -> tuple[str, ...]:
     """The keys of the mapping that the last key of `path` is in. inside: the key of that."""
-    if path[0] == "loras" and inside != "loras":
+    if path[0] in ("loras", "embeddings") and inside != path[0]:
         return tuple(LoraFile.__annotations__)
     if path[:-1] == ("matrix", "loras"):
         return tuple(LoraWeights.__annotations__)

@@ -18,13 +18,22 @@ from typing_extensions import TypedDict
 
 from jobs.formatting import shorten
 from jobs.image_settings import TYPES
-from jobs.limits import MAX_LORA_NAME_CHARS, MAX_PROMPT_CHARS
+from jobs.limits import MAX_FILE_NAME_CHARS, MAX_PROMPT_CHARS
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
-from jobs.task import IMAGE_FORMATS, LoraUse, Task, fits, input_digest
-from sd_core.spec import ADDED_SETTINGS, MOST_LORA_WEIGHT, MOST_LORAS, SAMPLERS, Sampling
+from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, fits, input_digest
+from sd_core.spec import (
+    ADDED_SETTINGS,
+    MOST_EMBEDDINGS,
+    MOST_LORA_WEIGHT,
+    MOST_LORAS,
+    SAMPLERS,
+    Sampling,
+)
 
-MAX_LINE_BYTES = 12 * (3 * MAX_PROMPT_CHARS + MOST_LORAS * MAX_LORA_NAME_CHARS) + 2**16
-"""Bytes of one task: three prompts and the names of LoRA, of characters that JSON escapes in 12
+_MOST_FILES = MOST_LORAS + MOST_EMBEDDINGS
+
+MAX_LINE_BYTES = 12 * (3 * MAX_PROMPT_CHARS + _MOST_FILES * MAX_FILE_NAME_CHARS) + 2**16
+"""Bytes of one task: three prompts and the names of files, of characters that JSON escapes in 12
 bytes each, and all the rest.
 """
 
@@ -47,15 +56,24 @@ _Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 _InputName = Annotated[str, AfterValidator(_input_name)]
 
 
+_FileName = Annotated[str, Field(min_length=1, max_length=MAX_FILE_NAME_CHARS)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Weight = Annotated[float, Field(ge=-MOST_LORA_WEIGHT, le=MOST_LORA_WEIGHT)]
 
 
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class _Lora(TypedDict):
-    name: Annotated[str, Field(min_length=1, max_length=MAX_LORA_NAME_CHARS)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    name: _FileName
+    sha256: _Sha256
     weight: _Weight
     text_weight: _Weight
+    file: NotRequired[_InputName]
+
+
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class _Embedding(TypedDict):
+    name: _FileName
+    sha256: _Sha256
     file: NotRequired[_InputName]
 
 
@@ -87,6 +105,7 @@ class _Line(_Added):
     format: Literal[IMAGE_FORMATS]  # type: ignore[valid-type]
     template: NotRequired[_Prompt]
     loras: NotRequired[Annotated[list[_Lora], Field(max_length=MOST_LORAS)]]
+    embeddings: NotRequired[Annotated[list[_Embedding], Field(max_length=MOST_EMBEDDINGS)]]
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -119,12 +138,14 @@ def _task(values: _Line) -> Task:
     if values["mask"] is not None and values["init_image"] is None:
         raise ValueError("a mask without an init_image")
     loras = tuple(LoraUse(**lora) for lora in values.get("loras", ()))
-    for lora in loras:
-        if lora.file is not None and input_digest(lora.file) != lora.sha256:
-            raise ValueError("the file of a LoRA has another name than its sha256")
+    embeddings = tuple(EmbeddingUse(**one) for one in values.get("embeddings", ()))
+    uses: tuple[LoraUse | EmbeddingUse, ...] = (*loras, *embeddings)
+    for use in uses:
+        if use.file is not None and input_digest(use.file) != use.sha256:
+            raise ValueError(f"the file of {use.name!r:.80} has another name than its sha256")
     strength, given = values["strength"], cast(dict[str, Any], values)
     added = {name: given.get(name, default) for name, default in ADDED_SETTINGS.items()}
-    plain = added["syntax"] == "plain"
+    plain = added["syntax"] == "plain" and not embeddings
     if plain and fits(values["prompt"], values["negative"], values["guidance"]):
         added["long_prompts"] = given.get("long_prompts", Sampling.long_prompts)
     return Task(
@@ -149,6 +170,7 @@ def _task(values: _Line) -> Task:
         format=values["format"],
         template=values.get("template"),
         loras=loras,
+        embeddings=embeddings,
     )
 
 

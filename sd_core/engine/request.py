@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sd_core.prompt.conditions import Condition, PromptReader
 from sd_core.prompt.errors import PromptError
-from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, Sampling, whole_number
+from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, Sampling, whole_number
 
 Pixels = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
@@ -79,9 +79,6 @@ class Lora:
             weight,
             weight if text_weight is None else text_weight,
         )
-
-
-MOST_EMBEDDINGS = 64
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_errors_name_the_variable(variable, value, expected):
         ("- a", ":1:1: a list is at the top level"),
         ("a: x\na: y", ":2:1: a: key 'a' is already there"),
         ("a: [", "is not YAML"),
-        ("loras: [a]", ":1:8: loras: found a list, expected a mapping of names to files, or a"),
+        ("loras: [a]", ":1:8: loras: found a list, expected a mapping of names to files, or a "),
         ("loras: gone", ":1:8: loras: 'gone' cannot be read: it is no folder"),
         ("loras: {a: 5}", ":1:12: loras.a: found 5, expected a source (a file, hf:owner/name/file"),
     ],

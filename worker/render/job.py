@@ -11,7 +11,7 @@ from worker.output.encode import encode_image
 from worker.output.encoders import Encode
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
-from worker.render.loras import LoraFiles
+from worker.render.weight_files import AddedFiles
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RenderJob:
     folder: the job's, filled by `prepare`.
     described: its `job.json`.
     engine, model: what renders it, and how records name that.
-    inputs: its init images and masks. loras: finds files of LoRA.
+    inputs: its init images and masks. added: finds files of LoRA and embeddings.
     encode: makes the image files.
     force: render what is in the store too, and replace it.
     """
@@ -31,6 +31,6 @@ class RenderJob:
     engine: Engine
     model: ModelInfo
     inputs: Inputs
-    loras: LoraFiles
+    added: AddedFiles
     encode: Encode = encode_image
     force: bool = False

@@ -17,8 +17,8 @@ from worker.output.encoders import encoder
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.job import RenderJob
-from worker.render.loras import LoraFiles
 from worker.render.runner import Outcome, RenderOptions, Runner
+from worker.render.weight_files import AddedFiles
 
 
 def render(
@@ -28,7 +28,7 @@ def render(
     described: JobFile,
     shards: ShardTable,
     *,
-    loras: LoraFiles,
+    added: AddedFiles,
     observer: Observer,
     stop: threading.Event,
     force: bool,
@@ -42,7 +42,7 @@ def render(
         encoder(model.device.type) as encode,
         Engine(model) as engine,
     ):
-        job = RenderJob(folder, described, engine, info, Inputs(folder), loras, encode, force)
+        job = RenderJob(folder, described, engine, info, Inputs(folder), added, encode, force)
         runner = Runner(job, records, observer, RenderOptions(save=lambda: True))
         # From the plan in the store: the files that a manifest names may change meanwhile.
         outcome = runner.render(read_plan(folder), stop)

@@ -209,10 +209,11 @@ class Runner:
         picture = None if task.init_image is None else inputs.picture(task.init_image, *size)
         mask = None if task.mask is None else inputs.mask(task.mask, *size)
         priority = self._options.priority
-        loras = tuple(self._job.loras.get(use, self._job.folder) for use in task.loras)
+        added, folder = self._job.added, self._job.folder
         return Request(
             *(task.prompt, task.sampling, task.negative, picture, mask, priority, self._exact),
-            loras=loras,
+            loras=added.loras_of(task, folder),
+            embeddings=added.embeddings_of(task, folder),
         )
 
     def _end(

@@ -26,8 +26,8 @@ from worker.output.encoders import Encode
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.job import RenderJob
-from worker.render.loras import LoraFiles
 from worker.render.runner import RenderOptions
+from worker.render.weight_files import AddedFiles
 from worker.serve.heartbeat import LeaseHeartbeat
 from worker.serve.isolation import SharedExclusiveLock
 from worker.serve.lease import HeldLease, StopReason
@@ -79,7 +79,7 @@ class Worker:
     owner: unique to this process.
     on_stop: called once, when the worker stops by itself, with the reason; what it held is about to
         be released.
-    encode: makes the image files. loras: finds files of LoRA.
+    encode: makes the image files. added: finds files of LoRA and embeddings.
     grace_s: when it drains, images that end within so long are finished.
     """
 
@@ -92,7 +92,7 @@ class Worker:
         open_store: Callable[[str], Store],
         *,
         observer: Observer,
-        loras: LoraFiles,
+        added: AddedFiles,
         heartbeat: LeaseHeartbeat | None = None,
         on_stop: Callable[[Stopped], None] = lambda stopped: None,
         encode: Encode = encode_image,
@@ -109,7 +109,7 @@ class Worker:
         self._observer = observer
         self._on_stop = on_stop
         self._encode = encode
-        self._loras = loras
+        self._added = added
         self._store_at = lru_cache(maxsize=JOBS_KEPT)(open_store)
         self._loaded = lru_cache(maxsize=JOBS_KEPT)(self._load_job)
         self._pause_s = pause_s
@@ -262,7 +262,7 @@ class Worker:
         described = read_job_file(folder)
         inputs = Inputs(folder)
         job = RenderJob(
-            folder, described, self.engine, self.model, inputs, self._loras, self._encode
+            folder, described, self.engine, self.model, inputs, self._added, self._encode
         )
         return job, PlanReader(folder)
 

@@ -6,9 +6,11 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from jobs.folder import resolved_manifest
 from jobs.folder.layout import JobFolder, JobKeys
@@ -84,16 +86,20 @@ def test_the_same_loras(tmp_path):
         path = tmp_path / f"{name}.safetensors"
         path.parent.mkdir(exist_ok=True)
         lora_file(path.parent, lora_tensors(DEMO_SPEC, number, rank=1, parts="attn2"), path.stem)
+    for name in ("neg", "easy"):
+        save_file({"emb_params": torch.zeros(1, 768)}, tmp_path / f"{name}.safetensors")
     text = f"""\
 version: 1
+embeddings: {{easy: easy.safetensors, other: {{sha256: {"5a" * 32}}}}}
 loras: {{pen: loras/ink.safetensors, far: {{sha256: {"5a" * 32}}}, unused: unused.safetensors}}
 defaults: {{width: 64, height: 64, syntax: a1111, loras: [pen]}}
 matrix: {{loras: [[], [far, {{name: pen, weight: 0.5, text_weight: 0}}], hollow.safetensors]}}
-prompts: [a ring, "a <lora:pen:0.5:-1> star", {{prompt: b, loras: []}}]
+prompts: [a ring, "a <lora:pen:0.5:-1> easy star", {{prompt: b, loras: []}}, other,
+  {{prompt: neg, syntax: plain, embeddings: [neg.safetensors]}}]
 """
     manifest, other, _ = again(tmp_path, tmp_path / "jobs", text)
     check_same(manifest, other)
-    assert len(manifest.inputs) == 2
+    assert len(manifest.inputs) == 3  # two embeddings are the same file
     sets = [[], ["far", {"name": "pen", "weight": 0.5, "text_weight": 0.0}], ["hollow"]]
     assert yaml.safe_load(other.source)["matrix"] == {"loras": sets}
 

@@ -13,7 +13,7 @@ import torch
 
 from jobs.errors import ManifestError
 from jobs.manifest.load import load_manifest
-from jobs.manifest.loras import LoraRules
+from jobs.manifest.named_files import FileRules
 from jobs.models import ModelSource
 from jobs.task import LoraUse
 from sd_core.demo import DEMO_SPEC
@@ -179,13 +179,13 @@ prompts: ["a <lora:{ink|hollow}:0.5>"]
 
 class TestTheModelList:
     def load(self, folder, body, listed, limit_bytes=2**30):
-        rules = LoraRules(lambda: listed, lambda: limit_bytes)
+        rules = FileRules(lambda: listed, lambda: limit_bytes)
         return list(load_manifest(write(folder, HEAD + body), loras=rules).tasks())
 
     def test_a_file_here_is_read_for_its_digest_and_stays_here(self, tmp_path, files):
         listed = {"style": ModelSource(str(files["ink"]))}
         path = write(tmp_path, f"{HEAD}prompts: [{{prompt: a, loras: [style]}}]")
-        manifest = load_manifest(path, loras=LoraRules(lambda: listed))
+        manifest = load_manifest(path, loras=FileRules(lambda: listed))
         (task,) = manifest.tasks()
         assert task.loras == (LoraUse("style", sha256(files["ink"])),)
         assert not manifest.inputs
@@ -217,7 +217,7 @@ class TestTheModelList:
             raise AssertionError
 
         path = write(tmp_path, HEAD + OWN + "prompts: [{prompt: a, loras: [ink]}]")
-        load_manifest(path, loras=LoraRules(asked))
+        load_manifest(path, loras=FileRules(asked))
 
     def test_one_that_is_larger_than_the_operator_allows(self, tmp_path, files):
         body = f"{OWN}prompts: [{{prompt: a, loras: [ink]}}]"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.limits import MAX_LORA_NAME_CHARS, MAX_PROMPT_CHARS
+from jobs.limits import MAX_FILE_NAME_CHARS, MAX_PROMPT_CHARS
 from jobs.plan.task_line import MAX_LINE_BYTES, read_task
-from jobs.task import IMAGE_FORMATS, LoraUse, Task
-from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS, Sampling
+from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task
+from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, Sampling
 
 TASK = Task(3, "a/000003-s7", "a ring", "", Sampling(seed=7, width=128, height=128))
 INPUT = "a" * 64 + ".png"
@@ -41,6 +41,12 @@ def tasks() -> st.SearchStrategy[Task]:
         text_weight=weights,
         file=st.sampled_from([None, LORA.file]),
     )
+    embeddings = st.builds(
+        EmbeddingUse,
+        name=st.text(min_size=1, max_size=50),
+        sha256=st.just("e" * 64),
+        file=st.sampled_from([None, LORA.file]),
+    )
     return st.builds(
         Task,
         index=st.integers(0, 10**7),
@@ -52,6 +58,7 @@ def tasks() -> st.SearchStrategy[Task]:
         mask=st.none(),
         format=st.sampled_from(IMAGE_FORMATS),
         loras=st.lists(loras, max_size=3).map(tuple),
+        embeddings=st.lists(embeddings, max_size=3).map(tuple),
     )
 
 
@@ -62,9 +69,10 @@ def test_round_trip(task):
 
 def test_the_longest_prompts_of_a_manifest_fit():
     wide = "\N{GRINNING FACE}" * MAX_PROMPT_CHARS
-    loras = (replace(LORA, name=wide[:MAX_LORA_NAME_CHARS]),) * MOST_LORAS
+    loras = (replace(LORA, name=wide[:MAX_FILE_NAME_CHARS]),) * MOST_LORAS
     task = replace(TASK, prompt=wide, negative=wide, name="\u65e5" * 70, init_image=INPUT)
-    task = replace(task, loras=loras, template=wide)
+    embedding = EmbeddingUse(wide[:MAX_FILE_NAME_CHARS], LORA.sha256, LORA.file)
+    task = replace(task, loras=loras, template=wide, embeddings=(embedding,) * MOST_EMBEDDINGS)
     assert len(line(task)) < MAX_LINE_BYTES
     assert read_task(line(task), 3) == task
 

@@ -10,12 +10,13 @@ from jobs.folder.prepare import prepare
 from jobs.ledger.memory.ledger import MemoryLedger
 from jobs.ledger.types import ClaimAnswer, NewJob, Shard
 from jobs.manifest.load import load_manifest
+from jobs.settings import Settings
 from jobs.storage import LocalStore
 from sd_core.engine.engine import Engine
 from tests.sd_core.small import ODD, small_model
 from worker.monitor.metrics import Metrics
 from worker.output.record import ModelInfo
-from worker.render.loras import LoraFiles
+from worker.render.weight_files import AddedFiles
 from worker.serve.worker import Worker
 
 SHARD = 2  # images of each
@@ -57,7 +58,7 @@ class Service:
         self.metrics = Metrics("odd")
         self.engine = Engine(small_model(ODD), on_batch=self.metrics.evaluated)
         self.stops = []
-        self.loras = LoraFiles(listed={}, cache=folder / "cache", limit_bytes=2**20)
+        self.added = AddedFiles.of(Settings(loras={}, embeddings={}), folder / "cache")
         self.worker = Worker(
             "w1",
             self.engine,
@@ -65,7 +66,7 @@ class Service:
             self.ledger,
             lambda address: self.store,
             observer=self.metrics,
-            loras=self.loras,
+            added=self.added,
             on_stop=self.stops.append,
             pause_s=(0.0,),
         )

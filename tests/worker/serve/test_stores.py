@@ -31,7 +31,7 @@ def test_jobs_elsewhere_are_refused_and_stop_nobody(tmp_path, caplog):
             service.ledger,
             opener([str(tmp_path / "allowed")]),
             observer=service.metrics,
-            loras=service.loras,
+            added=service.added,
             pause_s=(0.0,),
         )
         shards = STORE_FAILURES + 1

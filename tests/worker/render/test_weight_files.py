@@ -1,4 +1,6 @@
-"""LoRA files of a worker: kept once, checked, and trouble with one is trouble of its images."""
+"""Files of LoRA and embeddings of a worker: kept once, checked, and trouble with one is trouble of
+its images.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,23 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-import worker.render.loras
+import worker.render.weight_files
 from jobs.errors import InputError
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.plan import read_plan
 from jobs.folder.records import read_records
 from jobs.models import ModelSource
 from jobs.task import LoraUse
-from sd_core import Lora, Request, Sampling
+from sd_core import Embedding, Lora, Request, Sampling
 from sd_core.engine.request import sha256_of
 from tests.sd_core.lora_files import lora_file, lora_tensors
 from tests.sd_core.small import ODD
 from tests.worker.serve.services import Service
-from worker.render.loras import LoraFiles
+from worker.render.weight_files import WeightFiles
 
 KEYS = JobKeys("job")
 PROMPTS = "a ring, {prompt: a ring, loras: [{name: ink.safetensors, weight: 0.5}]}"
@@ -78,7 +82,7 @@ def test_any_trouble_with_one_is_of_its_images_alone(service, ink, folder, damag
     elif damage == "changed":
         service.store.put(key, ink.read_bytes()[:-1] + b"x", overwrite=True)
     else:
-        object.__setattr__(service.loras, "limit_bytes", 1000)
+        object.__setattr__(service.added.loras, "limit_bytes", 1000)
     service.handle()
     status = service.ledger.status("job")
     assert (status.done, status.failed) == (1, 1)
@@ -103,21 +107,20 @@ def test_one_that_fits_another_model_fails_its_images(service, tmp_path):
 
 def test_it_is_fetched_once(service, ink, folder, tmp_path, monkeypatch):
     service.enter(prompts=PROMPTS)
-    first = service.loras.get(use_in(folder), folder)
-    assert first.file == tmp_path / "cache" / "loras" / f"{sha256_of(ink)}.safetensors"
-    assert first.weight == 0.5
-    service.store.delete(KEYS.input(first.file.name))
-    assert service.loras.get(use_in(folder), folder) == first
-    again = LoraFiles(listed={}, cache=tmp_path / "cache", limit_bytes=2**20)
-    assert again.get(use_in(folder), folder).file == first.file
+    first = service.added.loras.path(use_in(folder), folder)
+    assert first == tmp_path / "cache" / "added" / f"{sha256_of(ink)}.safetensors"
+    service.store.delete(KEYS.input(first.name))
+    assert service.added.loras.path(use_in(folder), folder) == first
+    again = WeightFiles(word="LoRA", listed={}, cache=tmp_path / "cache", limit_bytes=2**20)
+    assert again.path(use_in(folder), folder) == first
 
 
 def test_a_damaged_copy_is_fetched_again(service, ink, folder, tmp_path):
     service.enter(prompts=PROMPTS)
-    kept = service.loras.get(use_in(folder), folder).file
+    kept = service.added.loras.path(use_in(folder), folder)
     kept.write_bytes(b"damaged")
-    again = LoraFiles(listed={}, cache=tmp_path / "cache", limit_bytes=2**20)
-    assert again.get(use_in(folder), folder).file.read_bytes() == ink.read_bytes()
+    again = WeightFiles(word="LoRA", listed={}, cache=tmp_path / "cache", limit_bytes=2**20)
+    assert again.path(use_in(folder), folder).read_bytes() == ink.read_bytes()
 
 
 def test_the_least_used_go_first(service, tmp_path, monkeypatch):
@@ -126,27 +129,26 @@ def test_the_least_used_go_first(service, tmp_path, monkeypatch):
         lora_file(tmp_path, lora_tensors(ODD, seed, rank=1), name).stat().st_size
         for seed, name in enumerate(names)
     ]
-    monkeypatch.setattr(worker.render.loras, "MOST_KEPT_BYTES", sum(sizes[:3]))
+    monkeypatch.setattr(worker.render.weight_files, "MOST_KEPT_BYTES", sum(sizes[:3]))
     listed = ", ".join(f"{{prompt: a, loras: [{name}.safetensors]}}" for name in names)
     service.enter(prompts=listed)
     folder = JobFolder(service.store, KEYS)
     uses = [task.loras[0] for task in read_plan(folder)]
     for age, use in enumerate(uses[:3]):
-        os.utime(service.loras.get(use, folder).file, (1000 + age, 1000 + age))
-    service.loras.get(uses[0], folder)
-    service.loras.get(uses[3], folder)
-    kept = {path.name for path in (tmp_path / "cache" / "loras").iterdir()}
+        os.utime(service.added.loras.path(use, folder), (1000 + age, 1000 + age))
+    service.added.loras.path(uses[0], folder)
+    service.added.loras.path(uses[3], folder)
+    kept = {path.name for path in (tmp_path / "cache" / "added").iterdir()}
     assert kept == {uses[number].file for number in (0, 2, 3)}
 
 
 class TestTheModelList:
     def files(self, tmp_path, **listed):
-        return LoraFiles(listed=listed, cache=tmp_path / "cache", limit_bytes=2**20)
+        return WeightFiles(word="LoRA", listed=listed, cache=tmp_path / "cache", limit_bytes=2**20)
 
     def test_a_file_is_used_where_it_is(self, tmp_path, folder, ink):
         files = self.files(tmp_path, style=ModelSource(str(ink)))
-        found = files.get(LoraUse("style", sha256_of(ink), 1, -1), folder)
-        assert (found.file, found.weight, found.text_weight) == (ink, 1, -1)
+        assert files.path(LoraUse("style", sha256_of(ink)), folder) == ink
         assert not (tmp_path / "cache").exists()
 
     @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ class TestTheModelList:
         lora_file(tmp_path, lora_tensors(ODD, 2), "other")
         listed = {} if source is None else {"style": ModelSource(source)}
         with pytest.raises(InputError, match=said):
-            self.files(tmp_path, **listed).get(LoraUse("style", sha256_of(ink)), folder)
+            self.files(tmp_path, **listed).path(LoraUse("style", sha256_of(ink)), folder)
 
     def test_a_shard_is_given_back_whose_lora_a_worker_lacks(self, service, ink):
         service.enter(
@@ -177,7 +179,7 @@ class TestTheModelList:
         status = service.ledger.status("job")
         assert (status.failed, status.leased) == (0, 0)
         assert "'style' is not in the model list" in str(status.error)
-        service.loras.listed["style"] = ModelSource(str(ink))
+        service.added.loras.listed["style"] = ModelSource(str(ink))
         service.ledger.publish("job", 1)
         service.handle()
         assert service.ledger.status("job").done == 2
@@ -187,4 +189,28 @@ def test_a_cache_that_cannot_be_written_is_named(service, ink, folder, tmp_path)
     service.enter(prompts=PROMPTS)
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InputError, match="SDBATCH_CACHE names the folder"):
-        service.loras.get(use_in(folder), folder)
+        service.added.loras.path(use_in(folder), folder)
+
+
+def test_embeddings_are_found_in_the_same_way(service, tmp_path):
+    """By name in prompts with syntax a1111, and only there; in negative prompts, too."""
+    vectors = torch.randn(2, ODD.text.width, generator=torch.Generator().manual_seed(1))
+    save_file({"emb_params": vectors}, tmp_path / "ink.safetensors")
+    service.enter(
+        prompts="{prompt: an ink ring, syntax: a1111}, {prompt: an ink ring}, "
+        "{prompt: an ink ring, embeddings: [ink.safetensors]}, "
+        "{prompt: a ring, negative: (ink:1.2), syntax: a1111}",
+        head="embeddings: {ink: ink.safetensors}",
+    )
+    service.handle(number=0)
+    service.handle(number=1)
+    one = Embedding.of(tmp_path / "ink.safetensors")
+    records = list(read_records(JobFolder(service.store, KEYS)))
+    uses = [{"name": "ink", "sha256": one.sha256}]
+    assert [record.get("embeddings") for record in records] == [uses, None, uses, uses]
+    sampling = Sampling(width=64, height=64, steps=3, guidance=7.5)
+    found = pictures(service)
+    for picture, embeddings in ((found[1], ()), (found[2], (one,))):
+        request = Request("an ink ring", sampling, embeddings=embeddings)
+        assert np.array_equal(picture, service.engine.submit(request).result().pixels)
+    assert not np.array_equal(found[1], found[2])

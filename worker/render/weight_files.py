@@ -16,55 +16,54 @@ from pathlib import Path
 from jobs.errors import DamagedError, InputError, ModelError
 from jobs.folder.layout import JobFolder
 from jobs.formatting import quote, reason
+from jobs.limits import MAX_EMBEDDING_BYTES
 from jobs.manifest.sources import S3
 from jobs.models import ModelSource
 from jobs.settings import Settings
 from jobs.storage import get_verified
-from jobs.task import LoraUse
-from sd_core.engine.request import Lora, sha256_of
+from jobs.task import EmbeddingUse, LoraUse, Task
+from sd_core.engine.request import Embedding, Lora, sha256_of
 from sd_core.weights import hub
 from sd_core.weights.errors import CheckpointError
 
 MOST_KEPT_BYTES = 16 * 2**30
 
+Use = LoraUse | EmbeddingUse
+
 
 @dataclass(frozen=True)
-class LoraFiles:
-    """Threads may share it.
+class WeightFiles:
+    """Files of one kind. Threads may share it.
 
-    listed: those of the model list. cache: a folder for what comes from elsewhere. limit_bytes: of
-    one file.
+    word: for one, to people. listed: those of the model list. cache: a folder for what comes from
+    elsewhere. limit_bytes: of one file.
     """
 
+    word: str
     listed: Mapping[str, ModelSource]
     cache: Path
     limit_bytes: int = Settings.lora_bytes
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _checked: set[tuple[Path, str]] = field(default_factory=set, init=False)
 
-    @classmethod
-    def of(cls, settings: Settings) -> LoraFiles:
-        return cls(settings.loras, settings.cache, settings.lora_bytes)
-
-    def get(self, use: LoraUse, folder: JobFolder) -> Lora:
-        """A LoRA of an image, its file on this machine. folder: of the job.
+    def path(self, use: Use, folder: JobFolder) -> Path:
+        """The file of an image, on this machine. folder: of the job.
 
         Raises `ValueError` for a file of the job that is damaged, gone or too large; `InputError`
         for what this worker lacks, and `StoreError`.
         """
         with self._lock:
-            path = self._listed(use) if use.file is None else self._of_job(use, use.file, folder)
-        return Lora(path, use.sha256, use.weight, use.text_weight)
+            return self._listed(use) if use.file is None else self._of_job(use, use.file, folder)
 
-    def _of_job(self, use: LoraUse, name: str, folder: JobFolder) -> Path:
-        key, path = folder.keys.input(name), self._cache / "loras" / name
+    def _of_job(self, use: Use, name: str, folder: JobFolder) -> Path:
+        key, path = folder.keys.input(name), self._cache / "added" / name
         if self._is_right(path, use.sha256):
             with contextlib.suppress(OSError):  # it is the latest used
                 os.utime(path)
             return path
         info = folder.head(key)
         if info is not None and info.size_bytes > self.limit_bytes:
-            raise ValueError(f"LoRA {quote(use.name)} is {self._too_large(info.size_bytes)}")
+            raise ValueError(f"{self.word} {quote(use.name)} is {self._too_large(info.size_bytes)}")
         try:
             data = get_verified(folder.store, key, use.sha256, limit_bytes=self.limit_bytes)
         except DamagedError as error:
@@ -75,8 +74,8 @@ class LoraFiles:
             self._keep(path, data)
         except OSError as error:
             raise InputError(
-                f"LoRA cannot be kept in {self.cache}: {reason(error)} (SDBATCH_CACHE names the "
-                "folder)"
+                f"{self.word} files cannot be kept in {self.cache}: {reason(error)} "
+                "(SDBATCH_CACHE names the folder)"
             ) from None
         self._checked.add((path, use.sha256))
         return path
@@ -101,26 +100,26 @@ class LoraFiles:
             oldest.unlink(missing_ok=True)
             total -= info.st_size
 
-    def _listed(self, use: LoraUse) -> Path:
+    def _listed(self, use: Use) -> Path:
         source = self.listed.get(use.name)
         if source is None:
             raise InputError(
-                f"LoRA {quote(use.name)} is not in the model list of this worker; SDBATCH_MODELS "
-                "names the list"
+                f"{self.word} {quote(use.name)} is not in the model list of this worker; "
+                "SDBATCH_MODELS names the list"
             )
         try:
             path = self._fetched(source.source)
             size_bytes = path.stat().st_size
             if size_bytes > self.limit_bytes:
-                raise InputError(f"LoRA {quote(use.name)} is {self._too_large(size_bytes)}")
+                raise InputError(f"{self.word} {quote(use.name)} is {self._too_large(size_bytes)}")
             if not self._is_right(path, use.sha256):
                 raise InputError(
-                    f"LoRA {quote(use.name)}: {source.source} has sha256 {sha256_of(path)}, the "
-                    f"job wants {use.sha256}"
+                    f"{self.word} {quote(use.name)}: {source.source} has sha256 "
+                    f"{sha256_of(path)}, the job wants {use.sha256}"
                 )
         except OSError as error:
             raise InputError(
-                f"LoRA {quote(use.name)}: {source.source} cannot be read: {reason(error)}"
+                f"{self.word} {quote(use.name)}: {source.source} cannot be read: {reason(error)}"
             ) from None
         return path
 
@@ -157,4 +156,34 @@ class LoraFiles:
     def _too_large(self, size_bytes: int) -> str:
         return (
             f"{size_bytes / 2**20:,.0f} MiB; SDBATCH_LORA_MIB allows {self.limit_bytes // 2**20:,}"
+        )
+
+
+@dataclass(frozen=True)
+class AddedFiles:
+    """Files that images bring along to the model."""
+
+    loras: WeightFiles
+    embeddings: WeightFiles
+
+    @classmethod
+    def of(cls, settings: Settings, cache: Path) -> AddedFiles:
+        """Those of the settings, with this cache."""
+        return cls(
+            WeightFiles("LoRA", settings.loras, cache, settings.lora_bytes),
+            WeightFiles("embedding", settings.embeddings, cache, MAX_EMBEDDING_BYTES),
+        )
+
+    def loras_of(self, task: Task, folder: JobFolder) -> tuple[Lora, ...]:
+        """An image's LoRA. Raises like `WeightFiles.path`."""
+        return tuple(
+            Lora(self.loras.path(use, folder), use.sha256, use.weight, use.text_weight)
+            for use in task.loras
+        )
+
+    def embeddings_of(self, task: Task, folder: JobFolder) -> tuple[Embedding, ...]:
+        """An image's embeddings. Raises like `WeightFiles.path`."""
+        return tuple(
+            Embedding(self.embeddings.path(use, folder), use.sha256, use.name)
+            for use in task.embeddings
         )
