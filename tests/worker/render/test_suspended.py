@@ -140,14 +140,15 @@ def test_an_edited_state_costs_the_steps_of_its_image_alone(tmp_path, service, c
     service.enter()
     drained_after(service, 2)
     with continued(tmp_path, service) as second:
-        key, *_ = saved(second)
+        key, other = saved(second)
+        left = int(load(second.store.get(other))["numbers"][0])  # it may have begun a step later
         state = second.store.get(key)
         tensors = load(state)
         tensors["latents"] = change(tensors["latents"]).contiguous()
         second.store.put(key, save(tensors, header_of(state)), overwrite=True)
         steps = steps_of(second)
         second.worker.handle(Shard("job", 0, 0, SHARD))
-        assert sorted(steps) == sorted([*range(1, NEEDED + 1), *range(3, NEEDED + 1)])
+        assert sorted(steps) == sorted([*range(1, NEEDED + 1), *range(left + 1, NEEDED + 1)])
         assert second.ledger.status("job").done == SHARD
         assert saved(second) == []
         edited = images(second)
