@@ -32,6 +32,8 @@ LABELS = {
     "negative": "Negative prompt",
     "seed": "Seed",
     **{name: setting.label for name, setting in IMAGE_SETTINGS.items()},
+    "loras": "LoRA",
+    "embeddings": "Embeddings",
     "init_image": "Init image",
     "mask": "Mask",
     "model": "Model",
@@ -99,12 +101,28 @@ def _shown(record: Record) -> dict[str, Any]:
     """A record, flat, reduced to what the page shows."""
     flat = dict(record)
     flat["model"], flat["model_digest"] = record["model"]["name"], record["model"]["digest"]
+    for key, told in (("loras", _lora), ("embeddings", _name)):
+        if isinstance(uses := record.get(key), list):
+            flat[key] = ", ".join(map(told, uses))
     render_s = record.get("timings_s", {}).get("render")
     if render_s is not None:
         flat["render_s"] = round(render_s, 2)
     if record["seed"] >= _EXACT_IN_BROWSERS:
         flat["seed"] = str(record["seed"])
     return {key: flat[key] for key in LABELS if key in flat}
+
+
+def _name(use: Any) -> str:
+    """The name of a file, of a record that anybody may have written."""
+    return str(use.get("name")) if isinstance(use, dict) else str(use)
+
+
+def _lora(use: Any) -> str:
+    """A LoRA and its weight, where it is not 1."""
+    weights = [use.get("weight"), use.get("text_weight")] if isinstance(use, dict) else [1, 1]
+    if weights[0] != weights[1]:
+        return f"{_name(use)} {weights[0]} (text {weights[1]})"
+    return _name(use) if weights[0] == 1 else f"{_name(use)} {weights[0]}"
 
 
 def _split(

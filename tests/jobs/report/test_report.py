@@ -171,6 +171,21 @@ def test_page_holds_every_parameter():
     assert set(image) <= set(page_of([record]).data["labels"])
 
 
+def test_page_says_which_loras_and_embeddings():
+    uses = [
+        {"name": "ink", "sha256": "ab" * 32, "weight": 1.0, "text_weight": 1.0},
+        {"name": "pen", "sha256": "ab" * 32, "weight": 0.5, "text_weight": 0.5},
+        {"name": "oil", "sha256": "ab" * 32, "weight": 0.5, "text_weight": 0.0},
+    ]
+    odd = {"loras": [5, {}, "x"], "embeddings": "y"}  # anybody may have written a record
+    first, second = merged(
+        page_of([a_record() | {"loras": uses, "embeddings": uses[:1]}, a_record(1) | odd])
+    )
+    assert first["loras"] == "ink, pen 0.5, oil 0.5 (text 0.0)"
+    assert first["embeddings"] == "ink"
+    assert second["loras"] == "5, None None, x"
+
+
 def test_what_is_common_is_said_once():
     data = page_of([a_record(i, guidance=5.0 + i) for i in range(3)]).data
     assert data["common"]["sampler"] == "plms"
