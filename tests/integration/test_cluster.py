@@ -8,11 +8,14 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from jobs.folder.layout import JobKeys
 from sd_core.weights.export import save_single_file
 from tests.integration.cluster import Cluster, undisturbed
+from tests.sd_core.lora_files import lora_file, lora_tensors
 from tests.sd_core.small import ODD, small_model
 from tests.servers import wait_for
 from worker.reconcile.reconciler import LOST_AFTER_S
@@ -25,7 +28,11 @@ model: odd
 defaults: {width: 64, height: 64, steps: 30, guidance: 7.5}
 prompts:
   - prompt: a red circle
-    seeds: {start: 0, count: 60}
+    seeds: {start: 0, count: 30}
+  - prompt: a red ink circle
+    seeds: {start: 0, count: 30}
+    loras: [{name: pen.safetensors, weight: 0.5}]
+    embeddings: [ink.safetensors]
   - prompt: a green star
     guidance: 1.0
     sampler: euler_a
@@ -56,6 +63,8 @@ def model(tmp_path_factory):
 def manifest(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "start.png")
+    lora_file(tmp_path, lora_tensors(ODD, 1), "pen")
+    save_file({"emb_params": torch.ones(2, ODD.text.width) / 4}, tmp_path / "ink.safetensors")
     path = tmp_path / "mixed.yaml"
     path.write_text(MANIFEST)
     return path
