@@ -1,13 +1,14 @@
 """`make bench`: our speed beside named peers' in the same run, as JSON on standard output.
 
 One model evaluation and decode (`evaluation`), a whole image (`image`) and the start of a process
-(`start`) at v1 size; a mixed job (`inflight`); PNG files (`files`); and what no peer has: the
-control plane, what an image costs beside its rendering, and how well storing overlaps it
-(`control_plane`, `overhead`, `overlap`). Each is a module of this package with its own command.
+(`start`) at v1 size; a mixed job (`inflight`); PNG files (`files`); and what no peer has: LoRA of
+each image (`loras`), the control plane, what an image costs beside its rendering, and how well
+storing overlaps it (`control_plane`, `overhead`, `overlap`). Each is a module of this package with
+its own command.
 
-The first three take minutes where the CPU has bfloat16 products, hours where it has not; the rest
-some twenty minutes. --only names those to run. With --check the exit code is 1 if a figure is not
-as it is wanted.
+The first three and `loras` take minutes where the CPU has bfloat16 products, hours where it has
+not; the rest some twenty minutes. --only names those to run. With --check the exit code is 1 if a
+figure is not as it is wanted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MODULES = (
     "evaluation",
     "image",
     "start",
+    "loras",
     "inflight",
     "files",
     "control_plane",

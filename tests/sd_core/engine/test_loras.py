@@ -133,6 +133,60 @@ def test_all_of_them_share_batches_and_never_notice_each_other(model, files):
     assert all(torch.equal(before[n], weight) for n, weight in model.named_parameters())
 
 
+def test_sixteen_images_of_eight_sets_fill_their_batches(files):
+    """Three sets are of two adapters; prompts have one to four chunks."""
+    every, attention, text, dora = (Lora.of(path) for path in files.values())
+    half = dataclasses.replace(every, weight=0.5)
+    sets = [
+        *((every,), (attention,), (text,), (dora,), (half,)),
+        *((every, attention), (dora, text), (half, dora)),
+    ]
+    kinds = [
+        {"sampler": "ddim", "steps": 24},
+        {"sampler": "euler_a", "steps": 25, "guidance": 3.0},
+        {"sampler": "dpmpp_2m", "steps": 23},
+        {"sampler": "plms", "steps": 22, "guidance": 5.0},
+    ]
+    requests = [
+        ask(
+            ", ".join(f"word {n}" for n in range(2 + 24 * (number % 4))),
+            *sets[number % 8],
+            seed=number,
+            **kinds[(number // 2) % 4],
+        )
+        for number in range(16)
+    ]
+    assert len({request.loras for request in requests}) == 8
+    batches: list[Batch] = []
+    model = make_ready(small_model(ODD), "packed")
+    with Engine(model, rows=16, on_batch=batches.append) as engine:
+        together = rendered(engine, *requests)
+        used, rows = (sum(getattr(b, n) for b in batches) for n in ("rows_used", "rows"))
+        assert used / rows >= 0.95
+        for request, one in zip(requests, together, strict=True):
+            assert torch.equal(rendered(engine, request)[0], one), request.loras
+
+
+@pytest.mark.slow
+def test_a_thousand_switches_leave_the_weights_as_they_were(files):
+    """There is room for one of two, so that each image's is read again."""
+    loras = [Lora.of(files[kind]) for kind in ("all", "attention")]
+    model = small_model(ODD)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    sizes = []
+    for lora in loras:
+        cache = AdapterCache(model, 2**30)
+        cache.hold((lora,))
+        sizes.append(cache.nbytes)
+    requests = [ask("a ring", lora, steps=1, guidance=1.0) for lora in loras]
+    with Engine(model, rows=4, adapter_bytes=max(sizes)) as engine:
+        first = rendered(engine, *requests)
+        for _ in range(500):
+            last = rendered(engine, *requests)
+    assert all(map(torch.equal, first, last))
+    assert all(torch.equal(before[n], weight) for n, weight in model.named_parameters())
+
+
 def test_close_to_float32_in_every_way_of_running(model, files):
     request = ask("a red circle", Lora.of(files["all"]), Lora.of(files["dora"], 0.5))
     with Engine(small_model(ODD), rows=4) as engine:
