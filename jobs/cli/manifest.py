@@ -21,6 +21,10 @@ from jobs.task import Task
 from jobs.terminal.console import Terminal
 
 
+MOST_NAMED = 8
+"""LoRA or embeddings that a plan names."""
+
+
 @click.command()
 @click.argument(
     "manifests", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
@@ -69,7 +73,8 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
         expansion = job.expand(_ticking(job.tasks(), tick), keep_parts=False)
     summary, job_id = expansion.cost, job.job_id_of(expansion.digest)
     if terminal.json:
-        terminal.document({"job": job_id, "model": job.model, **summary.to_json()})
+        files = {"loras": list(job.loras), "embeddings": list(job.embeddings)}
+        terminal.document({"job": job_id, "model": job.model, **files, **summary.to_json()})
     else:
         for label, text in _plan_lines(job, job_id, summary):
             terminal.say(f"{label:12} {text}")
@@ -124,6 +129,10 @@ def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tu
     yield "samplers", ", ".join(f"{name}: {n:,}" for name, n in summary.samplers.most_common())
     if summary.inputs:
         yield "inputs", f"{summary.inputs:,}"
+    for label, names in (("loras", job.loras), ("embeddings", job.embeddings)):
+        if names:
+            more = f", and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+            yield label, ", ".join(list(names)[:MOST_NAMED]) + more
     yield "output", f"about {size(summary.output_bytes)} of {job.output.format}"
     for label, task in (("first", summary.first), ("last", summary.last)):
         if task is not None:

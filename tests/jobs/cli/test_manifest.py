@@ -208,6 +208,8 @@ class TestExamples:
         plan = json.loads(run("plan", "--json", EXAMPLES / "quickstart.yaml")[1])
         assert plan["images"] == 12
         assert plan["inputs"] > 0
+        assert (plan["loras"], plan["embeddings"]) == (["hollow"], [])
+        assert "loras        hollow" in run("plan", EXAMPLES / "quickstart.yaml")[1]
 
 
 class TestCommandLine:
