@@ -20,7 +20,6 @@ from jobs.settings import Settings
 from jobs.task import Task
 from jobs.terminal.console import Terminal
 
-
 MOST_NAMED = 8
 """LoRA or embeddings that a plan names."""
 
