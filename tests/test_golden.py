@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,16 @@ output: {format: webp, quality: 80, name: "{index:03d}-{prompt}-s{seed}"}
 
 
 def manifests(folder: Path) -> dict[str, Path]:
-    """A manifest with every field, and the examples."""
+    """A manifest with every field, the examples, and the first quickstart, without a LoRA."""
     (folder / "every.yaml").write_text(EVERY_FIELD)
     for name in ("picture", "mask"):
         photo = EXAMPLES / "photos/red-circle-on-blue.png"
         (folder / f"{name}.png").write_bytes(photo.read_bytes())
     examples = {path.stem: path for path in sorted(EXAMPLES.glob("*.yaml"))}
+    examples["quickstart-hollow"] = examples.pop("quickstart")
+    shutil.copytree(EXAMPLES / "photos", folder / "photos")
+    first = shutil.copy(Path(__file__).with_name("golden_quickstart.yaml"), folder)
+    examples["quickstart"] = Path(first)
     csv = {path.stem: path for path in sorted(EXAMPLES.glob("*/*.yaml"))}
     return {"every": folder / "every.yaml", **examples, **csv}
 

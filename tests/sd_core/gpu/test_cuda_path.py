@@ -291,17 +291,17 @@ class TestPrompts:
         alone = context_of(EncodedPrompts(model), "a star")
         together = EncodedPrompts(model)
         waiting = told(*[f"picture {n}" for n in range(7)], "a star", "a ring")
-        together.encode_ahead([(waiting, None)])
+        together.encode_ahead([(waiting, None, ())])
         for one, other in zip(alone, context_of(together, "a star"), strict=True):
             assert all(torch.equal(a.near, b.near) for a, b in zip(one, other, strict=True))
 
     def test_only_whole_batches_are_encoded_ahead_and_waited_for_once(self, model, device):
         prompts = EncodedPrompts(model)
         device.launches.clear()
-        prompts.encode_ahead([(told("one", "two"), None)])
+        prompts.encode_ahead([(told("one", "two"), None, ())])
         assert not device.launches
         ahead = told(*[f"picture {n}" for n in range(20)])
-        prompts.encode_ahead([(ahead, None)])
+        prompts.encode_ahead([(ahead, None, ())])
         device.launches.clear()
         prompts.get(ahead[:3])
         prompts.get(ahead[3:8])
@@ -318,7 +318,7 @@ class TestPrompts:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
             patch.setattr(model, "encode_chunks", short)
-            prompts.encode_ahead([(ahead, None)])
+            prompts.encode_ahead([(ahead, None, ())])
             with pytest.raises(torch.OutOfMemoryError):
                 prompts.get(ahead[:1])
         assert len(prompts.get(ahead)) == 8
