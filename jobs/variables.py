@@ -95,8 +95,9 @@ VARIABLES = (
     Variable("SDBATCH_LOG", "Form of a worker's log lines: `text` or `json`.", "text"),
     Variable(
         "SDBATCH_CACHE",
-        "Folder for models that were fetched from a bucket, for digests of models that were "
-        "loaded, for laid-out weights (16 GiB at most) and for compiled programs.",
+        "Folder for models that were fetched from a bucket, for LoRA and embeddings of jobs and "
+        "laid-out weights (16 GiB of each at most), for digests of models that were loaded and for "
+        "compiled programs.",
         "~/.cache/sdbatch",
     ),
     Variable(

@@ -1,6 +1,7 @@
-"""LoRA files on this machine: from a job's folder, or where the worker's model list says.
+"""Files of LoRA and embeddings on this machine: from a job's folder, or from where the worker's own
+model list says.
 
-<cache>/loras/<sha256>.<suffix>    those of jobs; the least used go first
+    <cache>/added/<sha256>.<suffix>    those of jobs; the least used go first
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class WeightFiles:
     word: str
     listed: Mapping[str, ModelSource]
     cache: Path
-    limit_bytes: int = Settings.lora_bytes
+    limit_bytes: int
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _checked: set[tuple[Path, str]] = field(default_factory=set, init=False)
 
@@ -161,7 +162,7 @@ class WeightFiles:
 
 @dataclass(frozen=True)
 class AddedFiles:
-    """Files that images bring along to the model."""
+    """Files that images bring along to the model; one for all jobs of a process."""
 
     loras: WeightFiles
     embeddings: WeightFiles
