@@ -16,6 +16,7 @@ from huggingface_hub import close_session, constants
 from sd_core.loading import load_model
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import save_diffusers
+from sd_core.weights.hub import fetch_file
 from tests.sd_core.small import SMALL, small_model
 from tests.sd_core.weights.hub_server import running_hub
 
@@ -90,6 +91,18 @@ def test_only_what_is_needed_is_downloaded_and_the_commit_is_kept(hub, repos):
     assert loaded.provenance.source == "hf:some/full"
     assert loaded.provenance.revision == MAIN
     assert loaded.digest == load_model(repos["some/full"]).digest
+
+
+def test_a_file_of_a_repository(hub, repos):
+    """In a folder of it, and of another revision; only that is downloaded."""
+    found = fetch_file("hf:some/full/unet/config.json")
+    assert found.read_bytes() == (repos["some/full"] / "unet" / "config.json").read_bytes()
+    assert sorted(hub.downloads) == [".gitattributes", "unet/config.json"]
+    assert OLDER in fetch_file("hf:some/full/README.md@v1.4").parts
+    with pytest.raises(CheckpointError, match="the repository has no such file"):
+        fetch_file("hf:some/full/gone.safetensors")
+    with pytest.raises(CheckpointError, match="the repository has no revision 'gone'"):
+        fetch_file("hf:some/full/README.md@gone")
 
 
 def test_revisions(hub):

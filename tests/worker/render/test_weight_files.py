@@ -24,6 +24,7 @@ from sd_core import Embedding, Lora, Request, Sampling
 from sd_core.engine.request import sha256_of
 from tests.sd_core.lora_files import lora_file, lora_tensors
 from tests.sd_core.small import ODD
+from tests.servers_s3 import BUCKET
 from tests.worker.serve.services import Service
 from worker.render.weight_files import WeightFiles
 
@@ -150,6 +151,19 @@ class TestTheModelList:
         files = self.files(tmp_path, style=ModelSource(str(ink)))
         assert files.path(LoraUse("style", sha256_of(ink)), folder) == ink
         assert not (tmp_path / "cache").exists()
+
+    def test_a_file_in_a_bucket_is_fetched_once(self, tmp_path, folder, ink, s3_address, s3_server):
+        key = f"{s3_address}/loras/ink.safetensors".removeprefix(f"s3://{BUCKET}/")
+        s3_server.client().put_object(Bucket=BUCKET, Key=key, Body=ink.read_bytes())
+        files = self.files(tmp_path, style=ModelSource(f"s3://{BUCKET}/{key}", sha256_of(ink)))
+        use = LoraUse("style", sha256_of(ink))
+        found = files.path(use, folder)
+        assert found.read_bytes() == ink.read_bytes()
+        assert found.is_relative_to(tmp_path / "cache")
+        assert files.path(use, folder) == found
+        gone = self.files(tmp_path, style=ModelSource(f"s3://{BUCKET}/{key}.gone", sha256_of(ink)))
+        with pytest.raises(InputError, match="gone"):
+            gone.path(use, folder)
 
     @pytest.mark.parametrize(
         ("source", "said"),
