@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +24,10 @@ def read_manifest(
     *,
     allow_outside: bool,
     model: str | None = None,
-    settings: Settings | None = None,
 ) -> Manifest:
     """`load_manifest` with progress, for commands; says its warnings.
 
-    settings: by default those of the environment, which are read when a LoRA is met. Raises
-    `ManifestError` and `InputError`.
+    The settings are read where LoRA or embeddings are named. Raises `ManifestError`, `InputError`.
     """
     # The manifest's side (pydantic, libyaml) takes long to import; most commands do without it.
     from jobs.limits import MAX_EMBEDDING_BYTES
@@ -36,12 +35,10 @@ def read_manifest(
     from jobs.manifest.named_files import FileRules
     from jobs.manifest.warnings import WarningList
 
-    def known() -> Settings:
-        return settings or Settings.from_env(os.environ)
-
+    settings = functools.cache(lambda: Settings.from_env(os.environ))
     found = WarningList()
-    loras = FileRules(lambda: known().loras, lambda: known().lora_bytes)
-    embeddings = FileRules(lambda: known().embeddings, lambda: MAX_EMBEDDING_BYTES)
+    loras = FileRules(lambda: settings().loras, lambda: settings().lora_bytes)
+    embeddings = FileRules(lambda: settings().embeddings, lambda: MAX_EMBEDDING_BYTES)
     try:
         with terminal.counting(f"reading {path.name}") as tick:
             return load_manifest(

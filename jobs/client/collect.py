@@ -104,11 +104,10 @@ def collect(
     if containing is None:
         for info in folder.list(folder.keys.inputs_prefix):
             digest = _INPUT.match(info.key, len(folder.keys.inputs_prefix))
-            if (
-                digest is not None
-                and _copy(*(folder.store, target, info.key, digest[0]), limit_bytes=MAX_INPUT_BYTES)
-                is None
-            ):
+            if digest is None:
+                continue
+            key, limit = info.key, MAX_INPUT_BYTES
+            if _copy(folder.store, target, key, digest[0], limit_bytes=limit) is None:
                 collected.damaged.append(folder.keys.path(info.key))
         last = ""
         for last in _besides(folder):

@@ -30,7 +30,7 @@ MOST_LOOKED_AT = 20
 MOST_SHOWN = 4
 """Differences that are named; nobody reads more in a line."""
 
-_DIGESTS = ("init_image", "mask", "loras")  # names that tell a person nothing
+_DIGESTS = ("init_image", "mask", "loras", "embeddings")  # names that tell a person nothing
 
 
 def earlier_job_lines(
@@ -133,7 +133,7 @@ def _without(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
 
 def _only(changes: Sequence[tuple[Any, Any]], field: str) -> tuple[Any, Any]:
     """The one change that all have in common, if there is one that says something."""
-    if field in _DIGESTS or len(set(changes)) > 1:
+    if field in _DIGESTS or any(change != changes[0] for change in changes):
         return None, None
     return changes[0]
 

@@ -4,14 +4,18 @@ stand in its prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from jobs.manifest.input_images import Inputs
 from jobs.manifest.named_files import FileRules, Kind, KnownFile, NamedFiles
 from jobs.task import EmbeddingUse
 from sd_core.prompt.embedding_names import EmbeddingNames, finder
+from sd_core.spec import MOST_EMBEDDINGS
 from sd_core.weights.embedding_header import check_embedding
+
+Listing = tuple[str, str, str | None]
+"""The values of a `KnownFile`, as entries keep them."""
 
 EMBEDDING = Kind("embedding", "embeddings", unnamed="", check=check_embedding)
 
@@ -38,6 +42,19 @@ class Embeddings(NamedFiles):
                     self.in_texts[found.name] = self.find(found.name)
                 except ValueError as error:
                     yield str(error)
+
+    def too_many(self, texts: tuple[str, str], listed: Iterable[Listing]) -> str | None:
+        """Why an image's prompts name more than one can have; mostly None. listed: besides."""
+        known = {**self.in_texts, **known_by_name(listed)}
+        count = len(uses_in(texts, known)) if known else 0
+        if count > MOST_EMBEDDINGS:
+            return f"{count} embeddings are named; at most {MOST_EMBEDDINGS} may be"
+        return None
+
+
+def known_by_name(listed: Iterable[Listing]) -> dict[str, KnownFile]:
+    """The embeddings that an entry lists."""
+    return {one[0]: KnownFile(*one) for one in listed}
 
 
 def uses_in(texts: tuple[str, str], known: Mapping[str, KnownFile]) -> tuple[EmbeddingUse, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jobs.image_settings import SETTINGS
-from jobs.manifest.embeddings import uses_in
+from jobs.manifest.embeddings import Listing, known_by_name, uses_in
 from jobs.manifest.lora_tags import split_tags
 from jobs.manifest.loras import Use, use_of
 from jobs.manifest.named_files import KnownFile
@@ -34,8 +34,8 @@ class Entry(NamedTuple):
     seeds: a list, or (first, count). settings: values of `SETTINGS`. template: of image names.
     init_image, mask: names in the job's `inputs/`. dynamic: of `jobs.manifest.schema.Dynamic`, for
     an entry whose choices are still to be made. written: the prompt with its choices, for one whose
-    choices were made. loras: besides those of tags in the prompt. embeddings: `KnownFile`s that the
-    prompts may name.
+    choices were made. loras: besides those of tags in the prompt. embeddings: that the prompts
+    may name.
     """
 
     prompt: str
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     dynamic: str = "none"
     written: str | None = None
     loras: tuple[Use, ...] = ()
-    embeddings: tuple[tuple[str, str, str | None], ...] = ()
+    embeddings: tuple[Listing, ...] = ()
 
     @property
     def seed_count(self) -> int:
@@ -124,7 +124,7 @@ def expand(
             entry
         )
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
-        named = {one[0]: KnownFile(*one) for one in listed}
+        named = known_by_name(listed)
         for combination in combinations:
             if combination.negative is not None:
                 negative = combination.negative

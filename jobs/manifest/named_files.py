@@ -139,9 +139,7 @@ class NamedFiles:
         names, unknown = self.names, f"{self.kind.word} {quote(text)} is not known"
         close = suggest(text, names)
         if close is not None:
-            raise ValueError(
-                f"{self.kind.word} {quote(text)} is not known; did you mean '{close}'?"
-            )
+            raise ValueError(f"{unknown}; did you mean '{close}'?")
         some = f"known are {', '.join(names[:10])}" if names else "none has a name here"
         raise ValueError(
             f"{unknown}; {some} (names are under {self.kind.section} in the manifest or in the "

@@ -19,7 +19,7 @@ from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
 from jobs.manifest.dynamic.fill import Templates, filled
 from jobs.manifest.dynamic.template import TemplateError
-from jobs.manifest.embeddings import Embeddings
+from jobs.manifest.embeddings import Embeddings, Listing
 from jobs.manifest.entries import Combination, Entry
 from jobs.manifest.input_images import InputImage, Inputs
 from jobs.manifest.lora_lists import Problem, sets_of, tag_flaws, uses_of
@@ -33,13 +33,7 @@ from jobs.manifest.prompt_flaws import flaw_of
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
 from sd_core.prompt.conditions import PromptReader
-from sd_core.spec import (
-    DEMO_GUIDANCE,
-    DEMO_NATIVE_SIZE,
-    NATIVE_SIZE,
-    SEED_LIMIT,
-    Sampling,
-)
+from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
 
 _TEXTS = ("prompt", "negative", "init_image", "mask", "name")
 _IMAGES = ("init_image", "mask")
@@ -290,6 +284,8 @@ class Resolver:
                 flaws |= dict.fromkeys(wrong, "prompt")
                 for key, text in (("prompt", prompt), ("negative", negative)):
                     flaws |= dict.fromkeys(self.embeddings.look(text), key)
+                many = self.embeddings.too_many((prompt, negative), entry.embeddings)
+                flaws |= {} if many is None else {many: "prompt"}
             if combination.replaced is not None and combination.replaced[0] not in entry.prompt:
                 flaws[f"has no {quote(combination.replaced[0])}, which matrix replaces"] = "prompt"
             for key, text in (("prompt", prompt), ("negative", negative)):
@@ -305,13 +301,14 @@ class Resolver:
         different: dict[Hashable, tuple[PromptReader, Combination]] = {}
         for combination in self.combinations:
             reader = _reader(combination.apply(settings))
-            key = reader, combination.negative, combination.replaced, combination.loras
+            loras = None if combination.loras is None else len(combination.loras)
+            key = reader, combination.negative, combination.replaced, loras
             different.setdefault(key, (reader, combination))
         return tuple(different.values())
 
     def _listed_embeddings(
         self, given: Mapping[str, Any], folder: Path, place: Place, prefix: ValuePath
-    ) -> tuple[tuple[str, str, str | None], ...]:
+    ) -> tuple[Listing, ...]:
         """A prompt's list of embeddings, looked up; a problem for each that cannot be used."""
         found = []
         for number, text in enumerate(given["embeddings"]):

@@ -147,14 +147,14 @@ LoraAxis = Annotated[
 
 @with_config(_STRICT)
 class LoraFile(TypedDict, total=False):
-    """Where a LoRA is that a manifest gives a name to."""
+    """Place of a LoRA or an embedding that a manifest gives a name to."""
 
     path: Annotated[Path, Field(description="A path relative to the manifest, or s3://bucket/key.")]
     sha256: Annotated[
         str,
         Field(
             pattern="^[0-9a-f]{64}$",
-            description="Of the file's bytes. Without a path, workers have it in their model list.",
+            description="Digest of the file. Without a path, workers have it in their model list.",
         ),
     ]
 
@@ -473,18 +473,8 @@ TEXT_KEYS = frozenset(
             "prompt",
             "file",
         ),
-        *(
-            "store",
-            "webhook",
-            "dynamic",
-            "wildcards",
-            "from",
-            "to",
-            "loras",
-            "embeddings",
-            "path",
-            "sha256",
-        ),
+        *("store", "webhook", "dynamic", "wildcards", "from", "to"),
+        *("loras", "embeddings", "path", "sha256"),
     )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""

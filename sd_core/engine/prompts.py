@@ -129,7 +129,8 @@ class EncodedPrompts:
         """Encodings that these still need, each once."""
         texts = self._texts(conditions)
         chunks = dict.fromkeys(c for text in texts for c in self._chunks(text, own.embeddings))
-        encodings = (_Encoding(chunk, own.loras, _vectors(own.embeddings)) for chunk in chunks)
+        vectors = _vectors(own.embeddings)
+        encodings = (_Encoding(chunk, own.loras, vectors) for chunk in chunks)
         return [encoding for encoding in encodings if encoding.key not in self._kept]
 
     def _context(self, text: PromptText, own: _Own) -> TextContext:

@@ -169,7 +169,7 @@ class AddedFiles:
 
     @classmethod
     def of(cls, settings: Settings, cache: Path) -> AddedFiles:
-        """Those of the settings, with this cache."""
+        """Finds them as the settings say, with this cache."""
         return cls(
             WeightFiles("LoRA", settings.loras, cache, settings.lora_bytes),
             WeightFiles("embedding", settings.embeddings, cache, MAX_EMBEDDING_BYTES),

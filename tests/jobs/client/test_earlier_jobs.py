@@ -112,6 +112,14 @@ def test_another_picture(place):
     assert place.said(text)[1] == "  init_image of 1 image"
 
 
+def test_other_loras_and_embeddings(place):
+    digests = "loras: {{ink: {{sha256: {0}}}}}\nembeddings: {{pen: {{sha256: {0}}}}}\n"
+    text = TEXT + "  - {prompt: a pen, loras: [ink], embeddings: [pen]}\n"
+    place.submit(text + digests.format("ab" * 32))
+    said = place.said(text + digests.format("cd" * 32))
+    assert said[1].strip() == "loras of 1 image; embeddings of 1 image"
+
+
 def test_the_latest_of_several_is_the_one_that_is_compared(place):
     written = {5: 3000, 1: 1000, 2: 2000}
     jobs = {

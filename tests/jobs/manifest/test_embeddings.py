@@ -104,6 +104,14 @@ def test_one_whose_digest_is_not_known(tmp_path):
     ]
 
 
+def test_more_in_a_prompt_than_an_image_can_have(tmp_path):
+    listed = {f"name{chr(97 + n // 26)}{chr(97 + n % 26)}": "5a" * 32 for n in range(65)}
+    own = ", ".join(f"{name}: {{sha256: {sha256}}}" for name, sha256 in listed.items())
+    body = f"embeddings: {{{own}}}\nprompts: [{{prompt: {' '.join(listed)}, syntax: a1111}}]"
+    (found,) = messages(tmp_path, body)
+    assert found == "3:20: prompts[0].prompt: 65 embeddings are named; at most 64 may be"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
