@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd_core.engine.engine import Engine
-    from sd_core.engine.request import Embedding, Lora, Request
+    from sd_core.engine.request import Embedding, Lora, Request, Vae
     from sd_core.engine.sample import sample_latents
     from sd_core.execution import make_ready
     from sd_core.loading import load_model
@@ -29,6 +29,7 @@ __all__ = [
     "Lora",
     "Request",
     "Sampling",
+    "Vae",
     "load_model",
     "make_ready",
     "sample_latents",
@@ -44,6 +45,7 @@ _MODULES = {
     "Lora": "sd_core.engine.request",
     "Request": "sd_core.engine.engine",
     "Sampling": "sd_core.spec",
+    "Vae": "sd_core.engine.request",
     "load_model": "sd_core.loading",
     "make_ready": "sd_core.execution",
     "sample_latents": "sd_core.engine.sample",

@@ -140,24 +140,36 @@ def run_as(model: LatentDiffusion, execution: str, cache: Path | None) -> Latent
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.enable_cudnn_sdp(False)
-        _channels_last(model)
     if execution == "graphed" and works(model.device, model.dtype):
-        from sd_core.gpu.fused_blocks import fuse  # needs Triton
-
-        fuse(model.unet)
-        fuse(model.vae)
         model.kernels = "Triton's group norm"
-    if execution in PACKED:
+    if execution in PACKED or model.device.type == "cuda":
         model.memory_format = torch.channels_last
-    elif execution == "compiled":
-        _compile(model, cache)
+    if execution == "compiled":
+        _set_up_compiler(model.device, cache)
+    for part in (model.unet, model.vae):
+        run_part_as(part, execution)
     model.execution = execution
     return model
 
 
-def _channels_last(model: LatentDiffusion) -> None:
-    model.memory_format = torch.channels_last
-    for layer in model.modules():
+def run_part_as(part: UNet | AutoencoderKL, execution: str) -> None:
+    """Prepares a part, in place, beside what `run_as` sets up for the process. Weights are laid out
+    for this way of running already.
+    """
+    weight = next(part.parameters())
+    if weight.device.type == "cuda":
+        _channels_last(part)
+    if execution == "graphed" and works(weight.device, weight.dtype):
+        from sd_core.gpu.fused_blocks import fuse  # needs Triton
+
+        fuse(part)
+    if execution == "compiled":
+        module = part.decoder if isinstance(part, AutoencoderKL) else part
+        module.compile(fullgraph=True, dynamic=False)
+
+
+def _channels_last(part: nn.Module) -> None:
+    for layer in part.modules():
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.to(memory_format=torch.channels_last)
             layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -174,7 +186,7 @@ def _find_compiler() -> None:
         raise ExecutionError("execution compiled needs a C++ compiler, such as g++") from None
 
 
-def _compile(model: LatentDiffusion, cache: Path | None) -> None:
+def _set_up_compiler(device: torch.device, cache: Path | None) -> None:
     if cache is not None:
         folder = cache / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,9 +194,7 @@ def _compile(model: LatentDiffusion, cache: Path | None) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     torch._dynamo.config.recompile_limit = SHAPES_COMPILED
     torch._dynamo.config.accumulated_recompile_limit = 2 * SHAPES_COMPILED
-    if model.device.type == "cuda":
+    if device.type == "cuda":
         from torch._inductor import config  # takes a while to import
 
         config.deterministic = True  # no choice of kernels by how fast they just ran
-    for module in (model.unet, model.vae.decoder):
-        module.compile(fullgraph=True, dynamic=False)

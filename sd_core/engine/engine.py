@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sd_core.cpu.packing import packed_bytes
 from sd_core.device import own_memory, use_device
-from sd_core.engine.adapters import AdapterCache, LoraSet
+from sd_core.engine.added import Added, AddedWeights
 from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
 from sd_core.engine.embeddings import EmbeddingCache
 from sd_core.engine.inflight import InflightRequest, PendingOutput
@@ -74,8 +74,8 @@ class Engine:
         where the device's memory holds fewer.
     on_batch: called on the engine's thread after each evaluation; it must return at once and not
         raise.
-    adapter_bytes: memory of the device for adapters: for those of images in the engine, and for the
-        latest used. By default 1 GiB, or a sixteenth of the device's memory.
+    adapter_bytes: memory of the device for adapters and autoencoders: for those of images in the
+        engine, and for the latest used. By default 1 GiB, or a sixteenth of the device's memory.
     Raises `ValueError` for arguments of another type, and for less than 2 rows.
     """
 
@@ -118,7 +118,7 @@ class Engine:
         rounded = model.device.type == "cpu" and model.dtype.itemsize == 2
         static = model.execution == "compiled" or (rounded and model.execution == "eager")
         self._rows = Rows(model.device.type, fixed, static=static)
-        self._adapters = AdapterCache(model, adapter_bytes)
+        self._added = AddedWeights(model, adapter_bytes)
         self._embeddings = EmbeddingCache(model.spec.text.width)
         self._stages = ModelRunner(model, self._rows, capacity)
         self._lineup: Scheduler[InflightRequest] = Scheduler(fixed)
@@ -158,7 +158,7 @@ class Engine:
         # Kept in a cache. On the engine's thread, the device would wait: some take 25 ms to make.
         _ = table_of(request).numbers
         future: Future[Rendered] = Future()
-        loras = self._hold(request, future)
+        added = self._hold(request, future)
         embeddings = self._read(request, future)
         with self._lock:
             if self._closed:
@@ -167,26 +167,27 @@ class Engine:
             self._arrived += 1
             if not future.done():
                 flight = InflightRequest(
-                    request, future, on_step, self._arrived, state, loras, embeddings
+                    request, future, on_step, self._arrived, state, added, embeddings
                 )
                 self._inbox.put(flight)
         return future
 
-    def _hold(self, request: Request, future: Future[Rendered]) -> LoraSet | None:
-        """An image's adapters, until its future ends; one that fails ends it. They are read on the
-        caller's thread, while batches go on.
+    def _hold(self, request: Request, future: Future[Rendered]) -> Added:
+        """An image's own weights, until its future ends; those that fail end it. They are read on
+        the caller's thread, while batches go on.
         """
+        if not request.loras and request.vae is None:
+            return Added()
         try:
-            loras = self._adapters.hold(request.loras)
+            added = self._added.hold(request.loras, request.vae)
         except EngineClosedError:
             raise
         except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
-            return None
-        if loras is not None:
-            future.add_done_callback(lambda _: self._adapters.give_back(loras))
-        return loras
+            return Added()
+        future.add_done_callback(lambda _: self._added.give_back(added))
+        return added
 
     def _read(self, request: Request, future: Future[Rendered]) -> Embeddings:
         """An image's embeddings; one that fails ends its future."""
@@ -210,7 +211,7 @@ class Engine:
         """Finishes what was submitted (or, with cancel, drops it between steps) and stops."""
         with self._lock:
             already, self._closed = self._closed, True
-        self._adapters.close()
+        self._added.close()
         if cancel:
             self._drop = True
         if not already:
@@ -428,11 +429,7 @@ class Engine:
         """
         while self._landed:
             since, first = self._landed[0]
-            alike = [
-                flight
-                for _, flight in self._landed
-                if (flight.shape, flight.request.exact) == (first.shape, first.request.exact)
-            ]
+            alike = [flight for _, flight in self._landed if flight.decoded_as == first.decoded_as]
             size = self._rows.decoded(first.shape)
             padded = first.request.exact and len(alike) < size
             if padded and wait and self._ticks - since < MOST_WAIT_TICKS:

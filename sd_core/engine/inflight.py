@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from sd_core.engine.adapters import LoraSet
+from sd_core.engine.added import Added
 from sd_core.engine.prompts import RowContext
 from sd_core.engine.request import OnStep, Rendered, Request
 from sd_core.engine.timesteps import Times
@@ -22,7 +23,7 @@ class InflightRequest:
 
     arrived: its number, that no other has.
     state: what it is to be continued from.
-    loras: its adapters, which stay on the device until it ends. embeddings: of its prompts.
+    added: its own weights, which stay on the device until it ends. embeddings: of its prompts.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
     exact: all evaluations so far gave the bits of the fixed row count.
     The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
@@ -33,7 +34,7 @@ class InflightRequest:
     on_step: OnStep | None
     arrived: int
     state: bytes | None = None
-    loras: LoraSet | None = None
+    added: Added = field(default_factory=Added)
     embeddings: Embeddings = ()
     trajectory: Trajectory | None = None
     contexts: list[RowContext] = field(default_factory=list)
@@ -41,6 +42,15 @@ class InflightRequest:
     exact: bool = True
     started: bool = False
     times_bypassed: int = 0
+
+    @property
+    def loras(self) -> LoraSet | None:
+        return self.added.loras
+
+    @property
+    def decoded_as(self) -> tuple[object, ...]:
+        """The same for images that may be decoded together."""
+        return self.shape, self.request.exact, self.added.vae
 
     @property
     def priority(self) -> int:

@@ -30,6 +30,7 @@ from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import Pace, pace_of
 from sd_core.model.adapters import adapted
 from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.vae import AutoencoderKL
 from sd_core.pixels import NOT_FINITE, finite, to_uint8
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import MOST_HISTORY, StepTable, step_table
@@ -91,7 +92,7 @@ class ModelRunner:
             _check_one_program(flight)
         table = table_of(request)
         if flight.state is None:
-            flight.trajectory = self._begin(request, table)
+            flight.trajectory = self._begin(request, table, flight.added.vae)
         else:
             flight.trajectory, flight.exact = load_trajectory(
                 flight.state,
@@ -131,7 +132,7 @@ class ModelRunner:
             parts.append(self.model.kernels)
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
-    def _begin(self, request: Request, table: StepTable) -> Trajectory:
+    def _begin(self, request: Request, table: StepTable, vae: AutoencoderKL | None) -> Trajectory:
         sampling, device = request.sampling, self.model.device
         generator = generator_for(sampling.seed)
         if request.init_image is None:
@@ -139,7 +140,7 @@ class ModelRunner:
             return Trajectory(table, latents, generator, sampling.guidance)
         # First the autoencoder's sample, then the noise, from one generator, as diffusers does.
         images = _to_tensor(request.init_image)[None]
-        clean = self.model.encode_image(images, [generator])[0]
+        clean = self.model.encode_image(images, [generator], vae)[0]
         noise = to_device(draw_noise(generator, (4, *sampling.latent_shape)), device)
         inpainting = None
         if request.mask is not None:
@@ -307,7 +308,8 @@ class ModelRunner:
     # Finish
 
     def decode(self, flights: list[InflightRequest]) -> PendingOutput:
-        """Pixels of finished trajectories of one shape, all exact or none, on their way out."""
+        """Pixels of finished trajectories that are `decoded_as` each other, on their way out."""
+        vae = flights[0].added.vae
         latents = torch.stack([flight.flying.latents for flight in flights])
         rows = self._rows.padded_decode(
             flights[0].shape, len(flights), exact=flights[0].request.exact
@@ -317,12 +319,12 @@ class ModelRunner:
         self._pace.begin()
         try:
             with self._program("decode", flights[0].shape, rows):
-                pixels = self.model.decode(padded)[: len(flights)]
+                pixels = self.model.decode(padded, vae)[: len(flights)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(padded) == 1:
                 raise
             self._free_memory()
-            pixels = torch.cat([self.model.decode(one[None]) for one in latents])
+            pixels = torch.cat([self.model.decode(one[None], vae) for one in latents])
             for flight in flights:
                 flight.exact = False
         output = PendingOutput(flights, CopyOut(to_uint8(pixels), finite(pixels), latents))

@@ -18,6 +18,7 @@ from torch import Tensor
 from sd_core.prompt.conditions import Condition, PromptReader
 from sd_core.prompt.errors import PromptError
 from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, Sampling, whole_number
+from sd_core.weights.errors import CheckpointError
 
 Pixels = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
@@ -108,6 +109,27 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Vae:
+    """An autoencoder that draws an image instead of the model's own, and reads its init image.
+
+    file: one alone, in CompVis's or diffusers' names, or a whole model's. sha256: of its bytes, 64
+    hex digits; the engine takes no other. Raises `ValueError`.
+    """
+
+    file: Path = field(compare=False)
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 {self.sha256!r:.80} is not 64 hex digits")
+
+    @classmethod
+    def of(cls, file: str | Path) -> Vae:
+        """The autoencoder in a file, which is read for its sha256. Raises `OSError`."""
+        return cls(Path(file), sha256_of(Path(file)))
+
+
+@dataclass(frozen=True)
 class Request:
     """One image to render.
 
@@ -116,6 +138,7 @@ class Request:
         pixel.
     priority: images of higher priority take the device between two steps; any whole number.
     loras: adapters, added in this order. embeddings: that its prompts may name.
+    vae: None for the model's own.
     exact: give the bits of one fixed row count, which depend on nothing else in the batch. False
         takes whatever row count is quickest.
     Raises `ValueError` naming the field, what it is and what is expected.
@@ -130,6 +153,7 @@ class Request:
     exact: bool = True
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    vae: Vae | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative"):
@@ -159,6 +183,8 @@ class Request:
         if len({one.name.lower() for one in given}) < len(given):
             raise ValueError("two embeddings have one name")
         object.__setattr__(self, "embeddings", tuple(given))
+        if not (self.vae is None or isinstance(self.vae, Vae)):
+            raise ValueError(f"vae is {self.vae!r:.80}; expected an sd_core.Vae, or None")
         _ = self.conditions
 
     @cached_property
@@ -191,6 +217,8 @@ class Request:
             settings.append([(one.sha256, one.weight, one.text_weight) for one in self.loras])
         if self.embeddings:
             settings.append([(one.sha256, one.name) for one in self.embeddings])
+        if self.vae is not None:
+            settings.append({"vae": self.vae.sha256})
         total = hashlib.sha256(json.dumps(settings).encode())
         for pixels in (self.init_image, self.mask):
             part = b"" if pixels is None else np.ascontiguousarray(pixels).tobytes()
@@ -228,6 +256,16 @@ class Batch:
 
 
 OnBatch = Callable[[Batch], None]
+
+
+def check_file(named: Lora | Embedding | Vae) -> None:
+    """Raises `CheckpointError` for a file that cannot be read, or is another than was named."""
+    try:
+        found = sha256_of(named.file)
+    except OSError as error:
+        raise CheckpointError(f"{named.file}: cannot be read: {error.strerror}") from None
+    if found != named.sha256:
+        raise CheckpointError(f"{named.file}: it has sha256 {found}, not {named.sha256}")
 
 
 def _read(name: str, read: Callable[[str], T], prompt: str) -> T:

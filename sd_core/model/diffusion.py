@@ -178,25 +178,33 @@ class LatentDiffusion(nn.Module):
             eps = self.unet(self._pixels(latents), timesteps, context)
         return _plain(eps)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """latents: (B, 4, h, w), scaled as the UNet sees them -> (B, 3, 8h, 8w) in [-1, 1]."""
+    def decode(self, latents: Tensor, vae: AutoencoderKL | None = None) -> Tensor:
+        """latents: (B, 4, h, w), scaled as the UNet sees them -> (B, 3, 8h, 8w) in [-1, 1].
+
+        vae: instead of the model's own.
+        """
+        vae = self.vae if vae is None else vae
         spec = self.spec.vae
         _check("latents", latents, (None, spec.latent_channels, None, None))
         with torch.inference_mode():
             # Divided in float32, so that the latents are rounded to the model's type only once.
             unscaled = to_device(latents.float(), self.device) / spec.scale_factor
-            images = self.vae.decode(self._pixels(unscaled)).float().clamp(-1.0, 1.0)
+            images = vae.decode(self._pixels(unscaled)).float().clamp(-1.0, 1.0)
         return _plain(images)
 
     def encode_image(
-        self, images: Tensor, generators: Sequence[torch.Generator] | None = None
+        self,
+        images: Tensor,
+        generators: Sequence[torch.Generator] | None = None,
+        vae: AutoencoderKL | None = None,
     ) -> Tensor:
         """Images to latents, times the scale factor.
 
         images: (B, 3, 8h, 8w) in [-1, 1]. generators: one CPU generator an image, from which a
         sample of the posterior is drawn as diffusers draws it; without them, its mean.
-        Returns (B, 4, h, w).
+        vae: instead of the model's own. Returns (B, 4, h, w).
         """
+        vae = self.vae if vae is None else vae
         _check("images", images, (None, 3, None, None))
         height, width = images.shape[-2:]
         if height % LATENT_FACTOR or width % LATENT_FACTOR:
@@ -208,7 +216,7 @@ class LatentDiffusion(nn.Module):
                 f"{len(generators)} generators for {len(images)} images; expected one an image"
             )
         with torch.inference_mode():
-            mean, deviation = self.vae.moments(self._pixels(images))
+            mean, deviation = vae.moments(self._pixels(images))
             latents = mean.float()
             if generators is not None:
                 shape = tuple(latents.shape[1:])

@@ -105,7 +105,7 @@ def spec_bytes(spec: ModelSpec) -> bytes:
 def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> dict[str, Matched]:
     """The stored tensor of every parameter, by component and our name.
 
-    shapes: of the parameters, by the same. What no picture depends on is left out, and named in one
+    shapes: of the parameters, by the same; of some components, or of all. What no picture depends on is left out, and named in one
     line of the log. Raises `CheckpointError` naming every missing, unexpected and misshapen weight.
     """
     missing: list[str] = []
@@ -114,11 +114,11 @@ def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> 
     harmless: list[str] = []
     _sort_out(checkpoint.leftovers, extra, harmless)
     matched: dict[str, Matched] = {}
-    for component in COMPONENTS:
+    for component, wanted in shapes.items():
         part = checkpoint.parts[component]
         found: Matched = {}
         used: set[str] = set()
-        for name, shape in shapes[component].items():
+        for name, shape in wanted.items():
             in_file = part.name_of(name)
             if in_file is None:
                 missing.append(part.where + part.names(name)[0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sd_core.cpu.packing import can_pack
-from sd_core.engine.adapters import AdapterCache
+from sd_core.engine.added import AddedWeights
 from sd_core.engine.engine import Batch, Engine
 from sd_core.engine.request import Lora, Request, Suspended
 from sd_core.execution import make_ready
@@ -175,7 +175,7 @@ def test_a_thousand_switches_leave_the_weights_as_they_were(files):
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     sizes = []
     for lora in loras:
-        cache = AdapterCache(model, 2**30)
+        cache = AddedWeights(model, 2**30)
         cache.hold((lora,))
         sizes.append(cache.nbytes)
     requests = [ask("a ring", lora, steps=1, guidance=1.0) for lora in loras]
@@ -261,12 +261,12 @@ class TestCache:
     def test_the_least_used_goes_and_comes_back(self, files):
         every, attention = Lora.of(files["all"]), Lora.of(files["attention"])
         model = small_model(ODD)
-        wide = AdapterCache(model, 2**30)
+        wide = AddedWeights(model, 2**30)
         sizes = []
         for lora in (every, attention):
             wide.give_back(wide.hold([lora]))
             sizes.append(wide.nbytes - sum(sizes))
-        cache = AdapterCache(model, max(sizes) + 1)
+        cache = AddedWeights(model, max(sizes) + 1)
         for lora, size in zip((every, attention, every), (*sizes, sizes[0]), strict=True):
             cache.give_back(cache.hold([lora]))
             assert cache.nbytes == size
@@ -274,21 +274,21 @@ class TestCache:
     def test_what_an_image_uses_stays(self, files):
         every, attention = Lora.of(files["all"]), Lora.of(files["attention"])
         model = small_model(ODD)
-        cache = AdapterCache(model, 2**30)
+        cache = AddedWeights(model, 2**30)
         cache.hold([every])
-        tight = AdapterCache(model, cache.nbytes + 1)
+        tight = AddedWeights(model, cache.nbytes + 1)
         held = tight.hold([every])
         tight.close()  # so that it does not wait for room
         with pytest.raises(RuntimeError, match="closed"):
             tight.hold([attention])
-        assert tight.hold([every]) is held
+        assert tight.hold([every]).loras is held.loras
 
     def test_two_that_have_no_room_together_are_refused_at_once(self, files):
         every, attention = Lora.of(files["all"]), Lora.of(files["attention"])
         model = small_model(ODD)
-        wide = AdapterCache(model, 2**30)
+        wide = AddedWeights(model, 2**30)
         wide.hold([every, attention])
-        tight = AdapterCache(model, wide.nbytes - 1)
+        tight = AddedWeights(model, wide.nbytes - 1)
         with pytest.raises(MemoryError, match="attention"):
             tight.hold([every, attention])
         tight.give_back(tight.hold([attention]))  # nothing of the first is held
@@ -296,17 +296,17 @@ class TestCache:
     def test_who_waits_for_room_goes_on_when_an_image_ends(self, files):
         every, attention = Lora.of(files["all"]), Lora.of(files["attention"])
         model = small_model(ODD)
-        wide = AdapterCache(model, 2**30)
+        wide = AddedWeights(model, 2**30)
         wide.hold([every])
-        tight = AdapterCache(model, wide.nbytes)
+        tight = AddedWeights(model, wide.nbytes)
         held = tight.hold([every])
         with ThreadPoolExecutor(1) as beside:
             waiting = beside.submit(tight.hold, [attention])
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.3)
             tight.give_back(held)
-            assert waiting.result(timeout=60).key == (attention,)
+            assert waiting.result(timeout=60).loras.key == (attention,)
 
     def test_one_that_is_too_large_says_how_large(self, files):
         with pytest.raises(MemoryError, match="room for 0 MiB"):
-            AdapterCache(small_model(ODD), 1000).hold([Lora.of(files["all"])])
+            AddedWeights(small_model(ODD), 1000).hold([Lora.of(files["all"])])

@@ -14,7 +14,7 @@ import torch._inductor.config
 
 from sd_core.device import device_kind, own_memory, release_memory
 from sd_core.engine import model_runner
-from sd_core.engine.adapters import AdapterCache, LoraSet
+from sd_core.engine.added import Added, AddedWeights
 from sd_core.engine.batch_rows import CHECKS, Rows
 from sd_core.engine.engine import Engine
 from sd_core.engine.inflight import InflightRequest
@@ -71,9 +71,9 @@ class Run:
         self.flights: list[InflightRequest] = []
         self._arrived = 0
 
-    def start(self, request: Request, loras: LoraSet | None = None) -> InflightRequest:
+    def start(self, request: Request, added: Added | None = None) -> InflightRequest:
         self._arrived += 1
-        flight = InflightRequest(request, Future(), None, self._arrived, loras=loras)
+        flight = InflightRequest(request, Future(), None, self._arrived, added=added or Added())
         self.runner.start(flight)
         self.flights.append(flight)
         return flight
@@ -261,7 +261,7 @@ def test_adapters_are_read_where_they_are_and_captured_once_they_stay(
     found, captures = [], []
     for execution in ("eager", "graphed"):
         run = Run(model_on(execution))
-        cache = AdapterCache(run.runner.model, 2**30)
+        cache = AddedWeights(run.runner.model, 2**30)
         pixels = []
         for weight in (0.8, -0.5):
             run.start(request("a star", steps=5, seed=5))
