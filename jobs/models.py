@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Required
 
@@ -35,20 +35,29 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelList:
-    """Everything that has a name. loras, embeddings: also those of a folder, by file names."""
+    """Everything that has a name. loras, embeddings, vaes: also those of a folder, by file
+    names.
+    """
 
     models: Mapping[str, ModelSource] = field(default_factory=dict)
     loras: Mapping[str, ModelSource] = field(default_factory=dict)
     embeddings: Mapping[str, ModelSource] = field(default_factory=dict)
+    vaes: Mapping[str, ModelSource] = field(default_factory=dict)
 
 
-SECTIONS = ("loras", "embeddings")
+SECTIONS = ("loras", "embeddings", "vaes")
 """Sections of a model list that name files that models are used with."""
 
 MOST_IN_FOLDER = 10_000
 """Files of a folder of LoRA or embeddings; a larger one is a mistake, such as a home folder."""
 
 _MAX_LIST_BYTES = 2**20
+
+_VAE_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+)
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -86,6 +95,7 @@ def load_models(given: Path | str) -> ModelList:
         section: _section(listed.pop(section, {}), folder, place, section, problems)
         for section in SECTIONS
     }
+    sections["vaes"] = {name: _weights_of(source) for name, source in sections["vaes"].items()}
     models = _sources(listed, folder, _A_MODEL, place, (), problems)
     problems.raise_if_any()
     return ModelList(models, **sections)
@@ -132,6 +142,15 @@ def _sources(
         pinned = {"source": value} if isinstance(value, str) else value
         sources[name] = ModelSource(_located(pinned["source"], folder), pinned.get("digest"))
     return sources
+
+
+def _weights_of(vae: ModelSource) -> ModelSource:
+    """The file of a VAE in the diffusers format, whose folder was named."""
+    folder = Path(vae.source)
+    with contextlib.suppress(RuntimeError):  # nobody knows whose home: it is not there
+        folder = folder.expanduser()
+    file = next((folder / name for name in _VAE_FILES if (folder / name).is_file()), None)
+    return vae if file is None else replace(vae, source=str(file))
 
 
 def _in_folder(folder: Path) -> dict[str, ModelSource]:

@@ -35,7 +35,8 @@ class Settings:
     models: Mapping[str, ModelSource] = field(default_factory=dict)
     loras: Mapping[str, ModelSource] = field(default_factory=dict)
     embeddings: Mapping[str, ModelSource] = field(default_factory=dict)
-    lora_bytes: int = 512 * 2**20  # most of one file
+    vaes: Mapping[str, ModelSource] = field(default_factory=dict)
+    lora_bytes: int = 512 * 2**20  # most of one file, and of a VAE's
     store: str = "out"
     device: str = "auto"
     dtype: str = "auto"
@@ -70,13 +71,14 @@ class Settings:
         log = values.get("SDBATCH_LOG", cls.log)
         if log not in LOG_FORMATS:
             raise InputError(f"SDBATCH_LOG: found {quote(log)}, expected {one_of(LOG_FORMATS)}")
-        models, loras, embeddings = _listed(values.get("SDBATCH_MODELS"))
+        models, loras, embeddings, vaes = _listed(values.get("SDBATCH_MODELS"))
         elsewhere = "SDBATCH_REDIS" in values or "SDBATCH_STORE" in values
         local = None if elsewhere else running_cluster(values)
         return cls(
             models=models,
             loras=loras,
             embeddings=embeddings,
+            vaes=vaes,
             lora_bytes=_mebibytes(values, "SDBATCH_LORA_MIB", cls.lora_bytes),
             store=values.get("SDBATCH_STORE", cls.store),
             device=device,
@@ -131,13 +133,13 @@ class Settings:
 
 
 def _listed(given: str | None) -> tuple[Mapping[str, ModelSource], ...]:
-    """The models, LoRA and embeddings of a model list."""
+    """The models, LoRA, embeddings and VAEs of a model list."""
     if given is None:
-        return {}, {}, {}
+        return {}, {}, {}, {}
     from jobs.models import load_models  # pydantic and YAML, which a command without models spares
 
     listed = load_models(given)
-    return listed.models, listed.loras, listed.embeddings
+    return listed.models, listed.loras, listed.embeddings, listed.vaes
 
 
 def _reproducible(text: str) -> Reproducible:

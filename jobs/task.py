@@ -86,6 +86,27 @@ class EmbeddingUse:
 
 
 @dataclass(frozen=True, slots=True)
+class VaeUse:
+    """An autoencoder that draws an image instead of the model's own.
+
+    name: for people; also in the model list, if `file` is None. sha256, file: see `LoraUse`.
+    """
+
+    name: str
+    sha256: str
+    file: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as plans have them."""
+        values: dict[str, Any] = {"name": self.name, **self.canonical()}
+        return values if self.file is None else {**values, "file": self.file}
+
+    def canonical(self) -> dict[str, Any]:
+        """Values that the pixels depend on."""
+        return {"sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One image of a job, resolved: nothing is left to defaults.
 
@@ -94,7 +115,7 @@ class Task:
     init_image, mask: file names under the job's `inputs/`, `<sha256 of the bytes>.<png|jpg|webp>`.
     format: one of `IMAGE_FORMATS`.
     template: the prompt as it was written, where choices were made in it; for the record alone.
-    loras: added in this order. embeddings: that the prompts name.
+    loras: added in this order. embeddings: that the prompts name. vae: None for the model's own.
     """
 
     index: int
@@ -108,6 +129,7 @@ class Task:
     template: str | None = None
     loras: tuple[LoraUse, ...] = ()
     embeddings: tuple[EmbeddingUse, ...] = ()
+    vae: VaeUse | None = None
 
     def canonical(self) -> dict[str, Any]:
         """Values that determine the pixels and the format, and no others (not index nor name)."""
@@ -139,6 +161,8 @@ class Task:
             values["loras"] = [lora.canonical() for lora in self.loras]
         if self.embeddings:
             values["embeddings"] = [one.canonical() for one in self.embeddings]
+        if self.vae is not None:
+            values["vae"] = self.vae.canonical()
         return values
 
     @property
@@ -171,6 +195,8 @@ class Task:
             values["loras"] = [lora.to_json() for lora in self.loras]
         if self.embeddings:
             values["embeddings"] = [one.to_json() for one in self.embeddings]
+        if self.vae is not None:
+            values["vae"] = self.vae.to_json()
         return values
 
 

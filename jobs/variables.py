@@ -33,7 +33,8 @@ VARIABLES = (
         "the file; `~/` begins one below the home folder. Under `loras:`, LoRA have names in the "
         "same way (a file, `s3://bucket/key` or `hf:owner/name/file[@revision]`; the digest is the "
         "file's sha256, which all but a file here needs), or it is a folder whose files have the "
-        "names that they are called by; under `embeddings:`, embeddings.",
+        "names that they are called by; under `embeddings:`, embeddings; under `vaes:`, VAEs, "
+        "which may also be diffusers folders.",
     ),
     Variable(
         "SDBATCH_STORE",
@@ -68,8 +69,8 @@ VARIABLES = (
     ),
     Variable(
         "SDBATCH_LORA_MIB",
-        "Most MiB, 1 to 1024, of a LoRA's file: of one that a manifest names, and of one that a "
-        "worker loads.",
+        "Most MiB, 1 to 1024, of the file of a LoRA or a VAE: of one that a manifest names, and of "
+        "one that a worker loads.",
         "512",
     ),
     Variable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jobs.cli.options import allow_outside_option, json_option, manifest_argumen
 from jobs.errors import ManifestError, Problem, SdbatchError
 from jobs.formatting import counted, size
 from jobs.manifest.load import Manifest, Tick
+from jobs.manifest.named_files import KnownFile
 from jobs.manifest.schema import json_schema
 from jobs.plan.cost import PlanSummary
 from jobs.settings import Settings
@@ -21,7 +22,7 @@ from jobs.task import Task
 from jobs.terminal.console import Terminal
 
 MOST_NAMED = 8
-"""LoRA or embeddings that a plan names."""
+"""Files of a kind that a plan names."""
 
 
 @click.command()
@@ -72,7 +73,7 @@ def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
         expansion = job.expand(_ticking(job.tasks(), tick), keep_parts=False)
     summary, job_id = expansion.cost, job.job_id_of(expansion.digest)
     if terminal.json:
-        files = {"loras": list(job.loras), "embeddings": list(job.embeddings)}
+        files = {name: list(known) for name, known in _files(job).items()}
         terminal.document({"job": job_id, "model": job.model, **files, **summary.to_json()})
     else:
         for label, text in _plan_lines(job, job_id, summary):
@@ -114,6 +115,11 @@ def _earlier_job_lines(job: Manifest, job_id: str) -> list[str]:
     return earlier_job_lines(store, job, job_id, job.tasks())
 
 
+def _files(job: Manifest) -> dict[str, Mapping[str, KnownFile]]:
+    """Files that a job's images use, by kind and name."""
+    return {"loras": job.loras, "embeddings": job.embeddings, "vaes": job.vaes}
+
+
 def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tuple[str, str]]:
     shapes = [
         f"{width}×{height}: {count:,}" for (width, height), count in summary.shapes.most_common(8)
@@ -128,7 +134,7 @@ def _plan_lines(job: Manifest, job_id: str, summary: PlanSummary) -> Iterator[tu
     yield "samplers", ", ".join(f"{name}: {n:,}" for name, n in summary.samplers.most_common())
     if summary.inputs:
         yield "inputs", f"{summary.inputs:,}"
-    for label, names in (("loras", job.loras), ("embeddings", job.embeddings)):
+    for label, names in _files(job).items():
         if names:
             more = f", and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
             yield label, ", ".join(list(names)[:MOST_NAMED]) + more

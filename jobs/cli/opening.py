@@ -27,7 +27,8 @@ def read_manifest(
 ) -> Manifest:
     """`load_manifest` with progress, for commands; says its warnings.
 
-    The settings are read where LoRA or embeddings are named. Raises `ManifestError`, `InputError`.
+    The settings are read where LoRA, embeddings or VAEs are named. Raises `ManifestError` and
+    `InputError`.
     """
     # The manifest's side (pydantic, libyaml) takes long to import; most commands do without it.
     from jobs.limits import MAX_EMBEDDING_BYTES
@@ -39,6 +40,7 @@ def read_manifest(
     found = WarningList()
     loras = FileRules(lambda: settings().loras, lambda: settings().lora_bytes)
     embeddings = FileRules(lambda: settings().embeddings, lambda: MAX_EMBEDDING_BYTES)
+    vaes = FileRules(lambda: settings().vaes, lambda: settings().lora_bytes)
     try:
         with terminal.counting(f"reading {path.name}") as tick:
             return load_manifest(
@@ -49,6 +51,7 @@ def read_manifest(
                 warnings=found,
                 loras=loras,
                 embeddings=embeddings,
+                vaes=vaes,
             )
     finally:
         terminal.warn(found)

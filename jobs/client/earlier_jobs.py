@@ -30,7 +30,7 @@ MOST_LOOKED_AT = 20
 MOST_SHOWN = 4
 """Differences that are named; nobody reads more in a line."""
 
-_DIGESTS = ("init_image", "mask", "loras", "embeddings")  # names that tell a person nothing
+_DIGESTS = ("init_image", "mask", "loras", "embeddings", "vae")  # names that tell a person nothing
 
 
 def earlier_job_lines(

@@ -24,6 +24,7 @@ from jobs.manifest.load import Manifest
 from jobs.manifest.loras import written
 from jobs.manifest.named_files import manifest_names
 from jobs.manifest.schema import EXAMPLE
+from jobs.manifest.vaes import vae_name
 from jobs.task import Reproducible
 from sd_core.spec import ADDED_SETTINGS, Sampling
 
@@ -59,6 +60,8 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
         head["loras"] = manifest_names(manifest.loras, _INPUTS)
     if manifest.embeddings:
         head["embeddings"] = manifest_names(manifest.embeddings, _INPUTS)
+    if manifest.vaes:
+        head["vaes"] = manifest_names(manifest.vaes, _INPUTS)
     if manifest.matrix.keys() - {"seeds"}:
         # Seeds are with the prompts.
         matrix = {key: values for key, values in manifest.matrix.items() if key != "seeds"}
@@ -162,6 +165,8 @@ def _row(
         row["loras"] = [written(use) for use in entry.loras]
     if entry.embeddings:
         row["embeddings"] = [name for name, _, _ in entry.embeddings]
+    if entry.vae:
+        row["vae"] = vae_name(entry.vae)
     for name in ("init_image", "mask"):
         picture = getattr(entry, name)
         if picture is not None:

@@ -19,7 +19,8 @@ from jobs.manifest.lora_tags import split_tags
 from jobs.manifest.loras import Use, use_of
 from jobs.manifest.named_files import KnownFile
 from jobs.manifest.naming import fill
-from jobs.task import LoraUse, Task
+from jobs.manifest.vaes import Choice
+from jobs.task import LoraUse, Task, VaeUse
 from sd_core.spec import FIRST_SETTINGS, Sampling
 
 _BEFORE_SEED = FIRST_SETTINGS.index("seed")
@@ -35,7 +36,7 @@ class Entry(NamedTuple):
     init_image, mask: names in the job's `inputs/`. dynamic: of `jobs.manifest.schema.Dynamic`, for
     an entry whose choices are still to be made. written: the prompt with its choices, for one whose
     choices were made. loras: besides those of tags in the prompt. embeddings: that the prompts
-    may name.
+    may name. vae: that draws the image.
     """
 
     prompt: str
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     written: str | None = None
     loras: tuple[Use, ...] = ()
     embeddings: tuple[Listing, ...] = ()
+    vae: Choice = ()
 
     @property
     def seed_count(self) -> int:
@@ -83,13 +85,14 @@ class Combination:
     """One combination of a matrix.
 
     changes: values by position in `SETTINGS`. replaced: a text in the prompt, and what takes its
-    place. loras: instead of an entry's.
+    place. loras, vae: instead of an entry's.
     """
 
     changes: tuple[tuple[int, Any], ...] = ()
     negative: str | None = None
     replaced: tuple[str, str] | None = None
     loras: tuple[Use, ...] | None = None
+    vae: Choice | None = None
 
     def apply(self, settings: tuple[Any, ...]) -> tuple[Any, ...]:
         """The settings of an entry with this combination's values."""
@@ -120,16 +123,14 @@ def expand(
     """
     index = 0
     for entry in entries:
-        prompt, negative, seeds, settings, init_image, mask, template, _, written, own, listed = (
-            entry
-        )
+        prompt, negative, seeds, settings, init_image, mask, template, *_ = entry
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
-        named = known_by_name(listed)
+        named = known_by_name(entry.embeddings)
         for combination in combinations:
             if combination.negative is not None:
                 negative = combination.negative
             values, words = combination.apply(settings), combination.prompt(prompt)
-            used = own if combination.loras is None else combination.loras
+            used = entry.loras if combination.loras is None else combination.loras
             if values[_SYNTAX] == "a1111":
                 words, tags = split_tags(words)
                 used = (*used, *(use_of(tag, loras[tag.name]) for tag in tags))
@@ -138,13 +139,15 @@ def expand(
                 known = named
             vectors = uses_in((words, negative), known) if known else ()
             of_image = tuple([LoraUse(*use) for use in used])
+            chosen = entry.vae if combination.vae is None else combination.vae
+            autoencoder = VaeUse(*chosen[0]) if chosen else None
             before, after = values[:_BEFORE_SEED], values[_BEFORE_SEED:]
             for seed in numbers:
                 fields = *before, seed, *after
                 sampling = Sampling(*fields)
                 name = fill(template, job, index, words, sampling)
                 yield Task(
-                    *(index, name, words, negative, sampling, init_image, mask, format, written),
-                    *(of_image, vectors),
+                    *(index, name, words, negative, sampling, init_image, mask, format),
+                    *(entry.written, of_image, vectors, autoencoder),
                 )
                 index += 1

@@ -34,6 +34,7 @@ from jobs.manifest.scalars import unreadable
 from jobs.manifest.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TEXT_KEYS, TOP_KEYS
 from jobs.manifest.seed_warnings import SeedWatch
 from jobs.manifest.sources import Source, read_file
+from jobs.manifest.vaes import Vaes
 from jobs.manifest.validation import EXPECTED, explain, text_taken_apart, without_errors
 from jobs.manifest.warnings import WarningList
 from jobs.manifest.yaml_file import Node, NodePlace, YamlFile, plain
@@ -76,7 +77,7 @@ class Manifest:
 
     path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
     total: how many images `tasks` gives. matrix: as it is written, which gives the combinations.
-    loras, embeddings: that prompts use, by name. named_in_texts: embeddings that prompts with
+    loras, embeddings, vaes: that prompts use, by name. named_in_texts: embeddings that prompts with
     syntax a1111 name. reproducible: None leaves it to the settings.
     """
 
@@ -92,6 +93,7 @@ class Manifest:
     matrix: Mapping[str, Any] = field(default_factory=dict)
     loras: Mapping[str, KnownFile] = field(default_factory=dict)
     embeddings: Mapping[str, KnownFile] = field(default_factory=dict)
+    vaes: Mapping[str, KnownFile] = field(default_factory=dict)
     named_in_texts: Mapping[str, KnownFile] = field(default_factory=dict)
     reproducible: Reproducible | None = None
 
@@ -140,13 +142,14 @@ def load_manifest(
     warnings: WarningList | None = None,
     loras: FileRules = NO_FILES,
     embeddings: FileRules = NO_FILES,
+    vaes: FileRules = NO_FILES,
 ) -> Manifest:
     """Read and check a manifest and every file it names.
 
     allow_outside: let it name files outside its own folder. model: to be used instead of the one
     it names; sizes and guidance that it leaves open are then this model's. warnings: takes what is
-    no mistake, but may not be meant, also where there are mistakes. loras, embeddings: those that
-    have a name besides the manifest's own, and how large one may be.
+    no mistake, but may not be meant, also where there are mistakes. loras, embeddings, vaes: those
+    that have a name besides the manifest's own, and how large one may be.
     Raises `ManifestError` with all problems at once.
     """
     try:
@@ -161,6 +164,7 @@ def load_manifest(
         model=model,
         loras=loras,
         embeddings=embeddings,
+        vaes=vaes,
     )
     return loader.load()
 
@@ -179,6 +183,7 @@ class _Loader:
         model: str | None,
         loras: FileRules,
         embeddings: FileRules,
+        vaes: FileRules,
     ) -> None:
         self._path = path
         self._model = model
@@ -190,6 +195,7 @@ class _Loader:
         self._inputs = Inputs(path.parent, allow_outside=allow_outside)
         self._loras = NamedFiles(LORA, self._inputs, loras)
         self._embeddings = Embeddings(self._inputs, embeddings)
+        self._vaes = Vaes(self._inputs, vaes)
         self._entries = EntryLog()
         self._read = 0
         self._images = 0
@@ -203,7 +209,7 @@ class _Loader:
         place = NodePlace(self._file, "", top)
         head, valid = self._head(top, broken)
         self._templates = Templates(Wildcards(self._wildcards(head, place)))
-        for files in (self._loras, self._embeddings):
+        for files in (self._loras, self._embeddings, self._vaes):
             section = files.kind.section
             for name, given in head.get(section, {}).items():
                 try:
@@ -220,6 +226,7 @@ class _Loader:
             self._templates,
             self._loras,
             self._embeddings,
+            self._vaes,
             valid=valid,
         )
         output = self._output(head, place)
@@ -239,6 +246,7 @@ class _Loader:
             matrix=self._resolver.matrix,
             loras=self._loras.known,
             embeddings=self._embeddings.known,
+            vaes=self._vaes.known,
             named_in_texts=self._embeddings.in_texts,
             reproducible=head.get("reproducible"),
         )

@@ -38,7 +38,7 @@ def sets_of(loras: NamedFiles, given: Any, folder: Path, problem: Problem) -> li
         sets = []
         for number, one in enumerate(given):
             listed = one if isinstance(one, list) else [one]
-            sets.append(uses_of(loras, listed, folder, _inside(number, problem)))
+            sets.append(uses_of(loras, listed, folder, inside(number, problem)))
         return sets
     try:
         return [
@@ -67,5 +67,6 @@ def tag_flaws(loras: NamedFiles, prompt: str, used: Sequence[Use]) -> tuple[str,
     return text, flaws
 
 
-def _inside(number: int, problem: Problem) -> Problem:
+def inside(number: int, problem: Problem) -> Problem:
+    """Takes the problems of an item of the list."""
     return lambda path, message: problem((number, *path), message)

@@ -1,5 +1,5 @@
 """Files that a manifest names by a word: in a section of its own, in the model list, or by a path.
-Two kinds are known: LoRA and embeddings.
+Three kinds are known: LoRA, embeddings and VAEs.
 """
 
 from __future__ import annotations

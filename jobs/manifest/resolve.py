@@ -32,10 +32,11 @@ from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_flaws import flaw_of
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
+from jobs.manifest.vaes import Vaes, vae_name
 from sd_core.prompt.conditions import PromptReader
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
 
-_TEXTS = ("prompt", "negative", "init_image", "mask", "name")
+_TEXTS = ("prompt", "negative", "init_image", "mask", "vae", "name")
 _IMAGES = ("init_image", "mask")
 
 
@@ -61,7 +62,7 @@ class Resolver:
     head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
     folder: what its paths are relative to. watch: is shown every text that is to be drawn or
     avoided. templates: makes the choices in prompts. loras, embeddings: find those that are
-    named. valid: whether the head was without mistakes.
+    named, as vaes does. valid: whether the head was without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -73,6 +74,7 @@ class Resolver:
     templates: Templates
     loras: NamedFiles
     embeddings: Embeddings
+    vaes: Vaes
     valid: bool = True
     combinations: list[Combination] = field(init=False)
 
@@ -84,6 +86,9 @@ class Resolver:
         if "loras" in matrix:
             problem = self._problem_in(self.place, ("matrix", "loras"))
             matrix["loras"] = sets_of(self.loras, matrix["loras"], self.folder, problem)
+        if "vae" in matrix:
+            problem = self._problem_in(self.place, ("matrix", "vae"))
+            matrix["vae"] = self.vaes.choices(matrix["vae"], self.folder, problem)
         self._matrix = Layer(matrix, self.place, ("matrix",))
         self.combinations = self._combine()
         self._defaults = self.layer(
@@ -97,7 +102,7 @@ class Resolver:
         side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
         self._base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
         self._base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
-        self._base |= {"dynamic": "none", "loras": (), "embeddings": ()}
+        self._base |= {"dynamic": "none", "loras": (), "embeddings": (), "vae": ()}
         if demo:
             self._base["guidance"] = DEMO_GUIDANCE
         self._base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
@@ -111,11 +116,13 @@ class Resolver:
 
     @property
     def matrix(self) -> dict[str, Any]:
-        """The matrix as it is written, its LoRA by their names."""
+        """The matrix as it is written, files by their names."""
         written_so = dict(self.head.get("matrix", {}))
         if "loras" in written_so:
             sets = self._matrix.values["loras"]
             written_so["loras"] = [[written(use) for use in one] for one in sets]
+        if "vae" in written_so:
+            written_so["vae"] = [vae_name(one) for one in self._matrix.values["vae"]]
         return written_so
 
     def layer(
@@ -150,6 +157,9 @@ class Resolver:
             values["loras"] = uses_of(self.loras, given["loras"], folder, problem)
         if "embeddings" in given:
             values["embeddings"] = self._listed_embeddings(given, folder, place, prefix)
+        if values.get("vae") is not None:
+            problem = self._problem_in(place, (*prefix, "vae"))
+            values["vae"] = self.vaes.choice(values["vae"], folder, problem)
         for key in _IMAGES:
             if values.get(key) is not None:
                 try:
@@ -250,6 +260,7 @@ class Resolver:
             values["dynamic"],
             loras=values["loras"],
             embeddings=values["embeddings"],
+            vae=values["vae"],
         )
         flaws = self._flaws(entry)
         for flaw, key in flaws.items():
@@ -343,7 +354,7 @@ class Resolver:
             path = ("matrix", key, *(["to"] if key == "prompt" else []))
             for number, value in enumerate(values):
                 if value in seen:
-                    what = "a set" if key == "loras" else found(value)
+                    what = {"loras": "a set", "vae": "a VAE"}.get(key) or found(value)
                     message = f"{what} is in the list twice"
                     self.problems.at(self.place, (*path, number), message)
                 seen.add(value)
@@ -357,10 +368,10 @@ class Resolver:
         for chosen in itertools.product(*matrix.values()):
             values = dict(zip(matrix, chosen, strict=True))
             negative, text = values.pop("negative", None), values.pop("prompt", None)
-            loras = values.pop("loras", None)
+            loras, vae = values.pop("loras", None), values.pop("vae", None)
             changes = tuple((SETTINGS.index(key), value) for key, value in values.items())
             pair = None if text is None or replaced is None else (replaced["from"], text)
-            combinations.append(Combination(changes, negative, pair, loras))
+            combinations.append(Combination(changes, negative, pair, loras, vae))
         return combinations
 
     def _take_seeds(self, values: dict[str, Any], place: Place, prefix: ValuePath) -> None:

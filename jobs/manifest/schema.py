@@ -244,6 +244,15 @@ class Settings(_Seeds, _Image, total=False):
             "kept (inpainting). Needs an init_image.",
         ),
     ]
+    vae: Annotated[
+        LoraText,
+        Field(
+            description="Autoencoder (VAE) that draws the picture instead of the model's own: a "
+            "name from vaes at the top or from the model list, or a path. model stands for the "
+            "model's own, which is the default.",
+            examples=["mse-840000"],
+        ),
+    ]
     dynamic: Annotated[
         Dynamic,
         Field(
@@ -318,6 +327,14 @@ class _TextAxes(TypedDict, total=False):
             description="Sets of LoRA, instead of those that prompts list; or one LoRA and a list "
             "of weights.",
             examples=[[[], ["ink"]], {"name": "ink", "weights": [0, 0.5, 1]}],
+        ),
+    ]
+    vae: Annotated[
+        list[LoraText],
+        Field(
+            min_length=1,
+            description="VAEs, as a prompt names one.",
+            examples=[["model", "mse-840000"]],
         ),
     ]
 
@@ -410,6 +427,9 @@ class Head(TypedDict, total=False):
         LoraFiles,
         Field(description="Names for embeddings of this manifest, as loras has them."),
     ]
+    vaes: Annotated[
+        LoraFiles, Field(description="Names for VAEs of this manifest, as loras has them.")
+    ]
 
 
 class ManifestFile(Head, total=False):
@@ -474,7 +494,7 @@ TEXT_KEYS = frozenset(
             "file",
         ),
         *("store", "webhook", "dynamic", "wildcards", "from", "to"),
-        *("loras", "embeddings", "path", "sha256"),
+        *("loras", "embeddings", "vae", "vaes", "path", "sha256"),
     )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""

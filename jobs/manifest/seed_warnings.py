@@ -47,7 +47,8 @@ class SeedWatch:
         """The first seed of each noise that the entry has again -> all such seeds."""
         aliases: dict[int, list[int]] = {}
         prompt, negative, seeds, settings, init_image, mask, *_ = entry
-        picture = hash((prompt, negative, settings, init_image, mask))
+        weights = entry.loras, entry.embeddings, entry.vae
+        picture = hash((prompt, negative, settings, init_image, mask, weights))
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
         for seed in numbers:
             key = hash((picture, seed % _DISTINCT))

@@ -75,6 +75,8 @@ EXPECTED = {
     "mask": "the path of a PNG, JPEG or WebP file",
     "loras": "a list of LoRA: names, or mappings of name, weight, text_weight",
     "embeddings": "a list of names or paths of embeddings",
+    "vae": "a name or path of a VAE, or model for the model's own",
+    "vaes": "a mapping of names to paths",
     "weight": _WEIGHT,
     "text_weight": _WEIGHT,
     "weights": f"a list of weights, each {_WEIGHT}",
@@ -141,6 +143,8 @@ def _wrong_value(path: Path, value: Any) -> str:
         key = "seed"
     if path[0] == "embeddings" or path[:2] == ("defaults", "embeddings"):
         return _wrong_embedding(path, value)
+    if path[0] == "vaes" and len(path) == 2 and key not in ("path", "sha256"):
+        return f"found {found(value)}, expected {_A_FILE}"
     if "loras" in path[:2]:
         return _wrong_lora(path, key, value)
     expected = EXPECTED[key]
@@ -234,7 +238,7 @@ def known_key(key: str, keys: Sequence[str]) -> str | None:
 
 def _keys_inside(path: Path, inside: str) -> tuple[str, ...]:
     """The keys of the mapping that the last key of `path` is in. inside: the key of that."""
-    if path[0] in ("loras", "embeddings") and inside != path[0]:
+    if path[0] in ("loras", "embeddings", "vaes") and inside != path[0]:
         return tuple(LoraFile.__annotations__)
     if path[:-1] == ("matrix", "loras"):
         return tuple(LoraWeights.__annotations__)

@@ -20,7 +20,7 @@ from jobs.formatting import shorten
 from jobs.image_settings import TYPES
 from jobs.limits import MAX_FILE_NAME_CHARS, MAX_PROMPT_CHARS
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
-from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, fits, input_digest
+from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, VaeUse, fits, input_digest
 from sd_core.spec import (
     ADDED_SETTINGS,
     MOST_EMBEDDINGS,
@@ -30,7 +30,7 @@ from sd_core.spec import (
     Sampling,
 )
 
-_MOST_FILES = MOST_LORAS + MOST_EMBEDDINGS
+_MOST_FILES = MOST_LORAS + MOST_EMBEDDINGS + 1
 
 MAX_LINE_BYTES = 12 * (3 * MAX_PROMPT_CHARS + _MOST_FILES * MAX_FILE_NAME_CHARS) + 2**16
 """Bytes of one task: three prompts and the names of files, of characters that JSON escapes in 12
@@ -71,7 +71,7 @@ class _Lora(TypedDict):
 
 
 @with_config(ConfigDict(strict=True, extra="forbid"))
-class _Embedding(TypedDict):
+class _File(TypedDict):
     name: _FileName
     sha256: _Sha256
     file: NotRequired[_InputName]
@@ -105,7 +105,8 @@ class _Line(_Added):
     format: Literal[IMAGE_FORMATS]  # type: ignore[valid-type]
     template: NotRequired[_Prompt]
     loras: NotRequired[Annotated[list[_Lora], Field(max_length=MOST_LORAS)]]
-    embeddings: NotRequired[Annotated[list[_Embedding], Field(max_length=MOST_EMBEDDINGS)]]
+    embeddings: NotRequired[Annotated[list[_File], Field(max_length=MOST_EMBEDDINGS)]]
+    vae: NotRequired[_File]
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -139,7 +140,10 @@ def _task(values: _Line) -> Task:
         raise ValueError("a mask without an init_image")
     loras = tuple(LoraUse(**lora) for lora in values.get("loras", ()))
     embeddings = tuple(EmbeddingUse(**one) for one in values.get("embeddings", ()))
-    uses: tuple[LoraUse | EmbeddingUse, ...] = (*loras, *embeddings)
+    vae = VaeUse(**values["vae"]) if "vae" in values else None
+    uses: list[LoraUse | EmbeddingUse | VaeUse] = [*loras, *embeddings]
+    if vae is not None:
+        uses.append(vae)
     for use in uses:
         if use.file is not None and input_digest(use.file) != use.sha256:
             raise ValueError(f"the file of {use.name!r:.80} has another name than its sha256")
@@ -171,6 +175,7 @@ def _task(values: _Line) -> Task:
         template=values.get("template"),
         loras=loras,
         embeddings=embeddings,
+        vae=vae,
     )
 
 

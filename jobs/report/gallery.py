@@ -34,6 +34,7 @@ LABELS = {
     **{name: setting.label for name, setting in IMAGE_SETTINGS.items()},
     "loras": "LoRA",
     "embeddings": "Embeddings",
+    "vae": "VAE",
     "init_image": "Init image",
     "mask": "Mask",
     "model": "Model",
@@ -104,6 +105,8 @@ def _shown(record: Record) -> dict[str, Any]:
     for key, told in (("loras", _lora), ("embeddings", _name)):
         if isinstance(uses := record.get(key), list):
             flat[key] = ", ".join(map(told, uses))
+    if "vae" in record:
+        flat["vae"] = _name(record["vae"])
     render_s = record.get("timings_s", {}).get("render")
     if render_s is not None:
         flat["render_s"] = round(render_s, 2)

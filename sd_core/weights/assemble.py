@@ -105,8 +105,9 @@ def spec_bytes(spec: ModelSpec) -> bytes:
 def match(shapes: Mapping[str, Mapping[str, Shape]], checkpoint: Checkpoint) -> dict[str, Matched]:
     """The stored tensor of every parameter, by component and our name.
 
-    shapes: of the parameters, by the same; of some components, or of all. What no picture depends on is left out, and named in one
-    line of the log. Raises `CheckpointError` naming every missing, unexpected and misshapen weight.
+    shapes: of the parameters, by the same; of some components, or of all. What no picture depends
+    on is left out, and named in one line of the log. Raises `CheckpointError` naming every missing,
+    unexpected and misshapen weight.
     """
     missing: list[str] = []
     misshapen: list[str] = []

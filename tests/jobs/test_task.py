@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.plan.task_line import read_task
-from jobs.task import EmbeddingUse, LoraUse, Task, spec_digest
+from jobs.task import EmbeddingUse, LoraUse, Task, VaeUse, spec_digest
 from sd_core.engine.request import Request
 from sd_core.model.chunks import chunks_of
 from sd_core.model.tokenizer import PromptTokenizer
@@ -40,6 +40,7 @@ LORA = LoraUse("ink", "c" * 64, 0.5, 0.25)
         {"sampling": replace(FROM_IMAGE.sampling, steps=51)},
         {"loras": (LORA,)},
         {"embeddings": (EmbeddingUse("ring", "c" * 64),)},
+        {"vae": VaeUse("soft", "c" * 64)},
     ],
 )
 def test_every_parameter_changes_the_digest(change):

@@ -49,6 +49,9 @@ def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Model hash", record["model"]["digest"][:MODEL_HASH_DIGITS]),
         ("Model", record["model"]["name"]),
     ]
+    if "vae" in record:
+        vae = record["vae"]
+        pairs += [("VAE hash", vae["sha256"][:MODEL_HASH_DIGITS]), ("VAE", vae["name"])]
     if "strength" in record:
         pairs.append(("Denoising strength", _number(record["strength"])))
     if record["eta"]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.manifest.prompt_syntax import READ_BY_A1111, SYNTAX, foreign_syntax
-from jobs.task import LoraUse, Task, spec_digest
+from jobs.task import LoraUse, Task, VaeUse, spec_digest
 from worker.output.encode import read_record
 
 RECORD_VERSION = 1
@@ -85,7 +85,8 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         "spec": spec_digest(task, model.digest),
         **task.canonical(),
         **({} if task.template is None else {"template": task.template}),
-        **({"loras": [_lora(use) for use in task.loras]} if task.loras else {}),
+        **({"loras": [_named(use) for use in task.loras]} if task.loras else {}),
+        **({} if task.vae is None else {"vae": _named(task.vae)}),
         "model": model.to_json(),
         "evaluations": render.evaluations,
         **_reproducible(render.batch_rows),
@@ -97,7 +98,7 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
     }
 
 
-def _lora(use: LoraUse) -> dict[str, Any]:
+def _named(use: LoraUse | VaeUse) -> dict[str, Any]:
     return {"name": use.name, **use.canonical()}
 
 

@@ -21,7 +21,7 @@ class RenderJob:
     folder: the job's, filled by `prepare`.
     described: its `job.json`.
     engine, model: what renders it, and how records name that.
-    inputs: its init images and masks. added: finds files of LoRA and embeddings.
+    inputs: its init images and masks. added: finds files of LoRA, embeddings and VAEs.
     encode: makes the image files.
     force: render what is in the store too, and replace it.
     """

@@ -214,6 +214,7 @@ class Runner:
             *(task.prompt, task.sampling, task.negative, picture, mask, priority, self._exact),
             loras=added.loras_of(task, folder),
             embeddings=added.embeddings_of(task, folder),
+            vae=added.vae_of(task, folder),
         )
 
     def _end(

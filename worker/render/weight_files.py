@@ -1,5 +1,5 @@
-"""Files of LoRA and embeddings on this machine: from a job's folder, or from where the worker's own
-model list says.
+"""Files of LoRA, embeddings and VAEs on this machine: from a job's folder, or from where the
+worker's own model list says.
 
     <cache>/added/<sha256>.<suffix>    those of jobs; the least used go first
 """
@@ -22,14 +22,14 @@ from jobs.manifest.sources import S3
 from jobs.models import ModelSource
 from jobs.settings import Settings
 from jobs.storage import get_verified
-from jobs.task import EmbeddingUse, LoraUse, Task
-from sd_core.engine.request import Embedding, Lora, sha256_of
+from jobs.task import EmbeddingUse, LoraUse, Task, VaeUse
+from sd_core.engine.request import Embedding, Lora, Vae, sha256_of
 from sd_core.weights import hub
 from sd_core.weights.errors import CheckpointError
 
 MOST_KEPT_BYTES = 16 * 2**30
 
-Use = LoraUse | EmbeddingUse
+Use = LoraUse | EmbeddingUse | VaeUse
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class AddedFiles:
 
     loras: WeightFiles
     embeddings: WeightFiles
+    vaes: WeightFiles
 
     @classmethod
     def of(cls, settings: Settings, cache: Path) -> AddedFiles:
@@ -173,6 +174,7 @@ class AddedFiles:
         return cls(
             WeightFiles("LoRA", settings.loras, cache, settings.lora_bytes),
             WeightFiles("embedding", settings.embeddings, cache, MAX_EMBEDDING_BYTES),
+            WeightFiles("VAE", settings.vaes, cache, settings.lora_bytes),
         )
 
     def loras_of(self, task: Task, folder: JobFolder) -> tuple[Lora, ...]:
@@ -188,3 +190,8 @@ class AddedFiles:
             Embedding(self.embeddings.path(use, folder), use.sha256, use.name)
             for use in task.embeddings
         )
+
+    def vae_of(self, task: Task, folder: JobFolder) -> Vae | None:
+        """An image's autoencoder. Raises like `WeightFiles.path`."""
+        use = task.vae
+        return None if use is None else Vae(self.vaes.path(use, folder), use.sha256)

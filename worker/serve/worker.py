@@ -79,7 +79,7 @@ class Worker:
     owner: unique to this process.
     on_stop: called once, when the worker stops by itself, with the reason; what it held is about to
         be released.
-    encode: makes the image files. added: finds files of LoRA and embeddings.
+    encode: makes the image files. added: finds files of LoRA, embeddings and VAEs.
     grace_s: when it drains, images that end within so long are finished.
     """
 

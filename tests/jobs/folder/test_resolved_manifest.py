@@ -104,6 +104,20 @@ prompts: [a ring, "a <lora:pen:0.5:-1> easy star", {{prompt: b, loras: []}}, oth
     assert yaml.safe_load(other.source)["matrix"] == {"loras": sets}
 
 
+def test_the_same_vaes(tmp_path):
+    save_file({"decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}, tmp_path / "soft.safetensors")
+    text = f"""\
+version: 1
+vaes: {{sharp: {{sha256: {"5a" * 32}}}}}
+defaults: {{width: 64, height: 64, vae: sharp}}
+prompts: [a, {{prompt: b, vae: soft.safetensors}}, {{prompt: c, vae: model}}]
+"""
+    manifest, other, _ = again(tmp_path, tmp_path / "jobs", text)
+    check_same(manifest, other)
+    varied = text.replace("prompts:", "matrix: {vae: [model, soft.safetensors]}\nprompts:")
+    check_same(*again(tmp_path, tmp_path / "others", varied)[:2])
+
+
 def test_of_the_resolved_one_the_resolved_one_is_the_same(folder, tmp_path):
     _, other, root = again(folder, tmp_path, TEXT)
     store, keys = LocalStore(tmp_path / "second"), JobKeys(other.job_id())

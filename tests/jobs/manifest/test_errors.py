@@ -47,7 +47,7 @@ colour: red
         "job.yaml:7:6: prompts[1].promt: unknown key 'promt'; did you mean 'prompt'?",
         "job.yaml:9:20: matrix.guidance: found 5, expected a list of values, each a finite number",
         "job.yaml:10:1: colour: unknown key 'colour'; expected one of version, name, model, "
-        "reproducible, defaults, matrix, output, wildcards, loras, embeddings, prompts",
+        "reproducible, defaults, matrix, output, wildcards, loras, embeddings, vaes, prompts",
         "rows.csv:2:3: steps: found 0, expected a whole number within 1 to 1000",
         "rows.csv:4:1: prompt is missing; expected a text of at most 10,000 characters",
     ]

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from jobs.limits import MAX_FILE_NAME_CHARS, MAX_PROMPT_CHARS
 from jobs.plan.task_line import MAX_LINE_BYTES, read_task
-from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task
+from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, VaeUse
 from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, Sampling
 
 TASK = Task(3, "a/000003-s7", "a ring", "", Sampling(seed=7, width=128, height=128))
 INPUT = "a" * 64 + ".png"
 LORA = LoraUse("ink", "e" * 64, 0.5, 0.25, "e" * 64 + ".safetensors")
+VAE = VaeUse("soft", LORA.sha256, LORA.file)
 
 
 def line(task: Task = TASK, **changes: object) -> bytes:
@@ -59,6 +60,7 @@ def tasks() -> st.SearchStrategy[Task]:
         format=st.sampled_from(IMAGE_FORMATS),
         loras=st.lists(loras, max_size=3).map(tuple),
         embeddings=st.lists(embeddings, max_size=3).map(tuple),
+        vae=st.sampled_from([None, VAE, replace(VAE, file=None)]),
     )
 
 
@@ -73,6 +75,7 @@ def test_the_longest_prompts_of_a_manifest_fit():
     task = replace(TASK, prompt=wide, negative=wide, name="\u65e5" * 70, init_image=INPUT)
     embedding = EmbeddingUse(wide[:MAX_FILE_NAME_CHARS], LORA.sha256, LORA.file)
     task = replace(task, loras=loras, template=wide, embeddings=(embedding,) * MOST_EMBEDDINGS)
+    task = replace(task, vae=replace(VAE, name=wide[:MAX_FILE_NAME_CHARS]))
     assert len(line(task)) < MAX_LINE_BYTES
     assert read_task(line(task), 3) == task
 

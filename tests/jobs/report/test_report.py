@@ -179,10 +179,15 @@ def test_page_says_which_loras_and_embeddings():
     ]
     odd = {"loras": [5, {}, "x"], "embeddings": "y"}  # anybody may have written a record
     first, second = merged(
-        page_of([a_record() | {"loras": uses, "embeddings": uses[:1]}, a_record(1) | odd])
+        page_of(
+            [
+                a_record() | {"loras": uses, "embeddings": uses[:1], "vae": uses[1]},
+                a_record(1) | odd,
+            ]
+        )
     )
     assert first["loras"] == "ink, pen 0.5, oil 0.5 (text 0.0)"
-    assert first["embeddings"] == "ink"
+    assert (first["embeddings"], first["vae"]) == ("ink", "pen")
     assert second["loras"] == "5, None None, x"
 
 

@@ -28,7 +28,7 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The autoencoder of seed 1 as CompVis and diffusers name its weights, and inside of a model."""
+    """The autoencoder of seed 1 in names of CompVis and diffusers, and inside of a model."""
     folder = tmp_path_factory.mktemp("vaes")
     own = weights(1)
     levels = len(ODD.vae.channel_mult)

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jobs.image_settings import IMAGE_SETTINGS
 from jobs.manifest.lora_tags import split_tags
-from jobs.task import LoraUse
+from jobs.task import LoraUse, VaeUse
 from tests.jobs.pictures.files_by_hand import png
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
 from worker.output.a1111 import a1111_text
@@ -103,6 +103,13 @@ def test_a1111_tags_of_loras(weight: float, text_weight: float, tag: str):
     assert parse_a1111(text)[0] == f"{task.prompt} {tag} {tag}"
     _, (again, _) = split_tags(f"a {tag} {tag}")
     assert (again.weight, again.text_weight) == (weight, text_weight)
+
+
+def test_a1111_vae():
+    task = dataclasses.replace(a_task(), vae=VaeUse("soft", "ab" * 32))
+    record = image_record(task, MODEL, RENDER)
+    assert record["vae"] == {"name": "soft", "sha256": "ab" * 32}
+    assert "VAE hash: ababababab, VAE: soft," in a1111_text(record)
 
 
 def test_a1111_sampler_names():

@@ -1,5 +1,5 @@
-"""Files of LoRA and embeddings of a worker: kept once, checked, and trouble with one is trouble of
-its images.
+"""Files of LoRA, embeddings and VAEs of a worker: kept once, checked, and trouble with one is
+trouble of its images.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jobs.folder.plan import read_plan
 from jobs.folder.records import read_records
 from jobs.models import ModelSource
 from jobs.task import LoraUse
-from sd_core import Embedding, Lora, Request, Sampling
+from sd_core import Embedding, Lora, Request, Sampling, Vae
 from sd_core.engine.request import sha256_of
 from tests.sd_core.lora_files import lora_file, lora_tensors
-from tests.sd_core.small import ODD
+from tests.sd_core.small import ODD, small_model
 from tests.servers_s3 import BUCKET
 from tests.worker.serve.services import Service
 from worker.render.weight_files import WeightFiles
@@ -228,3 +228,26 @@ def test_embeddings_are_found_in_the_same_way(service, tmp_path):
         request = Request("an ink ring", sampling, embeddings=embeddings)
         assert np.array_equal(picture, service.engine.submit(request).result().pixels)
     assert not np.array_equal(found[1], found[2])
+
+
+def test_vaes_are_found_in_the_same_way(service, tmp_path):
+    """Also that of a whole model, and beside images with the model's own."""
+    weights = small_model(ODD, seed=7).vae.state_dict()
+    whole = {f"first_stage_model.{name}": t.contiguous() for name, t in weights.items()}
+    save_file(whole, tmp_path / "soft.safetensors")
+    service.enter(
+        prompts="a ring, {prompt: a ring, vae: soft}, {prompt: a star, vae: soft.safetensors}, b",
+        head="vaes: {soft: soft.safetensors}",
+    )
+    service.handle(number=0)
+    service.handle(number=1)
+    soft = Vae.of(tmp_path / "soft.safetensors")
+    records = list(read_records(JobFolder(service.store, KEYS)))
+    use = {"name": "soft", "sha256": soft.sha256}
+    assert [record.get("vae") for record in records] == [None, use, use, None]
+    sampling = Sampling(width=64, height=64, steps=3, guidance=7.5)
+    found = pictures(service)
+    for picture, vae in ((found[0], None), (found[1], soft)):
+        request = Request("a ring", sampling, vae=vae)
+        assert np.array_equal(picture, service.engine.submit(request).result().pixels)
+    assert not np.array_equal(found[0], found[1])
