@@ -75,3 +75,13 @@ def size(count_bytes: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def unknown_model(name: str, names: Iterable[str]) -> str:
+    """Message about a model that is not among these. names: of the model list."""
+    close = suggest(name, names)
+    hint = f"did you mean '{close}'?" if close else f"known are {', '.join(['demo', *names])}"
+    return (
+        f"model {quote(name)} is not in the model list; {hint} (SDBATCH_MODELS names the list; "
+        "--model gives a checkpoint for one run)"
+    )

@@ -29,6 +29,12 @@ MAX_IMAGES = 10_000_000
 MAX_COMBINATIONS = 10_000
 """Combinations of a matrix."""
 
+MAX_MODELS = 100
+"""Models of one job."""
+
+MAX_MODEL_CHARS = 200
+"""The name of a model."""
+
 MAX_IMAGE_BYTES = 64 * 2**20
 """An init image or mask, as a file."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from jobs.errors import InputError, StoreError
-from jobs.formatting import one_of, quote, suggest
+from jobs.formatting import one_of, quote, unknown_model
 from jobs.limits import MAX_LORA_BYTES
 from jobs.local.address import LocalCluster, running_cluster
 from jobs.storage.folders import check_folder
@@ -123,13 +123,7 @@ class Settings:
             from jobs.models import ModelSource
 
             return ModelSource("demo")
-        close = suggest(name, self.models)
-        known = ", ".join(["demo", *self.models])
-        hint = f"did you mean '{close}'?" if close else f"known are {known}"
-        raise InputError(
-            f"model {quote(name)} is not in the model list; {hint} (SDBATCH_MODELS names the list; "
-            "--model gives a checkpoint for one run)"
-        )
+        raise InputError(unknown_model(name, self.models))
 
 
 def _listed(given: str | None) -> tuple[Mapping[str, ModelSource], ...]:

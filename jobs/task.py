@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
@@ -31,6 +34,23 @@ _INPUT_NAME = re.compile(rf"([0-9a-f]{{64}})\.(png|jpg|webp|{'|'.join(WEIGHT_SUF
 
 # Made once: `json.dumps` with these arguments would make an encoder at every call.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPart:
+    """Images that follow each other in a plan, and are of one model.
+
+    name: of the model list. images: how many.
+    """
+
+    name: str
+    images: int
+
+
+def model_at(parts: Sequence[ModelPart], index: int) -> str:
+    """The model of an image. parts: of its whole job. Raises `IndexError` for one beyond them."""
+    stops = list(itertools.accumulate(part.images for part in parts))
+    return parts[bisect.bisect_right(stops, index)].name
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +136,7 @@ class Task:
     format: one of `IMAGE_FORMATS`.
     template: the prompt as it was written, where choices were made in it; for the record alone.
     loras: added in this order. embeddings: that the prompts name. vae: None for the model's own.
+    model: by its name in the model list, in a job of several.
     """
 
     index: int
@@ -130,6 +151,7 @@ class Task:
     loras: tuple[LoraUse, ...] = ()
     embeddings: tuple[EmbeddingUse, ...] = ()
     vae: VaeUse | None = None
+    model: str | None = None
 
     def canonical(self) -> dict[str, Any]:
         """Values that determine the pixels and the format, and no others (not index nor name)."""
@@ -197,6 +219,8 @@ class Task:
             values["embeddings"] = [one.to_json() for one in self.embeddings]
         if self.vae is not None:
             values["vae"] = self.vae.to_json()
+        if self.model is not None:
+            values["model"] = self.model
         return values
 
 

@@ -79,7 +79,9 @@ def run(terminal: Terminal, /, manifest: Path, allow_outside: bool, **options: A
     settings = Settings.from_env(os.environ)
     chosen = RunOptions(**options)
     name = None if chosen.model is None else model_source(chosen.model, settings)[0]
-    job = read_manifest(terminal, manifest, allow_outside=allow_outside, model=name)
+    job = read_manifest(
+        terminal, manifest, allow_outside=allow_outside, model=name, all_listed=True
+    )
     summary = run_manifest(job, chosen, settings, terminal)
     if terminal.json:
         terminal.document(summary.to_json())

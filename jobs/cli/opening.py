@@ -24,11 +24,13 @@ def read_manifest(
     *,
     allow_outside: bool,
     model: str | None = None,
+    all_listed: bool = False,
 ) -> Manifest:
     """`load_manifest` with progress, for commands; says its warnings.
 
-    The settings are read where LoRA, embeddings or VAEs are named. Raises `ManifestError` and
-    `InputError`.
+    all_listed: models must be in the model list here; else they may be in that of workers alone.
+    The settings are read where models besides demo, LoRA, embeddings or VAEs are named. Raises
+    `ManifestError` and `InputError`.
     """
     # The manifest's side (pydantic, libyaml) takes long to import; most commands do without it.
     from jobs.limits import MAX_EMBEDDING_BYTES
@@ -52,6 +54,7 @@ def read_manifest(
                 loras=loras,
                 embeddings=embeddings,
                 vaes=vaes,
+                models=lambda: settings().models if all_listed else None,
             )
     finally:
         terminal.warn(found)

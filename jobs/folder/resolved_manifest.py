@@ -48,6 +48,8 @@ _LEFT_OUT = (
     *ADDED_SETTINGS,
 )  # unless they are other than what is built in
 
+_WITH_PROMPTS = {"seeds", "model"}  # keys of a matrix that are with the prompts here
+
 _dump_line = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -55,16 +57,16 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
     """Replaces an earlier one. Raises `StoreError`."""
     defaults = _defaults(manifest)
     head: dict[str, Any] = {"version": EXAMPLE["version"], "name": manifest.name}
-    head |= {"model": manifest.model, "reproducible": reproducible, "defaults": defaults}
+    model = manifest.models[0].name
+    head |= {"model": model, "reproducible": reproducible, "defaults": defaults}
     if manifest.loras:
         head["loras"] = manifest_names(manifest.loras, _INPUTS)
     if manifest.embeddings:
         head["embeddings"] = manifest_names(manifest.embeddings, _INPUTS)
     if manifest.vaes:
         head["vaes"] = manifest_names(manifest.vaes, _INPUTS)
-    if manifest.matrix.keys() - {"seeds"}:
-        # Seeds are with the prompts.
-        matrix = {key: values for key, values in manifest.matrix.items() if key != "seeds"}
+    if manifest.matrix.keys() - _WITH_PROMPTS:
+        matrix = {k: values for k, values in manifest.matrix.items() if k not in _WITH_PROMPTS}
         head["matrix"] = {key: _axis(values) for key, values in matrix.items()}
     output: dict[str, Any] = {"format": manifest.output.format, "name": manifest.output.name}
     if manifest.output.format != "png":
@@ -167,6 +169,8 @@ def _row(
         row["embeddings"] = [name for name, _, _ in entry.embeddings]
     if entry.vae:
         row["vae"] = vae_name(entry.vae)
+    if entry.model != manifest.models[0].name:
+        row["model"] = entry.model
     for name in ("init_image", "mask"):
         picture = getattr(entry, name)
         if picture is not None:

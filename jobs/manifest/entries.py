@@ -7,9 +7,11 @@ a few dozen bytes each.
 
 from __future__ import annotations
 
+import itertools
 import marshal
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,7 +38,7 @@ class Entry(NamedTuple):
     init_image, mask: names in the job's `inputs/`. dynamic: of `jobs.manifest.schema.Dynamic`, for
     an entry whose choices are still to be made. written: the prompt with its choices, for one whose
     choices were made. loras: besides those of tags in the prompt. embeddings: that the prompts
-    may name. vae: that draws the image.
+    may name. vae: that draws the image. model: by its name in the model list.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class Entry(NamedTuple):
     loras: tuple[Use, ...] = ()
     embeddings: tuple[Listing, ...] = ()
     vae: Choice = ()
+    model: str = ""
 
     @property
     def seed_count(self) -> int:
@@ -78,6 +81,28 @@ class EntryLog:
             for values in marshal.loads(zlib.decompress(block)):
                 yield Entry(*values)
         yield from self._open
+
+
+class EntryLogs:
+    """The entries of a job, model by model: loading one costs more than anything else that changes.
+
+    images: of each model, in the order in which they came first.
+    """
+
+    def __init__(self) -> None:
+        self.images: Counter[str] = Counter()
+        self._logs: dict[str, EntryLog] = {}
+
+    def append(self, entry: Entry, images: int) -> None:
+        self._logs.setdefault(entry.model, EntryLog()).append(entry)
+        self.images[entry.model] += images
+
+    def of(self, model: str) -> EntryLog:
+        """The entries of one model."""
+        return self._logs[model]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return itertools.chain.from_iterable(self._logs.values())
 
 
 @dataclass(frozen=True)
@@ -109,19 +134,22 @@ class Combination:
 
 
 def expand(
-    entries: Iterator[Entry],
+    entries: Iterable[Entry],
     combinations: Sequence[Combination],
     job: str,
     format: str,
     loras: Mapping[str, KnownFile],
     embeddings: Mapping[str, KnownFile],
+    *,
+    first: int = 0,
+    model: str | None = None,
 ) -> Iterator[Task]:
-    """The tasks of all entries: prompt by prompt, combination by combination, seed by seed.
+    """The tasks of entries: prompt by prompt, combination by combination, seed by seed.
 
     loras: by the names that prompts may have in tags. embeddings: by the names that prompts with
-    syntax a1111 may have.
+    syntax a1111 may have. first: index of the first task. model: as tasks have it.
     """
-    index = 0
+    index = first
     for entry in entries:
         prompt, negative, seeds, settings, init_image, mask, template, *_ = entry
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
@@ -145,9 +173,9 @@ def expand(
             for seed in numbers:
                 fields = *before, seed, *after
                 sampling = Sampling(*fields)
-                name = fill(template, job, index, words, sampling)
+                name = fill(template, job, index, words, sampling, entry.model)
                 yield Task(
                     *(index, name, words, negative, sampling, init_image, mask, format),
-                    *(entry.written, of_image, vectors, autoencoder),
+                    *(entry.written, of_image, vectors, autoencoder, model),
                 )
                 index += 1

@@ -7,7 +7,7 @@ file itself and the few bytes that each entry is kept in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import ManifestError, Problem
 from jobs.formatting import found, one_of, quote, reason
-from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES
+from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES, MAX_MODELS
 from jobs.manifest.dynamic.fill import Templates, count_of
 from jobs.manifest.dynamic.wildcards import Wildcards
 from jobs.manifest.embeddings import Embeddings
-from jobs.manifest.entries import Combination, Entry, EntryLog, expand
+from jobs.manifest.entries import Combination, Entry, EntryLogs, expand
 from jobs.manifest.input_images import Inputs
 from jobs.manifest.loras import LORA
 from jobs.manifest.named_files import NO_FILES, FileRules, KnownFile, NamedFiles
@@ -39,7 +39,7 @@ from jobs.manifest.validation import EXPECTED, explain, text_taken_apart, withou
 from jobs.manifest.warnings import WarningList
 from jobs.manifest.yaml_file import Node, NodePlace, YamlFile, plain
 from jobs.manifest.yaml_warnings import YamlDoubts
-from jobs.task import DEFAULT_QUALITY, IMAGE_FORMATS, Reproducible, Task
+from jobs.task import DEFAULT_QUALITY, IMAGE_FORMATS, ModelPart, Reproducible, Task
 from jobs.webhook import check_url
 
 if TYPE_CHECKING:
@@ -75,20 +75,19 @@ class Output:
 class Manifest:
     """A manifest that was read and found good.
 
-    path: of the file. source: its bytes. inputs: name in the job's `inputs/` -> its source.
-    total: how many images `tasks` gives. matrix: as it is written, which gives the combinations.
-    loras, embeddings, vaes: that prompts use, by name. named_in_texts: embeddings that prompts with
-    syntax a1111 name. reproducible: None leaves it to the settings.
+    path: of the file. source: its bytes. models: in the order of work; model: their names, in one
+    text. inputs: name in the job's `inputs/` -> its source. matrix: as it is written, which gives
+    the combinations. loras, embeddings, vaes: that prompts use, by name. named_in_texts: embeddings
+    that prompts with syntax a1111 name. reproducible: None leaves it to the settings.
     """
 
     path: Path
     source: bytes
     name: str
-    model: str
+    models: Sequence[ModelPart]
     output: Output
     inputs: Mapping[str, Source]
-    total: int
-    entries: EntryLog
+    entries: EntryLogs
     combinations: Sequence[Combination]
     matrix: Mapping[str, Any] = field(default_factory=dict)
     loras: Mapping[str, KnownFile] = field(default_factory=dict)
@@ -98,14 +97,28 @@ class Manifest:
     reproducible: Reproducible | None = None
 
     def tasks(self) -> Iterator[Task]:
-        """Every image of the job in order: prompt by prompt, combination by combination, seed by
-        seed. The same at every call.
+        """Every image of the job in order: model by model, prompt by prompt, combination by
+        combination, seed by seed. The same at every call.
         """
-        entries = iter(self.entries)
-        return expand(
-            *(entries, self.combinations, self.name, self.output.format),
-            *(self.loras, self.named_in_texts),
-        )
+        first = 0
+        for part in self.models:
+            yield from expand(
+                *(self.entries.of(part.name), self.combinations, self.name, self.output.format),
+                *(self.loras, self.named_in_texts),
+                first=first,
+                model=part.name if len(self.models) > 1 else None,
+            )
+            first += part.images
+
+    @property
+    def model(self) -> str:
+        """Names of all models."""
+        return ", ".join(part.name for part in self.models)
+
+    @property
+    def total(self) -> int:
+        """Images that `tasks` gives."""
+        return sum(part.images for part in self.models)
 
     @cached_property
     def expansion(self) -> Expansion:
@@ -116,7 +129,10 @@ class Manifest:
         """An expansion of one's own, such as one without parts. tasks: those of `tasks`."""
         from jobs.plan.expansion import Expansion  # and numpy, which a mere check does without
 
-        head = {"name": self.name, "model": self.model, "quality": self.output.quality}
+        head: dict[str, Any] = {"name": self.name, "model": self.model}
+        head["quality"] = self.output.quality
+        if len(self.models) > 1:
+            head["models"] = [[part.name, part.images] for part in self.models]
         return Expansion(tasks, self.total, head, keep_parts=keep_parts)
 
     @property
@@ -143,13 +159,15 @@ def load_manifest(
     loras: FileRules = NO_FILES,
     embeddings: FileRules = NO_FILES,
     vaes: FileRules = NO_FILES,
+    models: Callable[[], Collection[str] | None] = lambda: None,
 ) -> Manifest:
     """Read and check a manifest and every file it names.
 
     allow_outside: let it name files outside its own folder. model: to be used instead of the one
     it names; sizes and guidance that it leaves open are then this model's. warnings: takes what is
     no mistake, but may not be meant, also where there are mistakes. loras, embeddings, vaes: those
-    that have a name besides the manifest's own, and how large one may be.
+    that have a name besides the manifest's own, and how large one may be. models: gives the names
+    that models have besides demo; None allows any.
     Raises `ManifestError` with all problems at once.
     """
     try:
@@ -165,6 +183,7 @@ def load_manifest(
         loras=loras,
         embeddings=embeddings,
         vaes=vaes,
+        models=models,
     )
     return loader.load()
 
@@ -184,9 +203,11 @@ class _Loader:
         loras: FileRules,
         embeddings: FileRules,
         vaes: FileRules,
+        models: Callable[[], Collection[str] | None],
     ) -> None:
         self._path = path
         self._model = model
+        self._models = models
         self._folder = path.parent
         self._file = str(path)
         self._source = source
@@ -196,9 +217,8 @@ class _Loader:
         self._loras = NamedFiles(LORA, self._inputs, loras)
         self._embeddings = Embeddings(self._inputs, embeddings)
         self._vaes = Vaes(self._inputs, vaes)
-        self._entries = EntryLog()
+        self._entries = EntryLogs()
         self._read = 0
-        self._images = 0
         self._warnings = warnings
         self._seeds = SeedWatch(self._entries, warnings)
         self._yaml = YamlFile(source, self._file, self._problems, YamlDoubts(self._file, warnings))
@@ -227,6 +247,7 @@ class _Loader:
             self._loras,
             self._embeddings,
             self._vaes,
+            self._known_models,
             valid=valid,
         )
         output = self._output(head, place)
@@ -237,10 +258,9 @@ class _Loader:
             path=self._path,
             source=self._source,
             name=head.get("name", job_name(self._path.stem)),
-            model=head.get("model", "demo"),
+            models=[ModelPart(*part) for part in self._entries.images.items()],
             output=output,
             inputs=self._inputs.sources,
-            total=self._images,
             entries=self._entries,
             combinations=self._resolver.combinations,
             matrix=self._resolver.matrix,
@@ -250,6 +270,10 @@ class _Loader:
             named_in_texts=self._embeddings.in_texts,
             reproducible=head.get("reproducible"),
         )
+
+    def _known_models(self) -> Collection[str] | None:
+        names = self._models()
+        return names if names is None or self._model is None else {*names, self._model}
 
     def _head(self, top: Node, broken: set[str]) -> tuple[dict[str, Any], bool]:
         """Everything but the prompts, without what is wrong; and whether nothing was."""
@@ -334,27 +358,31 @@ class _Loader:
             message = f"found an empty list, expected {EXPECTED['prompts']}"
             self._problems.at(top, ("prompts",), message)
 
-    def _keep(self, entry: Entry | None, place: Place) -> None:
-        """Add an entry to the job."""
+    def _keep(self, entries: Sequence[Entry], place: Place) -> None:
+        """Add a prompt's entries, one for each of its models, to the job."""
         self._read += 1
         if self._tick is not None and self._read % _TICK_EVERY == 0:
             self._tick(self._read)
-        if entry is None:
+        if not entries:
             return
-        images = len(self._resolver.combinations) * count_of(entry, self._templates)
-        if self._images + images > MAX_IMAGES:
+        entry, combinations = entries[0], len(self._resolver.combinations)
+        images = len(entries) * combinations * count_of(entry, self._templates)
+        if self._entries.images.total() + images > MAX_IMAGES:
             message = f"more than {MAX_IMAGES:,} images up to here; split the job"
             if entry.dynamic == "combinatorial":
                 message = f"{images:,} images of all its choices are {message}"
             line, column = place.position(())
             self._problems.fatal(place.file, line, column, place.path, message)
-        entries = iter((entry,))
-        if entry.dynamic != "none":
-            entries = self._resolver.filled(entry, place)
-        for one in entries:
-            self._images += len(self._resolver.combinations) * one.seed_count
+        given = self._resolver.filled(entry, place) if entry.dynamic != "none" else (entry,)
+        for one in given:
             self._seeds.look(one, place)
-            self._entries.append(one)
+            for other in entries:
+                own = one._replace(settings=other.settings, model=other.model)
+                self._entries.append(own, combinations * one.seed_count)
+        if len(self._entries.images) > MAX_MODELS:
+            line, column = place.position(())
+            message = f"more than {MAX_MODELS} models up to here; split the job"
+            self._problems.fatal(place.file, line, column, place.path, message)
 
     def _item(self, node: Node, number: int) -> None:
         """One item of `prompts`."""
@@ -386,7 +414,7 @@ class _Loader:
         """A prompt or row. folder: what its paths are relative to."""
         values, valid = self._validate(PROMPT, values, place, PROMPT_KEYS)
         layer = self._resolver.layer(values, place, folder, valid=valid)
-        self._keep(self._resolver.entry(layer, under), place)
+        self._keep(self._resolver.entries(layer, under), place)
 
     def _file_entry(self, values: dict[str, Any], place: Place) -> None:
         """The prompts of a file."""

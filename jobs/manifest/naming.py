@@ -21,7 +21,7 @@ MAX_PART_BYTES = 220
 """
 
 _NUMBERS = ("index", "seed", "steps", "width", "height")
-PLACEHOLDERS = (*_NUMBERS, "prompt", "sampler", "guidance", "strength", "name")
+PLACEHOLDERS = (*_NUMBERS, "prompt", "sampler", "guidance", "strength", "name", "model")
 
 _WIDTH = re.compile(r"0[1-9][0-9]?d?|d")  # padded with zeros: spaces have no place in names
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]")
@@ -36,6 +36,7 @@ _WIDEST: dict[str, int | str] = {
     "guidance": f"{-1.23456e-300:g}",
     "strength": f"{1.23456e-300:g}",
     "name": "x" * 64,
+    "model": "x" * 4 * SLUG_CHARS,
 }
 
 
@@ -76,7 +77,7 @@ def check_template(template: str) -> str | None:
     return None
 
 
-def fill(template: str, job: str, index: int, prompt: str, sampling: Sampling) -> str:
+def fill(template: str, job: str, index: int, prompt: str, sampling: Sampling, model: str) -> str:
     """A checked template with the values of one image."""
     if template == DEFAULT_TEMPLATE:  # twice as fast, and nearly all names are this one
         return f"{index:06d}-s{sampling.seed}"
@@ -91,6 +92,7 @@ def fill(template: str, job: str, index: int, prompt: str, sampling: Sampling) -
         guidance=f"{sampling.guidance:g}",
         strength=f"{sampling.strength:g}",
         name=job,
+        model=slug(model),
     )
 
 

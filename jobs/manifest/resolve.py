@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jobs.formatting import found, quote
+from jobs.formatting import found, quote, unknown_model
 from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
 from jobs.manifest.dynamic.fill import Templates, filled
@@ -62,7 +62,8 @@ class Resolver:
     head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
     folder: what its paths are relative to. watch: is shown every text that is to be drawn or
     avoided. templates: makes the choices in prompts. loras, embeddings: find those that are
-    named, as vaes does. valid: whether the head was without mistakes.
+    named, as vaes does. models: gives the names of models that there are, None if nobody knows.
+    valid: whether the head was without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Resolver:
     loras: NamedFiles
     embeddings: Embeddings
     vaes: Vaes
+    models: Callable[[], Collection[str] | None]
     valid: bool = True
     combinations: list[Combination] = field(init=False)
 
@@ -83,6 +85,12 @@ class Resolver:
         if "seeds" in matrix:
             self._take_seeds(matrix, self.place, ("matrix",))
         self._all_seeds = matrix.pop("seeds", None)
+        self._all_models: Sequence[str] | None = matrix.pop("model", None)
+        self._unlike("model", self._all_models or (), ("matrix", "model"))
+        for number, name in enumerate(self._all_models or ()):
+            self._check_model(name, self.place, ("matrix", "model", number))
+        if "model" in self.head:
+            self._check_model(self.head["model"], self.place, ("model",))
         if "loras" in matrix:
             problem = self._problem_in(self.place, ("matrix", "loras"))
             matrix["loras"] = sets_of(self.loras, matrix["loras"], self.folder, problem)
@@ -98,17 +106,9 @@ class Resolver:
             prefix=("defaults",),
             valid=self.valid,
         )
-        demo = self.head.get("model", "demo") == "demo"
-        side = DEMO_NATIVE_SIZE if demo else NATIVE_SIZE
-        self._base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
-        self._base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
-        self._base |= {"dynamic": "none", "loras": (), "embeddings": (), "vae": ()}
-        if demo:
-            self._base["guidance"] = DEMO_GUIDANCE
-        self._base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
-        self._base |= self._defaults.values
+        self._bases: dict[str, dict[str, Any]] = {}
         self._reported: set[tuple[object, ...]] = set()
-        self._plain: Entry | None = None
+        self._plain: list[Entry] = []
         self._check = functools.lru_cache(maxsize=4096)(self._impossible)
         self._readings = functools.lru_cache(maxsize=4096)(self._different_readings)
         output = self.head.get("output", {})
@@ -157,6 +157,8 @@ class Resolver:
             values["loras"] = uses_of(self.loras, given["loras"], folder, problem)
         if "embeddings" in given:
             values["embeddings"] = self._listed_embeddings(given, folder, place, prefix)
+        if "model" in given:
+            self._check_model(given["model"], place, (*prefix, "model"))
         if values.get("vae") is not None:
             problem = self._problem_in(place, (*prefix, "vae"))
             values["vae"] = self.vaes.choice(values["vae"], folder, problem)
@@ -171,29 +173,29 @@ class Resolver:
             self._check_name(values, place, prefix)
         return Layer(values, place, prefix, valid and len(self.problems) == before)
 
-    def plain(self, prompt: str, place: Place) -> Entry | None:
-        """The entry of a prompt that sets nothing else: most of them, so quickly."""
+    def plain(self, prompt: str, place: Place) -> list[Entry]:
+        """The entries of a prompt that sets nothing else: most of them, so quickly."""
         if len(prompt) > MAX_PROMPT_CHARS:
             message = f"the prompt has {len(prompt):,} characters, more than {MAX_PROMPT_CHARS:,}"
             self.problems.at(place, (), message)
-            return None
+            return []
         bad = unreadable(prompt)
         if bad is not None:
             self.problems.at(place, (), f"character {bad} is not allowed")
-            return None
-        if self._plain is None:
+            return []
+        if not self._plain:
             some = self._matrix.values.get("prompt", {"from": ""})["from"]
-            self._plain = self.entry(Layer({"prompt": some}, place))
-            if self._plain is None:
-                return None
+            self._plain = self.entries(Layer({"prompt": some}, place))
+            if not self._plain:
+                return []
         prompt = prompt.strip()
         self._look({}, prompt, place, ())
-        entry = Entry(prompt, *self._plain[1:])
-        flaws = self._flaws(entry)
+        entries = [Entry(prompt, *plain[1:]) for plain in self._plain]
+        flaws = self._flaws(entries[0])
         for flaw, key in flaws.items():
             if key == "prompt":
                 self.problems.at(place, (), flaw)
-        return None if flaws else entry
+        return [] if flaws else entries
 
     def filled(self, entry: Entry, place: Place) -> Iterator[Entry]:
         """The entries that a template gives, without choices; problems for those that cannot be.
@@ -221,13 +223,39 @@ class Resolver:
                 return {f"character {bad} is not allowed": key}
         return self._flaws(entry)
 
-    def entry(self, own: Layer, under: Layer | None = None) -> Entry | None:
-        """One prompt with everything it inherits; None, and problems, if that does not go together.
+    def entries(self, own: Layer, under: Layer | None = None) -> list[Entry]:
+        """One prompt with everything it inherits, for each of its models; none, and problems, if
+        that does not go together.
 
         under: the file entry of a row.
         """
+        models = self._all_models
+        if models is None:
+            above = {**self.head, **(under.values if under else {}), **own.values}
+            models = [above.get("model", "demo")]
+        first = self._entry(own, under, models[0])
+        if first is None:
+            return []
+        others = (self._entry(own, under, model) for model in models[1:])
+        return [first, *(entry for entry in others if entry is not None)]
+
+    def _base(self, model: str) -> dict[str, Any]:
+        """Values of a prompt of this model that sets none."""
+        if model not in self._bases:
+            side = DEMO_NATIVE_SIZE if model == "demo" else NATIVE_SIZE
+            base: dict[str, Any] = {name: getattr(Sampling, name) for name in SETTINGS}
+            base |= {"width": side, "height": side, "negative": "", "seeds": [Sampling.seed]}
+            base |= {"dynamic": "none", "loras": (), "embeddings": (), "vae": ()}
+            if model == "demo":
+                base["guidance"] = DEMO_GUIDANCE
+            base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
+            self._bases[model] = {**base, **self._defaults.values}
+        return self._bases[model]
+
+    def _entry(self, own: Layer, under: Layer | None, model: str) -> Entry | None:
+        """One prompt for one of its models."""
         before = len(self.problems)
-        values = {**self._base, **(under.values if under else {}), **own.values}
+        values = {**self._base(model), **(under.values if under else {}), **own.values}
         layers = [own, *([under] if under else []), self._matrix, self._defaults]
         init_image: InputImage | None = values.get("init_image")
         mask: InputImage | None = values.get("mask")
@@ -261,6 +289,7 @@ class Resolver:
             loras=values["loras"],
             embeddings=values["embeddings"],
             vae=values["vae"],
+            model=model,
         )
         flaws = self._flaws(entry)
         for flaw, key in flaws.items():
@@ -350,16 +379,9 @@ class Resolver:
         count = 1
         for key, values in matrix.items():
             count *= len(values)
-            seen = set()
-            path = ("matrix", key, *(["to"] if key == "prompt" else []))
-            for number, value in enumerate(values):
-                if value in seen:
-                    what = {"loras": "a set", "vae": "a VAE"}.get(key) or found(value)
-                    message = f"{what} is in the list twice"
-                    self.problems.at(self.place, (*path, number), message)
-                seen.add(value)
-                if key == "negative":
-                    self._look(matrix, value, self.place, ("matrix", key, number))
+            self._unlike(key, values, ("matrix", key, *(["to"] if key == "prompt" else [])))
+            for number, value in enumerate(values if key == "negative" else ()):
+                self._look(matrix, value, self.place, ("matrix", key, number))
         if count > MAX_COMBINATIONS:
             message = f"has {count:,} combinations; at most {MAX_COMBINATIONS:,} are allowed"
             self.problems.at(self.place, ("matrix",), message)
@@ -373,6 +395,21 @@ class Resolver:
             pair = None if text is None or replaced is None else (replaced["from"], text)
             combinations.append(Combination(changes, negative, pair, loras, vae))
         return combinations
+
+    def _unlike(self, key: str, values: Iterable[Hashable], path: ValuePath) -> None:
+        """Refuse values of an axis that are there twice."""
+        seen = set()
+        for number, value in enumerate(values):
+            if value in seen:
+                what = {"loras": "a set", "vae": "a VAE"}.get(key) or found(value)
+                self.problems.at(self.place, (*path, number), f"{what} is in the list twice")
+            seen.add(value)
+
+    def _check_model(self, name: str, place: Place, path: ValuePath) -> None:
+        """Refuse a model that there is not."""
+        names = None if name == "demo" else self.models()
+        if names is not None and name not in names:
+            self.problems.at(place, path, unknown_model(name, names))
 
     def _take_seeds(self, values: dict[str, Any], place: Place, prefix: ValuePath) -> None:
         """Replace `seed` or `seeds` by the form that entries have."""

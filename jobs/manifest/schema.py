@@ -19,6 +19,8 @@ from jobs.image_settings import IMAGE_SETTINGS
 from jobs.limits import (
     MAX_COMBINATIONS,
     MAX_IMAGES,
+    MAX_MODEL_CHARS,
+    MAX_MODELS,
     MAX_PATH_CHARS,
     MAX_PROMPT_CHARS,
     MAX_TEMPLATE_CHARS,
@@ -41,7 +43,9 @@ WebhookUrl = Annotated[
         json_schema_extra={"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"},
     ),
 ]
-ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
+ModelName = Annotated[
+    str, Field(max_length=MAX_MODEL_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")
+]
 
 Version = Annotated[int, Field(ge=1, le=1, json_schema_extra={"const": 1})]  # Literal takes true
 Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
@@ -269,6 +273,13 @@ class PromptFields(Settings, total=False):
     name: Annotated[
         NameTemplate, Field(description="Name of this prompt's images, instead of output.name.")
     ]
+    model: Annotated[
+        ModelName,
+        Field(
+            description="Model of this prompt's images, instead of the manifest's. A job is "
+            "rendered model by model."
+        ),
+    ]
 
 
 class PromptEntry(PromptFields, total=False):
@@ -310,6 +321,15 @@ Replacement.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
 
 
 class _TextAxes(TypedDict, total=False):
+    model: Annotated[
+        list[ModelName],
+        Field(
+            min_length=1,
+            max_length=MAX_MODELS,
+            description="Models of all prompts. A job is rendered model by model.",
+            examples=[["sd-v1-4", "sd-v1-5"]],
+        ),
+    ]
     negative: Annotated[list[Prompt], Field(min_length=1, description=_NEGATIVE)]
     seeds: Annotated[
         Seeds, Field(description="Seeds of all prompts, instead of their own.", examples=[[1, 2]])
@@ -368,8 +388,8 @@ class OutputFields(TypedDict, total=False):
         NameTemplate,
         Field(
             description="Name of each image. {index}, {seed}, {steps}, {width}, {height} (with a "
-            "width such as {index:06d}), {prompt}, {sampler}, {guidance}, {strength} and {name} "
-            "(of the job) are filled in; / makes a folder. Default {index:06d}-s{seed}.",
+            "width such as {index:06d}), {prompt}, {sampler}, {guidance}, {strength}, {model} and "
+            "{name} (of the job) are filled in; / makes a folder. Default {index:06d}-s{seed}.",
             examples=["{prompt}/{index:06d}-s{seed}"],
         ),
     ]

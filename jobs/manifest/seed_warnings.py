@@ -6,7 +6,9 @@ from the same one, so that the pictures are those that it would make.
 
 from __future__ import annotations
 
-from jobs.manifest.entries import Entry, EntryLog
+from collections.abc import Iterable
+
+from jobs.manifest.entries import Entry
 from jobs.manifest.problems import Place
 from jobs.manifest.warnings import WarningList
 
@@ -23,7 +25,7 @@ class SeedWatch:
     200,000 of them: most jobs have none.
     """
 
-    def __init__(self, entries: EntryLog, warnings: WarningList) -> None:
+    def __init__(self, entries: Iterable[Entry], warnings: WarningList) -> None:
         """entries: those before the one that is looked at."""
         self._entries = entries
         self._warnings = warnings
@@ -47,7 +49,7 @@ class SeedWatch:
         """The first seed of each noise that the entry has again -> all such seeds."""
         aliases: dict[int, list[int]] = {}
         prompt, negative, seeds, settings, init_image, mask, *_ = entry
-        weights = entry.loras, entry.embeddings, entry.vae
+        weights = entry.model, entry.loras, entry.embeddings, entry.vae
         picture = hash((prompt, negative, settings, init_image, mask, weights))
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])
         for seed in numbers:

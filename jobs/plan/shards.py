@@ -1,4 +1,4 @@
-"""Shards: neighbouring images of a job that are claimed, rendered and recorded together.
+"""Shards: neighbouring images of one model that are claimed, rendered and recorded together.
 
 Where a shard ends depends on the plan alone, so a job begun on one machine continues in a cluster,
 and its records lie in the same files. Shapes may be mixed in a shard: the engine renders several
@@ -35,6 +35,7 @@ class ShardTable:
         self._total = total
         self._limit = min(MOST_IMAGES, max(LEAST_IMAGES, -(-total // SHARDS_AIMED_AT)))
         self._start = self._stop = self._work = 0
+        self._model: str | None = None
 
     @classmethod
     def of(cls, tasks: Iterable[Task], total: int) -> ShardTable:
@@ -50,9 +51,11 @@ class ShardTable:
         rows = evaluations if task.sampling.guidance == 1.0 else 2 * evaluations
         own = rows * task.sampling.width * task.sampling.height
         images = self._stop - self._start
-        if images and (images == self._limit or self._work + own > MOST_WORK):
+        full = images == self._limit or self._work + own > MOST_WORK
+        if images and (full or task.model != self._model):
             self.ends.append(self._stop)
             self._start, self._work = self._stop, 0
+        self._model = task.model
         self.evaluations += evaluations
         self._work += own
         self._stop += 1

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from jobs.formatting import shorten
 from jobs.image_settings import TYPES
-from jobs.limits import MAX_FILE_NAME_CHARS, MAX_PROMPT_CHARS
+from jobs.limits import MAX_FILE_NAME_CHARS, MAX_MODEL_CHARS, MAX_PROMPT_CHARS
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
 from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, VaeUse, fits, input_digest
 from sd_core.spec import (
@@ -107,6 +107,7 @@ class _Line(_Added):
     loras: NotRequired[Annotated[list[_Lora], Field(max_length=MOST_LORAS)]]
     embeddings: NotRequired[Annotated[list[_File], Field(max_length=MOST_EMBEDDINGS)]]
     vae: NotRequired[_File]
+    model: NotRequired[Annotated[str, Field(max_length=MAX_MODEL_CHARS)]]
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -176,6 +177,7 @@ def _task(values: _Line) -> Task:
         loras=loras,
         embeddings=embeddings,
         vae=vae,
+        model=values.get("model"),
     )
 
 

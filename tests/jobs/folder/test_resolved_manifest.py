@@ -118,6 +118,20 @@ prompts: [a, {{prompt: b, vae: soft.safetensors}}, {{prompt: c, vae: model}}]
     check_same(*again(tmp_path, tmp_path / "others", varied)[:2])
 
 
+def test_the_same_models(tmp_path):
+    text = """\
+version: 1
+model: b
+matrix: {model: [demo, b], steps: [2, 3]}
+prompts: [x, {prompt: y, width: 64}]
+"""
+    manifest, other, _ = again(tmp_path, tmp_path / "jobs", text)
+    check_same(manifest, other)
+    assert [part.name for part in other.models] == ["demo", "b"]
+    some = text.replace("model: [demo, b], ", "").replace("width: 64", "width: 64, model: c")
+    check_same(*again(tmp_path, tmp_path / "others", some)[:2])
+
+
 def test_of_the_resolved_one_the_resolved_one_is_the_same(folder, tmp_path):
     _, other, root = again(folder, tmp_path, TEXT)
     store, keys = LocalStore(tmp_path / "second"), JobKeys(other.job_id())

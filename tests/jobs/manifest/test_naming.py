@@ -20,11 +20,12 @@ from sd_core.spec import Sampling
         ("{prompt}/{sampler}/{steps:04d}", "a-ring/plms/0050"),
         ("g{guidance}_{width}x{height}.{strength}", "g7.5_128x512.0.75"),
         ("{name}", "job"),
+        ("{model}/{index}", "sd-v1-4/7"),
     ],
 )
 def test_fill(template, expected):
     assert check_template(template) is None
-    assert fill(template, "job", 7, "A ring!", Sampling(width=128, seed=3)) == expected
+    assert fill(template, "job", 7, "A ring!", Sampling(width=128, seed=3), "sd-v1:4") == expected
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_slug(text, expected):
 def test_names_of_any_prompt_are_keys(prompt, seed, guidance):
     template = "{prompt}/{index:06d}-{seed}-{guidance}-{sampler}"
     assert check_template(template) is None
-    name = fill(template, "job", 9_999_999, prompt, Sampling(seed=seed, guidance=guidance))
+    name = fill(template, "job", 9_999_999, prompt, Sampling(seed=seed, guidance=guidance), "demo")
     for format in IMAGE_FORMATS:
         check_key(f"job/images/{name}-{'0' * 16}.{format}")
     assert all(len(part.encode()) <= MAX_PART_BYTES for part in name.split("/"))
