@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from jobs.ledger.types import (
+    ALL_SHARDS,
     Beat,
     Claim,
     Event,
@@ -69,6 +70,12 @@ class Ledger(Protocol):
         """All jobs, the latest first; those that cannot be read with the state UNKNOWN."""
         ...
 
+    def parts(self, status: JobStatus) -> list[JobStatus]:
+        """A status for each model of a job of several, with the counts of its own; else the status
+        itself. status: of the whole job.
+        """
+        ...
+
     def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
         """The state of each, None if there is no such job, UNKNOWN if it cannot be read: one cheap
         round trip.
@@ -110,18 +117,21 @@ class Ledger(Protocol):
 
     # Publishing
 
-    def publish(self, job_id: str, window: int) -> list[Shard]:
-        """Shards to send messages for now, so that at most `window` are published or leased.
+    def publish(self, job_id: str, window: int, within: range = ALL_SHARDS) -> list[Shard]:
+        """Shards to send messages for now, so that at most `window` are published or leased. Of all
+        this, only the shards `within` are looked at.
 
         Those to be published again come first, then the next of the plan. Shards that are settled
         are passed over. Nothing while the job is not active.
         """
         ...
 
-    def unclaimed(self, job_id: str, older_than_s: float) -> list[Shard]:
-        """Shards published longer ago than that and not claimed: their message may be lost. They
-        count as just published, so that the next caller does not get them too. Nothing while the
-        job is not active.
+    def unclaimed(
+        self, job_id: str, older_than_s: float, within: range = ALL_SHARDS
+    ) -> list[Shard]:
+        """Shards `within` that were published longer ago than that and not claimed: their message
+        may be lost. They count as just published, so that the next caller does not get them too.
+        Nothing while the job is not active.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from jobs.errors import DamagedLedgerError, JobConflictError
@@ -22,6 +22,9 @@ MOST_IMAGES = 10_000
 """Images of a shard at most: a claim looks at each of them in one atomic step."""
 
 
+ALL_SHARDS = range(2**31)
+
+
 class JobState(enum.StrEnum):
     ACTIVE = "active"
     PAUSED = "paused"
@@ -31,13 +34,24 @@ class JobState(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class ModelShards:
+    """Shards of a job that follow each other, and are of one model. shards, images: how many."""
+
+    name: str
+    shards: int
+    images: int
+
+
+@dataclass(frozen=True)
 class NewJob:
-    """A job as it is entered. Raises `ValueError` if shards or priority are not as said here.
+    """A job as it is entered. Raises `ValueError` if shards, models or priority are not as said
+    here.
 
     job_id: also its folder in the store. plan: sha256 of the plan, 64 hex digits. store: where its
     folder is (`jobs.storage.open_store`); two jobs of one id must agree in both, to the letter.
-    model: a name of the workers' model list. shard_ends: for each shard the index after its last
-    image, growing; the last is the number of images; no shard has more than `MOST_IMAGES`.
+    model: a name of the workers' model list; of a job of several, all, for people. models: those
+    of a job of several, in the order of its shards. shard_ends: for each shard the index after its
+    last image, growing; the last is the number of images; no shard has more than `MOST_IMAGES`.
     evaluations: of the model, over all images. priority: weight against other jobs, 1 to 100.
     webhook: URL told when the job ends, or None. quality: of jpeg and webp images.
     """
@@ -52,6 +66,7 @@ class NewJob:
     priority: int = 10
     webhook: str | None = None
     quality: int = 95
+    models: tuple[ModelShards, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.priority <= 100:
@@ -64,6 +79,10 @@ class NewJob:
                     f"a shard has 1 to {MOST_IMAGES} images"
                 )
             start = stop
+        for shards, images in places_of(self.models):
+            last = shards.stop - 1
+            if not 0 <= last < len(self.shard_ends) or self.shard_ends[last] != images.stop:
+                raise ValueError(f"the models of {self.job_id} do not end where shards do")
 
     @property
     def place(self) -> Place:
@@ -86,6 +105,9 @@ class JobStatus:
     time by the ledger's clock; ended_s is None until the job is done or cancelled. error: why a
     shard of it failed as a whole, with no image done since. With the state UNKNOWN all but the name
     is empty, and error says why.
+
+    models: of a job of several, as `NewJob` has them. A part of such a job has a status too (see
+    `Ledger.parts`); first_shard: of that part.
     """
 
     job_id: str
@@ -110,11 +132,61 @@ class JobStatus:
     created_s: float
     ended_s: float | None
     error: str | None = None
+    models: tuple[ModelShards, ...] = ()
+    first_shard: int = 0
 
     @property
     def settled(self) -> bool:
         """True if every image is done or failed."""
         return self.done + self.failed >= self.total
+
+    @property
+    def own_shards(self) -> range:
+        """Numbers of its shards."""
+        return range(self.first_shard, self.first_shard + self.shards)
+
+    def model_of(self, shard: int) -> str:
+        """The model of a shard. Raises `DamagedLedgerError` if no model has it."""
+        if not self.models:
+            return self.model
+        for part, (shards, _) in zip(self.models, places_of(self.models), strict=True):
+            if shard in shards:
+                return part.name
+        raise DamagedLedgerError(f"{self.job_id}: shard {shard} is of none of its models")
+
+
+class PartCounts(NamedTuple):
+    """Counts of a part of a job that `JobStatus` has, too."""
+
+    waiting: int
+    published: int
+    leased: int
+    done: int
+    failed: int
+
+
+def places_of(models: Sequence[ModelShards]) -> list[tuple[range, range]]:
+    """Shards and images of each model."""
+    places, shards, images = [], 0, 0
+    for part in models:
+        places.append((range(shards, shards + part.shards), range(images, images + part.images)))
+        shards, images = shards + part.shards, images + part.images
+    return places
+
+
+def part_of(status: JobStatus, number: int, counts: PartCounts) -> JobStatus:
+    """Status of a part of a job of several models. Evaluations are not told apart."""
+    own = status.models[number]
+    shards, _ = places_of(status.models)[number]
+    return replace(
+        status,
+        **counts._asdict(),
+        model=own.name,
+        models=(),
+        total=own.images,
+        shards=own.shards,
+        first_shard=shards.start,
+    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,7 @@ from jobs.ledger.types import (
     ClaimAnswer,
     JobState,
     Lease,
+    ModelShards,
     NewJob,
     Shard,
     WebhookDelivery,
@@ -708,6 +710,97 @@ class TestPublish:
         world.ledger.set_state("job", state)
         world.moment()
         assert world.ledger.unclaimed("job", 0) == []
+
+
+class TestSeveralModels:
+    """The first two shards are of model a, the last of b."""
+
+    MODELS = (ModelShards("a", 2, 8), ModelShards("b", 1, 2))
+
+    def parts(self, ledger: Ledger) -> list[tuple[str, int, int, int, int, int]]:
+        """Of each model: waiting, published, leased, done, failed."""
+        return [
+            (part.model, part.waiting, part.published, part.leased, part.done, part.failed)
+            for part in ledger.parts(ledger.status("job"))
+        ]
+
+    def test_a_job_of_one_model_is_its_own_part(self, ledger):
+        ledger.create(new_job())
+        status = ledger.status("job")
+        assert ledger.parts(status) == [status]
+        assert status.models == ()
+        assert status.own_shards == range(3)
+        assert status.model_of(2) == "demo"
+
+    def test_parts_have_counts_of_their_own(self, ledger):
+        ledger.create(replace(new_job(), model="a, b", models=self.MODELS), done=[1, 9])
+        assert self.parts(ledger) == [("a", 2, 0, 0, 1, 0), ("b", 1, 0, 0, 1, 0)]
+        ledger.publish("job", 3)
+        lease = take(ledger, 2)
+        ledger.settle(lease, [], [failure(8)])
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0], [failure(2)])
+        assert self.parts(ledger) == [("a", 0, 1, 1, 2, 1), ("b", 0, 0, 1, 1, 1)]
+        first, second = ledger.parts(ledger.status("job"))
+        assert (first.total, first.shards, first.own_shards) == (8, 2, range(2))
+        assert (second.total, second.shards, second.own_shards) == (2, 1, range(2, 3))
+        assert (first.settled, second.settled) == (False, True)
+        whole = ledger.status("job")
+        assert (whole.models, whole.model) == (self.MODELS, "a, b")
+        assert [whole.model_of(shard) for shard in range(3)] == ["a", "a", "b"]
+
+    def test_many_images_in_many_shards(self, ledger):
+        """Parts that begin and end inside of a byte of a bitmap."""
+        ends = range(3, 301, 3)
+        models = (ModelShards("a", 13, 39), ModelShards("b", 50, 150), ModelShards("c", 37, 111))
+        job = NewJob("job", "job", PLAN, "s", "a, b, c", ends, 300, models=models)
+        done = [index for index in range(300) if index % 7 == 0]
+        ledger.create(job, done=done)
+        assert self.parts(ledger) == [
+            (name, shards, 0, 0, sum(index in images for index in done), 0)
+            for (name, shards), images in zip(
+                (("a", 13), ("b", 50), ("c", 37)),
+                (range(39), range(39, 189), range(189, 300)),
+                strict=True,
+            )
+        ]
+
+    def test_each_is_published_by_itself(self, ledger):
+        ledger.create(replace(new_job(), models=self.MODELS))
+        assert ledger.publish("job", 1, range(2, 3)) == SHARDS[2:]
+        assert ledger.publish("job", 1, range(2, 3)) == []
+        assert ledger.publish("job", 1, range(2)) == SHARDS[:1]
+        assert ledger.publish("job", 1, range(2)) == []
+        take(ledger, 0)
+        assert ledger.publish("job", 1, range(2)) == []  # it counts in its window
+        assert ledger.publish("job", 5, range(2)) == SHARDS[1:2]
+
+    def test_shards_that_begin_inside_of_a_byte(self, ledger):
+        ends = range(1, 41)
+        ledger.create(NewJob("job", "job", PLAN, "s", "m", ends, 40))
+        within = range(11, 29)
+        found = [shard.number for _ in range(6) for shard in ledger.publish("job", 40, within)]
+        assert found == list(within)
+        assert [shard.number for shard in ledger.publish("job", 50)] == [
+            number for number in range(40) if number not in within
+        ]
+
+    def test_lost_messages_are_told_by_model(self, world):
+        ledger = world.ledger
+        ledger.create(replace(new_job(), models=self.MODELS))
+        ledger.publish("job", 3)
+        world.moment()
+        assert ledger.unclaimed("job", 0, range(2, 3)) == SHARDS[2:]
+        assert ledger.unclaimed("job", 0, range(2)) == SHARDS[:2]
+
+    def test_models_end_where_shards_do(self):
+        for models in (
+            (ModelShards("a", 2, 7), ModelShards("b", 1, 3)),
+            (ModelShards("a", 3, 10), ModelShards("b", 1, 1)),
+            (ModelShards("a", 0, 0), ModelShards("b", 3, 10)),
+        ):
+            with pytest.raises(ValueError, match="do not end where shards do"):
+                replace(new_job(), models=models)
 
 
 class TestClaim:

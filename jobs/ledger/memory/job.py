@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from jobs.ledger.types import Event, JobState, JobStatus, Lease, NewJob, Shard
+from jobs.ledger.types import Event, JobState, JobStatus, Lease, NewJob, PartCounts, Shard
 from jobs.task import Failure
 
 EVENTS = 2000
@@ -91,6 +91,15 @@ class MemoryJob:
             created_s=self.created_s,
             ended_s=self.ended_s,
             error=self.error,
+            models=new.models,
+        )
+
+    def counts(self, shards: range, images: range) -> PartCounts:
+        """Counts of a part of the job."""
+        within = self._images[images.start : images.stop]
+        return PartCounts(
+            *(sum(n in shards for n in some) for some in (self.waiting, self.published, self.held)),
+            *(within.count(state) for state in (_DONE, _FAILED)),
         )
 
     def end(self, now_s: float) -> None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from jobs.errors import NotFoundError
 from jobs.ledger.memory.job import Held, MemoryJob
 from jobs.ledger.types import (
+    ALL_SHARDS,
     LEASE_S,
     MOST_DEATHS,
     Beat,
@@ -34,6 +35,8 @@ from jobs.ledger.types import (
     check_settable,
     event_order,
     given_up,
+    part_of,
+    places_of,
 )
 from jobs.task import Failure
 
@@ -96,6 +99,16 @@ class MemoryLedger:
         with self._lock:
             return self._job(job_id).status()
 
+    def parts(self, status: JobStatus) -> list[JobStatus]:
+        if not status.models:
+            return [status]
+        with self._lock:
+            job = self._job(status.job_id)
+            return [
+                part_of(status, number, job.counts(shards, images))
+                for number, (shards, images) in enumerate(places_of(status.models))
+            ]
+
     def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
         with self._lock:
             jobs = [self._jobs.get(job_id) for job_id in job_ids]
@@ -150,25 +163,29 @@ class MemoryLedger:
 
     # Publishing
 
-    def publish(self, job_id: str, window: int) -> list[Shard]:
+    def publish(self, job_id: str, window: int, within: range = ALL_SHARDS) -> list[Shard]:
         with self._lock:
             job = self._job(job_id)
             if job.state != JobState.ACTIVE:
                 return []
-            room = max(0, window - len(job.published) - len(job.held))
-            numbers = heapq.nsmallest(room, job.waiting)
+            out = sum(number in within for number in (*job.published, *job.held))
+            waiting = (number for number in job.waiting if number in within)
+            numbers = heapq.nsmallest(max(0, window - out), waiting)
             for number in numbers:
                 job.waiting.remove(number)
                 job.published[number] = self._clock()
             return _shards(job, numbers)
 
-    def unclaimed(self, job_id: str, older_than_s: float) -> list[Shard]:
+    def unclaimed(
+        self, job_id: str, older_than_s: float, within: range = ALL_SHARDS
+    ) -> list[Shard]:
         with self._lock:
             job = self._job(job_id)
             if job.state != JobState.ACTIVE:
                 return []
             now = self._clock()
-            numbers = [n for n, at_s in job.published.items() if at_s < now - older_than_s]
+            old = [n for n, at_s in job.published.items() if at_s < now - older_than_s]
+            numbers = [number for number in old if number in within]
             job.published |= dict.fromkeys(numbers, now)
             return _shards(job, numbers)
 

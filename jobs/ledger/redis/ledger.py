@@ -30,6 +30,7 @@ from jobs.ledger.redis.bitmaps import (
 from jobs.ledger.redis.errors import is_flaw
 from jobs.ledger.redis.server import Server
 from jobs.ledger.types import (
+    ALL_SHARDS,
     LEASE_S,
     MOST_DEATHS,
     Beat,
@@ -41,6 +42,7 @@ from jobs.ledger.types import (
     JobStatus,
     Lease,
     NewJob,
+    PartCounts,
     Place,
     Shard,
     WebhookDelivery,
@@ -51,6 +53,8 @@ from jobs.ledger.types import (
     check_settable,
     event_order,
     given_up,
+    part_of,
+    places_of,
     unreadable,
 )
 from jobs.task import Failure
@@ -100,6 +104,8 @@ class RedisLedger:
             "total": job.total,
             "evaluations": job.evaluations,
         }
+        if job.models:
+            record["models"] = replies.dump_models(job.models)
         answer, *more = self._server.run(
             "create",
             token,
@@ -188,6 +194,14 @@ class RedisLedger:
             if row[0] != {}
         ]
 
+    def parts(self, status: JobStatus) -> list[JobStatus]:
+        if not status.models:
+            return [status]
+        places = places_of(status.models)
+        args = (n for shards, images in places for n in (*_ends(shards), *_ends(images)))
+        answer = _known(self._server.run("parts", status.job_id, *args), status.job_id)
+        return [part_of(status, n, PartCounts(*counts)) for n, counts in enumerate(answer)]
+
     def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
         def read(client: Any) -> Any:
             with client.pipeline(transaction=False) as pipe:
@@ -214,13 +228,15 @@ class RedisLedger:
 
     # Publishing
 
-    def publish(self, job_id: str, window: int) -> list[Shard]:
+    def publish(self, job_id: str, window: int, within: range = ALL_SHARDS) -> list[Shard]:
         """One step for each `SHARDS_PER_CALL` shards."""
         shards: list[Shard] = []
         more = 1
         while more:
             try:
-                answer = self._server.run("publish", _token(), job_id, window, SHARDS_PER_CALL)
+                answer = self._server.run(
+                    "publish", _token(), job_id, window, SHARDS_PER_CALL, within.start, within.stop
+                )
             except LedgerError:
                 if shards:
                     break  # these are published: somebody has to send their messages
@@ -229,15 +245,16 @@ class RedisLedger:
             shards += replies.shards(job_id, numbers)
         return shards
 
-    def unclaimed(self, job_id: str, older_than_s: float) -> list[Shard]:
+    def unclaimed(
+        self, job_id: str, older_than_s: float, within: range = ALL_SHARDS
+    ) -> list[Shard]:
         """One step for each `SHARDS_PER_CALL` shards."""
         shards: list[Shard] = []
         before: bytes | int = 0
         full = True
         while full:
-            answer = self._server.run(
-                "unclaimed", _token(), job_id, _us(older_than_s), before, SHARDS_PER_CALL
-            )
+            place = before, SHARDS_PER_CALL, within.start, within.stop
+            answer = self._server.run("unclaimed", _token(), job_id, _us(older_than_s), *place)
             before, *numbers = _known(answer, job_id)
             shards += replies.shards(job_id, numbers)
             full = len(numbers) == 3 * SHARDS_PER_CALL
@@ -405,6 +422,10 @@ def _key(part: str, name: str) -> str:
 def _token() -> str:
     """Names one call: the same call sent twice has the same token."""
     return secrets.token_hex(8)
+
+
+def _ends(numbers: range) -> tuple[int, int]:
+    return numbers.start, numbers.stop
 
 
 def _us(seconds: float) -> int:

@@ -6,11 +6,12 @@ cannot read is said of that one job, worker or image.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, NotRequired
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, Json, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from jobs.ledger.types import (
@@ -18,6 +19,7 @@ from jobs.ledger.types import (
     Expired,
     JobState,
     JobStatus,
+    ModelShards,
     NewJob,
     Shard,
     WorkerInfo,
@@ -58,6 +60,7 @@ class _Job(TypedDict):
     rendering: NotRequired[_Count]
     ended: NotRequired[_Count]
     error: NotRequired[str]
+    models: NotRequired[Json[Annotated[list[tuple[str, _Count, _Count]], Field(max_length=1000)]]]
 
 
 _JOB = TypeAdapter(_Job)
@@ -97,7 +100,13 @@ def status(job_id: str, record: Mapping[bytes, bytes], published: int, leased: i
         created_s=job["created"] / 1e6,
         ended_s=None if ended is None else ended / 1e6,
         error=job.get("error"),
+        models=tuple(ModelShards(*part) for part in job.get("models", ())),
     )
+
+
+def dump_models(models: Sequence[ModelShards]) -> str:
+    """Text that a job's hash has of its models."""
+    return json.dumps([[part.name, part.shards, part.images] for part in models])
 
 
 def state(text: bytes) -> JobState:

@@ -114,6 +114,30 @@ local function look(job, start, stop)
   return to_do, flawed
 end
 
+-- Bits of [start, stop) that are set.
+local function count_bits(bitmap, start, stop)
+  local count = 0
+  while start < stop and start % 8 > 0 do
+    count, start = count + redis.call('GETBIT', bitmap, start), start + 1
+  end
+  while start < stop and stop % 8 > 0 do
+    stop = stop - 1
+    count = count + redis.call('GETBIT', bitmap, stop)
+  end
+  if start < stop then count = count + redis.call('BITCOUNT', bitmap, start / 8, stop / 8 - 1) end
+  return count
+end
+
+-- How many of these shards are within [first, stop).
+local function count_shards(shards, first, stop)
+  local count = 0
+  for _, shard in ipairs(shards) do
+    shard = tonumber(shard)
+    if first <= shard and shard < stop then count = count + 1 end
+  end
+  return count
+end
+
 -- Let a shard wait to be published, or no longer.
 local function set_waiting(job, shard, bit_wanted)
   if redis.call('SETBIT', key('waiting', job), shard, bit_wanted) ~= bit_wanted then

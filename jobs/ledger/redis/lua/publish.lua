@@ -1,7 +1,8 @@
--- ARGV: token, job, window, how many shards to look at.
+-- ARGV: token, job, window, how many shards to look at, first and stop of the shards that are meant.
 -- Answers 1 if there is more to look at, then number, start, stop of each shard; nothing if there is
 -- no such job.
 local token, job, window, look_at = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local first, stop_shard = tonumber(ARGV[5]), tonumber(ARGV[6])
 local answer = recall(token)
 if answer then return answer end
 local state = redis.call('HGET', key('job', job), 'state')
@@ -9,17 +10,27 @@ if not state then return false end
 if state ~= 'active' then return {0} end
 
 local published = key('published', job)
-local room = window - redis.call('ZCARD', published) - redis.call('HLEN', key('claims', job))
-local time, from, shards = now(), 0, {0}
+-- The first waiting shard from here on, or a negative number.
+local function next_waiting(from)
+  while from % 8 > 0 do -- BITPOS begins at a byte
+    if redis.call('GETBIT', key('waiting', job), from) == 1 then return from end
+    from = from + 1
+  end
+  return redis.call('BITPOS', key('waiting', job), 1, from / 8)
+end
+
+local room = window - count_shards(redis.call('ZRANGE', published, 0, -1), first, stop_shard)
+  - count_shards(redis.call('HKEYS', key('claims', job)), first, stop_shard)
+local time, from, shards = now(), first, {0}
 while room > 0 do
   -- Shards that come back have lower numbers than those never published, so they come first.
-  local shard = redis.call('BITPOS', key('waiting', job), 1, from)
-  if shard < 0 then break end
+  local shard = next_waiting(from)
+  if shard < 0 or shard >= stop_shard then break end
   if look_at == 0 then
     shards[1] = 1
     break
   end
-  look_at, from = look_at - 1, math.floor(shard / 8)
+  look_at, from = look_at - 1, math.max(first, shard - shard % 8)
   local start, stop = images_of(job, shard)
   if #look(job, start, stop) > 0 then
     redis.call('ZADD', published, time, shard)
