@@ -115,7 +115,7 @@ def keys() -> list[str]:
     """A key of each kind that a job's folder has."""
     job, digest = JobKeys("a-job"), "5a" * 32
     return [
-        *(job.manifest, job.job, job.model, job.failures, job.index, job.done),
+        *(job.manifest, job.job, job.model(), job.failures, job.index, job.done),
         *(job.images_prefix, job.records_prefix, job.saved_prefix),
         *(job.plan_part(3), job.input("x.png"), job.records(12), job.sheet(1)),
         *(job.image("a/b", digest, "jpeg"), job.saved(5, digest)),

@@ -62,11 +62,42 @@ def run_manifest(
         raise InputError(f"--job {options.job!r} is not a folder name")
     if options.device is not None:
         check_device(options.device, "--device")
+    if options.config is not None and len(manifest.models) > 1:
+        raise InputError(f"--config is for one model; this manifest has {manifest.model}")
+    choices = [_choice(part.name, options, settings) for part in manifest.models]
+    address = options.store or manifest.output.store or settings.store
+    store = open_store(address, endpoint=options.endpoint)
+    with terminal.status("planning"):
+        _ = manifest.expansion
+    if options.job is None:
+        with terminal.status("looking for earlier jobs"):
+            job_id, tasks = manifest.job_id(), manifest.expansion.tasks()
+            earlier = earlier_job_lines(store, manifest, job_id, tasks)
+        terminal.note(earlier)
+    with stopping_on_signals(terminal) as stop:
+        return run_job(
+            manifest,
+            choices,
+            store,
+            job=options.job,
+            force=options.force,
+            reproducible=settings.reproducible,
+            settings=settings,
+            observe=lambda cost: RunProgress(cost.images, cost.evaluations, terminal.err),
+            status=terminal.status,
+            stop=stop,
+        )
+
+
+def _choice(model: str, options: RunOptions, settings: Settings) -> ModelChoice:
+    """A model of the manifest, of which --model names one."""
+    name, source = model, None
     if options.model is not None:
-        name, source = model_source(options.model, settings)
-    else:
-        name, source = manifest.model, settings.model(manifest.model)
-    choice = ModelChoice(
+        given, its_source = model_source(options.model, settings)
+        source = its_source if given == model else None
+    if source is None:
+        source = settings.model(model)
+    return ModelChoice(
         name=name,
         source=source.source,
         digest=source.digest,
@@ -77,28 +108,6 @@ def run_manifest(
         execution=settings.execution,
         cache=settings.cache,
     )
-    address = options.store or manifest.output.store or settings.store
-    store = open_store(address, endpoint=options.endpoint)
-    with terminal.status("planning"):
-        plan = manifest.expansion.cost
-    if options.job is None:
-        with terminal.status("looking for earlier jobs"):
-            job_id, tasks = manifest.job_id(), manifest.expansion.tasks()
-            earlier = earlier_job_lines(store, manifest, job_id, tasks)
-        terminal.note(earlier)
-    with stopping_on_signals(terminal) as stop:
-        return run_job(
-            manifest,
-            choice,
-            store,
-            job=options.job,
-            force=options.force,
-            reproducible=settings.reproducible,
-            settings=settings,
-            observe=lambda: RunProgress(plan.images, plan.evaluations, terminal.err),
-            status=terminal.status,
-            stop=stop,
-        )
 
 
 @contextlib.contextmanager

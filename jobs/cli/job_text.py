@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from jobs.client.served import no_worker, served_models, waits_for_worker
+from jobs.client.served import no_worker, served_models, unserved
 from jobs.errors import ExitCode
 from jobs.formatting import agreeing
 from jobs.ledger import Ledger
@@ -13,6 +14,12 @@ from jobs.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from jobs.client.submit import Submitted
+
+
+def workers_of(job: JobStatus, served: Counter[str]) -> int:
+    """How many workers take shards of a job. served: workers by model."""
+    names = [part.name for part in job.models] or [job.model]
+    return sum(served[name] for name in names)
 
 
 def job_line(job: JobStatus) -> str:
@@ -44,7 +51,7 @@ def say_submitted(terminal: Terminal, ledger: Ledger, submitted: Submitted) -> N
     """A job that was entered into the ledger, and whether there are workers for it."""
     job, served = ledger.status(submitted.job), served_models(ledger.workers())
     if terminal.json:
-        terminal.document({**submitted.to_json(), "workers": served[job.model]})
+        terminal.document({**submitted.to_json(), "workers": workers_of(job, served)})
         return
     terminal.say(f"job       {submitted.job}{_known(submitted)}")
     failed = f", {submitted.failed:,} failed" if submitted.failed else ""
@@ -53,8 +60,7 @@ def say_submitted(terminal: Terminal, ledger: Ledger, submitted: Submitted) -> N
         were = agreeing(submitted.gone, "that was done is", "that were done are")
         terminal.say(f"gone      {submitted.gone:,} {were} not in the folder: again")
     terminal.say(f"folder    {submitted.url}")
-    if waits_for_worker(job, served):
-        terminal.note([no_worker(job.model, served)])
+    terminal.note([no_worker(model, served) for model in unserved(ledger, job, served)])
 
 
 def _known(submitted: Submitted) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from jobs.cli.job_text import done_part, job_code, say_submitted
+from jobs.cli.job_text import done_part, job_code, say_submitted, workers_of
 from jobs.cli.opening import find_job, ledger_at, open_store_at, settings_with, store_address
 from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
-from jobs.client.served import no_worker, served_models, waits_for_worker
+from jobs.client.served import no_worker, served_models, unserved
 from jobs.errors import ExitCode, InputError
 from jobs.formatting import counted
 from jobs.ledger import Ledger
@@ -42,7 +42,7 @@ def jobs(terminal: Terminal, redis: str | None) -> None:
         if job.error is not None:
             label = "" if job.state is JobState.UNKNOWN else "last error: "
             terminal.say(f"{job.job_id}: {label}{' '.join(job.error.split())}")
-    waiting = {job.model: job for job in found if waits_for_worker(job, served)}
+    waiting = {model for job in found for model in unserved(ledger, job, served)}
     terminal.note(no_worker(model, served) for model in sorted(waiting))
 
 
@@ -53,8 +53,10 @@ def _row(job: JobStatus) -> tuple[str, ...]:
 
 
 def _document(job: JobStatus, served: Counter[str]) -> dict[str, Any]:
-    """workers: how many take shards of the job's model."""
-    return {**asdict(job), "workers": served[job.model]}
+    """workers: how many take shards of the job's models."""
+    values = {**asdict(job), "workers": workers_of(job, served)}
+    del values["first_shard"]
+    return values
 
 
 @click.command()
@@ -74,10 +76,17 @@ def status(terminal: Terminal, job: str, redis: str | None) -> ExitCode:
     """
     ledger = ledger_at(redis)
     found, served = find_job(ledger, job), served_models(ledger.workers())
+    parts = ledger.parts(found) if found.models else []
     if terminal.json:
-        terminal.document(_document(found, served))
+        by_model = [
+            {"name": part.model, "images": part.total, "workers": served[part.model]}
+            | {name: getattr(part, name) for name in _OF_A_PART}
+            for part in parts
+        ]
+        terminal.document({**_document(found, served), "models": by_model})
     else:
-        for label, text in _status_lines(found, served):
+        waiting = unserved(ledger, found, served)
+        for label, text in _status_lines(found, parts, waiting, served):
             terminal.say(f"{label:12} {text}")
     return job_code(found)
 
@@ -116,7 +125,9 @@ def _changing(name: str, text: str, change: Callable[[Ledger, str], str]) -> cli
         found = find_job(ledger, job)
         said = change(ledger, found.job_id)
         if terminal.json:
-            terminal.document(asdict(ledger.status(found.job_id)))
+            values = asdict(ledger.status(found.job_id))
+            del values["first_shard"]
+            terminal.document(values)
         else:
             terminal.say(f"{found.job_id}: {said}")
 
@@ -232,16 +243,25 @@ def resume(
     say_submitted(terminal, ledger, resumed)
 
 
-def _status_lines(job: JobStatus, served: Counter[str]) -> list[tuple[str, Any]]:
+_OF_A_PART = ("shards", "done", "failed", "waiting", "published", "leased")
+
+
+def _status_lines(
+    job: JobStatus, parts: Sequence[JobStatus], unserved: Sequence[str], served: Counter[str]
+) -> list[tuple[str, Any]]:
+    """parts: of a job of several models. unserved: models that nobody has."""
     figures = figures_of(job)
     speed = [] if figures.images_per_s is None else [("speed", speed_text(figures))]
     trouble = [] if job.error is None else [("last error", job.error)]
-    if waits_for_worker(job, served):
-        trouble.append(("waits", no_worker(job.model, served)))
+    trouble += [("waits", no_worker(model, served)) for model in unserved]
+    models = [
+        ("model", f"{part.model}: {done_part(part)} done, {counted(served[part.model], 'worker')}")
+        for part in parts
+    ]
     return [
         ("job", job.job_id),
         ("state", job.state),
-        ("model", job.model),
+        *(models or [("model", job.model)]),
         ("images", f"{job.done:,} of {job.total:,} done, {job.failed:,} failed"),
         ("steps", f"{figures.evaluated:,} of {figures.evaluations:,}"),
         *speed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from jobs.ledger import Ledger
 from jobs.ledger.types import JobState, JobStatus, WorkerInfo
 
 
@@ -13,8 +14,17 @@ def served_models(workers: Iterable[WorkerInfo]) -> Counter[str]:
     return Counter(worker.model for worker in workers if worker.serves)
 
 
+def unserved(ledger: Ledger, job: JobStatus, served: Counter[str]) -> list[str]:
+    """Models of a job that nobody has, though images of theirs are to do. served: by
+    `served_models`. Raises `LedgerError`.
+    """
+    if job.state is not JobState.ACTIVE or job.settled:
+        return []
+    return [part.model for part in ledger.parts(job) if waits_for_worker(part, served)]
+
+
 def waits_for_worker(job: JobStatus, served: Counter[str]) -> bool:
-    """True if a job has images to do and nobody to render them. served: by `served_models`."""
+    """True if a job, or a part of one model, has images to do and nobody to render them."""
     going = job.state is JobState.ACTIVE and not job.settled
     return going and not job.leased and not served[job.model]
 

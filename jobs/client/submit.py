@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.errors import InputError, NotFoundError
+from jobs.errors import DamagedError, InputError, NotFoundError
 from jobs.folder.job_file import PRIORITIES, JobFile
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.prepare import prepare
@@ -122,20 +122,10 @@ def enter(
         # In this order: what was done before the store was looked at has to be there.
         to_do = _to_do(ledger, folder.keys.job_id, described.images)
         present = rendered_before(folder, described.images)
+    job = _new_job(described, shards, folder, address)
     with status("entering the job"):
         new = ledger.create(
-            NewJob(
-                job_id=folder.keys.job_id,
-                name=described.name,
-                plan=described.plan,
-                store=address,
-                model=described.model,
-                shard_ends=shards.ends,
-                evaluations=shards.evaluations,
-                priority=described.priority,
-                webhook=described.webhook,
-                quality=described.quality,
-            ),
+            job,
             done=(index for index, there in enumerate(present) if there),
         )
         gone = 0
@@ -145,7 +135,8 @@ def enter(
                 folder.keys.job_id, (index for index in lacking if index not in to_do)
             )
         # A few at once, so that a worker can begin; the reconciler fills the window.
-        publish(ledger, queue, ledger.status(folder.keys.job_id), LEAST_WINDOW)
+        for part in ledger.parts(ledger.status(job.job_id)):
+            publish(ledger, queue, part, LEAST_WINDOW)
     now = ledger.status(folder.keys.job_id)
     return Submitted(
         job=folder.keys.job_id,
@@ -157,6 +148,26 @@ def enter(
         failed=now.failed,
         gone=gone,
     )
+
+
+def _new_job(described: JobFile, shards: ShardTable, folder: JobFolder, address: str) -> NewJob:
+    try:
+        return NewJob(
+            job_id=folder.keys.job_id,
+            name=described.name,
+            plan=described.plan,
+            store=address,
+            model=described.model,
+            shard_ends=shards.ends,
+            evaluations=shards.evaluations,
+            priority=described.priority,
+            webhook=described.webhook,
+            quality=described.quality,
+            models=shards.of_models(described.models),
+        )
+    except ValueError as error:  # what it says of models is not what the plan has
+        url = folder.url_of(folder.keys.job)
+        raise DamagedError(f"{url} is damaged: {error}; submit the job's manifest again") from None
 
 
 def agreed_address(ledger: Ledger, keys: JobKeys, plan_digest: str, address: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from jobs.client.served import no_worker, served_models, waits_for_worker
+from jobs.client.served import no_worker, served_models, unserved, waits_for_worker
 from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, JobStatus
@@ -67,7 +67,7 @@ class _Told:
         self._console = console
         self._state = JobState.ACTIVE
         self._error: str | None = None
-        self._no_worker: str | None = None
+        self._unserved: dict[str, str] = {}
 
     def tell(self, status: JobStatus) -> bool:
         """Tells what is new; whether the state is."""
@@ -75,16 +75,17 @@ class _Told:
             self._console.print(Text(f"last error: {status.error}", style="red"))
         self._error = status.error
         waits = self._without_worker(status)
-        if waits is not None and waits != self._no_worker:
-            self._console.print(Text(waits))
-        self._no_worker = waits
+        for model in waits.keys() - self._unserved.keys():
+            self._console.print(Text(waits[model]))
+        self._unserved = waits
         before, self._state = self._state, status.state
         return self._state is not before
 
-    def _without_worker(self, status: JobStatus) -> str | None:
-        if waits_for_worker(status, Counter()):
+    def _without_worker(self, status: JobStatus) -> dict[str, str]:
+        """Sentences about models that no worker has, by model."""
+        if status.models or waits_for_worker(status, Counter()):
             with contextlib.suppress(LedgerError):  # then the next status tells it
                 served = served_models(self._ledger.workers())
-                if waits_for_worker(status, served):
-                    return no_worker(status.model, served)
-        return None
+                waiting = unserved(self._ledger, status, served)
+                return {model: no_worker(model, served) for model in waiting}
+        return {}

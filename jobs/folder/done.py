@@ -25,6 +25,7 @@ class Totals:
     bytes_total: int = 0
     evaluations: int = 0
     render_s: float = 0.0
+    models: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by digest
     _digests: list[bytes] = field(default_factory=list, repr=False)
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -32,6 +33,7 @@ class Totals:
         self.bytes_total += record["bytes"]
         self.evaluations += record["evaluations"]
         self.render_s += record.get("timings_s", {}).get("render", 0.0)
+        self.models.setdefault(record["model"]["digest"], record["model"])
         self._digests.append(bytes.fromhex(record["sha256"]))
 
     @property
@@ -55,11 +57,13 @@ def done_document(
     software: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of `done.json`. model: as records name it (`ModelInfo.to_json`)."""
+    several = [dict(one) for one in totals.models.values()] if len(totals.models) > 1 else []
     return {
         "job": job_id,
         "images": totals.images,
         "failed": failed,
         "model": dict(model),
+        **({"models": several} if several else {}),
         "totals": {
             "bytes": totals.bytes_total,
             "evaluations": totals.evaluations,

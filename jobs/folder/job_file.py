@@ -14,8 +14,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from jobs.errors import DamagedError, JobConflictError, NotFoundError
 from jobs.folder.layout import JobFolder
-from jobs.limits import MAX_IMAGES
-from jobs.task import Reproducible
+from jobs.limits import MAX_IMAGES, MAX_MODELS
+from jobs.task import ModelPart, Reproducible
 
 PRIORITIES = range(1, 101)
 
@@ -34,10 +34,11 @@ class JobFile:
     """plan: `Manifest.digest`. quality: of jpeg and webp. priority, webhook, reproducible: as
     submitted last; see `sd_core.engine.request.Request` for what exact means. parts: sha256 of each
     part of the plan, as it is stored; None in the job of a version that did not note them.
+    models: of a job of several, in the order of its plan; model: all their names then.
     """
 
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
-    model: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    model: Annotated[str, Field(max_length=MAX_MODELS * MAX_NAME_CHARS)]
     plan: Sha256
     images: Annotated[int, Field(ge=0, le=MAX_IMAGES)]
     quality: Annotated[int, Field(ge=1, le=100)]
@@ -45,6 +46,7 @@ class JobFile:
     webhook: str | None = None
     reproducible: Reproducible = "exact"
     parts: Annotated[tuple[Sha256, ...], Field(max_length=MAX_IMAGES)] | None = None
+    models: Annotated[tuple[ModelPart, ...], Field(max_length=MAX_MODELS)] = ()
 
 
 _JOB_FILE = TypeAdapter(JobFile)
@@ -56,7 +58,10 @@ def write_job_file(folder: JobFolder, job: JobFile, *, force: bool = False) -> N
     Raises `JobConflictError` if the folder is another job's, also if that came only a moment
     before, and `StoreError`.
     """
-    data = json.dumps(asdict(job), indent=2).encode() + b"\n"
+    values = asdict(job)
+    if not job.models:
+        del values["models"]
+    data = json.dumps(values, indent=2).encode() + b"\n"
 
     def put(overwrite: bool) -> bool:
         return folder.put(folder.keys.job, data, overwrite=overwrite)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,9 +58,12 @@ class JobKeys:
     def job(self) -> str:
         return self("job.json")
 
-    @property
-    def model(self) -> str:
-        return self("model.json")
+    def model(self, name: str | None = None) -> str:
+        """Name of the model, in a job of several."""
+        if name is None:
+            return self("model.json")
+        digest = hashlib.sha256(name.encode()).hexdigest()  # names have characters that keys lack
+        return self(f"models/{digest[:SPEC_DIGITS]}.json")
 
     @property
     def failures(self) -> str:

@@ -1,7 +1,8 @@
-"""`model.json`: the weights that a job's images are made with, fixed by the first worker of it.
+"""`model.json`: the weights that a job's images are made with, fixed by the first worker of it. A
+job of several models has a file for each of them.
 
-A name of the model list may stand for other weights on another worker; the images of one job are
-never of two models.
+A name of the model list may stand for other weights on another worker; the images of one name in a
+job are never of two models.
 """
 
 from __future__ import annotations
@@ -30,22 +31,25 @@ _PIN: TypeAdapter[Pin] = TypeAdapter(Pin)
 _SHOWN = 16  # digits of a digest that tell two models apart for a person
 
 
-def pin_model(folder: JobFolder, name: str, digest: str, *, overwrite: bool = False) -> None:
+def pin_model(
+    folder: JobFolder, name: str, digest: str, *, of: str | None = None, overwrite: bool = False
+) -> None:
     """Fixes the job's model, or checks that it is this one. overwrite: fix it again.
 
-    digest: sha256 of the weights, 64 hex digits. Raises `JobConflictError` if the job has another
+    digest: sha256 of the weights, 64 hex digits. of: which one, in a job of several: the model that
+    tasks name. Raises `JobConflictError` if the job has another
     model, `StoreError`.
     """
     data = json.dumps({"name": name, "digest": digest}, indent=2).encode() + b"\n"
-    if not folder.put(folder.keys.model, data, overwrite=overwrite):
-        check_pin(folder, name, digest)
+    if not folder.put(folder.keys.model(of), data, overwrite=overwrite):
+        check_pin(folder, name, digest, of=of)
 
 
-def check_pin(folder: JobFolder, name: str, digest: str) -> None:
+def check_pin(folder: JobFolder, name: str, digest: str, *, of: str | None = None) -> None:
     """Raises `JobConflictError` if the job has another model than this one, `NotFoundError` if it
     has none yet, `StoreError`.
     """
-    pinned = read_pin(folder)
+    pinned = read_pin(folder, of)
     if pinned["digest"] != digest:
         raise JobConflictError(
             f"{folder.url} is rendered with another model "
@@ -54,14 +58,15 @@ def check_pin(folder: JobFolder, name: str, digest: str) -> None:
         )
 
 
-def read_pin(folder: JobFolder) -> Pin:
+def read_pin(folder: JobFolder, of: str | None = None) -> Pin:
     """The job's model. Raises `NotFoundError` before the first render, `StoreError`."""
-    data = folder.get(folder.keys.model, limit_bytes=_MAX_BYTES)
+    key = folder.keys.model(of)
+    data = folder.get(key, limit_bytes=_MAX_BYTES)
     try:
         return _PIN.validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise DamagedError(
-            f"{folder.url_of(folder.keys.model)} is damaged: {first['msg']}; delete it, and "
+            f"{folder.url_of(key)} is damaged: {first['msg']}; delete it, and "
             "whoever renders next writes it anew"
         ) from None

@@ -56,6 +56,7 @@ def prepare(
         webhook=webhook,
         reproducible=manifest.reproducible or reproducible,
         parts=tuple(parts),
+        models=tuple(manifest.models) if len(manifest.models) > 1 else (),
     )
     write_job_file(folder, job, force=force)
     write_resolved(folder, manifest, job.reproducible)

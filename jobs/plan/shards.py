@@ -8,11 +8,13 @@ shapes side by side, and a sweep over sizes changes them at every image.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
+from jobs.ledger.types import ModelShards
 from jobs.plan.cost import evaluations_of
-from jobs.task import Task
+from jobs.task import ModelPart, Task
 
 MOST_IMAGES = 64
 LEAST_IMAGES = 4  # of small jobs, whose images are spread over several workers
@@ -61,6 +63,15 @@ class ShardTable:
         self._stop += 1
         if self._stop == self._total:
             self.ends.append(self._stop)
+
+    def of_models(self, parts: Sequence[ModelPart]) -> tuple[ModelShards, ...]:
+        """The shards of each model of a job, which end where its images do."""
+        found, before = [], 0
+        for part, images in zip(parts, accumulate(part.images for part in parts), strict=True):
+            shards = bisect_left(self.ends, images) + 1
+            found.append(ModelShards(part.name, shards - before, part.images))
+            before = shards
+        return tuple(found)
 
     def shard_of(self, index: int) -> int:
         """Number of the shard that holds this image."""

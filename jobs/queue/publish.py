@@ -13,11 +13,12 @@ LEAST_WINDOW = 4
 
 
 def window(status: JobStatus, jobs: Sequence[JobStatus], slots: int) -> int:
-    """How many shards of a job may be published or rendering.
+    """How many shards of a job of one model, or of such a part of a job, may be published or
+    rendering.
 
-    jobs: all of the ledger. slots: shards that the workers of the job's model render at a time.
-    Twice as many are out, so that no worker waits; jobs that are active at the same time share
-    them by priority, so that an urgent job does not wait behind a long one.
+    jobs: all such jobs and parts of the ledger. slots: shards that the workers of the job's model
+    render at a time. Twice as many are out, so that no worker waits; jobs that are active at the
+    same time share them by priority, so that an urgent job does not wait behind a long one.
     """
     rivals = [
         job.priority
@@ -29,12 +30,12 @@ def window(status: JobStatus, jobs: Sequence[JobStatus], slots: int) -> int:
 
 
 def publish(ledger: Ledger, queue: ShardQueue, status: JobStatus, limit: int) -> int:
-    """Fills the job's window; how many messages were sent. Raises `LedgerError`.
+    """Fills the window of a job or part; how many messages were sent. Raises `LedgerError`.
 
     A process that dies between the two steps leaves shards without a message; they are found as
     unclaimed later.
     """
-    shards = ledger.publish(status.job_id, limit)
+    shards = ledger.publish(status.job_id, limit, status.own_shards)
     if shards:
         queue.send(status.model, shards)
     return len(shards)

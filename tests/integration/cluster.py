@@ -142,11 +142,13 @@ def undisturbed(manifest: Path, model: Path, folder: Path) -> dict[str, str]:
     store = LocalStore(folder)
     summary = run_job(
         load_manifest(manifest),
-        ModelChoice(
-            "odd", str(model), dtype="float32", device="cpu", cache=Path(f"{folder}-cache")
-        ),
+        [
+            ModelChoice(
+                "odd", str(model), dtype="float32", device="cpu", cache=Path(f"{folder}-cache")
+            )
+        ],
         store,
-        observe=lambda: contextlib.nullcontext(Recorder()),
+        observe=lambda cost: contextlib.nullcontext(Recorder()),
         status=lambda text: contextlib.nullcontext(),
         stop=threading.Event(),
     )

@@ -202,7 +202,7 @@ def test_a_job_is_rendered_with_one_model_only(started, model, tmp_path):
     digests = {
         r["model"]["digest"] for r in read_records(JobFolder(cluster.store, JobKeys(job_id)))
     }
-    assert digests == {json.loads(cluster.store.get(JobKeys(job_id).model))["digest"]}
+    assert digests == {json.loads(cluster.store.get(JobKeys(job_id).model()))["digest"]}
     assert stranger.poll() is None  # other jobs may want what it has
     # A job that nobody has begun may be the stranger's.
     cluster.workers[0].terminate()

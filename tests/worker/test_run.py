@@ -121,9 +121,9 @@ def run(
     cache = cache or Path(os.environ["SDBATCH_CACHE"])
     return run_job(
         load_manifest(path),
-        ModelChoice("odd", str(checkpoint), dtype="float32", device="cpu", cache=cache),
+        [ModelChoice("odd", str(checkpoint), dtype="float32", device="cpu", cache=cache)],
         store,
-        observe=lambda: contextlib.nullcontext(recorder or Recorder()),
+        observe=lambda cost: contextlib.nullcontext(recorder or Recorder()),
         status=lambda text: contextlib.nullcontext(),
         stop=stop or threading.Event(),
         **options,
@@ -159,9 +159,9 @@ def test_a_manifest_is_expanded_once(tmp_path, checkpoint, monkeypatch):
     path.write_text(f"{body}prompts: [{{prompt: a ring, seeds: {{start: 0, count: {images}}}}}]\n")
     expand = jobs.manifest.load.expand
 
-    def counting(*arguments):
+    def counting(*arguments, **options):
         nonlocal made
-        for task in expand(*arguments):
+        for task in expand(*arguments, **options):
             made += 1
             yield task
 
@@ -515,9 +515,9 @@ def test_input_that_changed_since_it_was_read_is_refused(manifest_path, checkpoi
     with pytest.raises(InputError, match=r"start\.png changed"):
         run_job(
             manifest,
-            ModelChoice("odd", str(checkpoint)),
+            [ModelChoice("odd", str(checkpoint))],
             LocalStore(tmp_path / "out"),
-            observe=lambda: contextlib.nullcontext(Recorder()),
+            observe=lambda cost: contextlib.nullcontext(Recorder()),
             status=lambda text: contextlib.nullcontext(),
             stop=threading.Event(),
         )
@@ -527,9 +527,9 @@ def test_wrong_digest_and_missing_model_are_model_errors(manifest_path, checkpoi
     def run_with(choice: ModelChoice) -> None:
         run_job(
             load_manifest(manifest_path),
-            choice,
+            [choice],
             LocalStore(tmp_path / "out"),
-            observe=lambda: contextlib.nullcontext(Recorder()),
+            observe=lambda cost: contextlib.nullcontext(Recorder()),
             status=lambda text: contextlib.nullcontext(),
             stop=threading.Event(),
         )

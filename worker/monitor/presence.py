@@ -37,7 +37,9 @@ class QueueReader:
         jobs = self._ledger.jobs()
         workers = Counter(worker.model for worker in self._ledger.workers() if worker.serves)
         now_s = self._ledger.time_s()  # workers' clocks may be hours apart
-        active = [job for job in jobs if job.state is JobState.ACTIVE]
+        active = [
+            part for job in jobs if job.state is JobState.ACTIVE for part in self._ledger.parts(job)
+        ]
         models = sorted({*workers, *(job.model for job in active)})
         return {
             model: self._figures(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,10 +16,13 @@ from jobs.folder.records import Record, read_records
 from jobs.storage import LocalStore
 from jobs.task import Task, spec_digest
 
+Digests = Mapping[str | None, str]
+"""By the model that tasks name, the digest of its weights."""
 
-def is_complete(folder: JobFolder, tasks: Iterable[Task], *, images: int, digest: str) -> bool:
+
+def is_complete(folder: JobFolder, tasks: Iterable[Task], *, images: int, digests: Digests) -> bool:
     """True if `done.json` says that no image failed, the gallery is there, and each task's image by
-    the model with this digest is in the store, as large as its record says.
+    the model with its digest is in the store, as large as its record says.
 
     tasks: all of the job.
     images: how many they are.
@@ -34,6 +37,14 @@ def is_complete(folder: JobFolder, tasks: Iterable[Task], *, images: int, digest
         or folder.head(folder.keys.index) is None
     ):
         return False
+    return are_there(folder, tasks, images=images, digests=digests) and _are_as_noted(folder)
+
+
+def are_there(folder: JobFolder, tasks: Iterable[Task], *, images: int, digests: Digests) -> bool:
+    """True if the images of these tasks are in the store, as large as their records say.
+
+    images: of the whole job. Raises `StoreError`.
+    """
     # Hashes, as a million paths would take more memory. Those of one process never differ.
     paths, sizes = array("q", [0]) * images, array("q", [-1]) * images
     try:
@@ -47,11 +58,12 @@ def is_complete(folder: JobFolder, tasks: Iterable[Task], *, images: int, digest
         for o in folder.list(folder.keys.images_prefix)
     }
     for task in tasks:
-        key = folder.keys.image(task.name, spec_digest(task, digest), task.format)
+        spec = spec_digest(task, digests[task.model])
+        key = folder.keys.image(task.name, spec, task.format)
         path = folder.keys.path(key)
         if paths[task.index] != hash(path) or hash((path, sizes[task.index])) not in there:
             return False
-    return _are_as_noted(folder)
+    return True
 
 
 def _are_as_noted(folder: JobFolder) -> bool:

@@ -95,6 +95,6 @@ def _is_whole(line: Record | None) -> bool:
 
 def _line_of(folder: JobFolder, task: Task) -> Record:
     """Read off the task's image. Raises `NotFoundError`, `DamagedError` and `StoreError`."""
-    spec = spec_digest(task, read_pin(folder)["digest"])
+    spec = spec_digest(task, read_pin(folder, task.model)["digest"])
     key = folder.keys.image(task.name, spec, task.format)
     return record_in_store(folder, key, spec) | {"index": task.index}

@@ -92,7 +92,11 @@ class Reconciler:
             self._notifier.round()
 
     def _publish(self, jobs: Sequence[JobStatus]) -> None:
-        active = [job for job in jobs if job.state is JobState.ACTIVE and not job.settled]
+        active: list[JobStatus] = []  # those of several models by their parts
+        for job in jobs:
+            if job.state is JobState.ACTIVE and not job.settled:
+                with self._apart(job):
+                    active += [part for part in self._ledger.parts(job) if not part.settled]
         workers = Counter(worker.model for worker in self._ledger.workers())
         published: Counter[str] = Counter()
         for job in active:
@@ -117,7 +121,8 @@ class Reconciler:
                     self._ledger.note_error(job.job_id, str(error))
 
     def _send_again(self, job: JobStatus, published: Mapping[str, int]) -> None:
-        """Shards of a job whose message is lost, or seems to be: a claim refuses the second of two.
+        """Shards of a job or part whose message is lost, or seems to be: a claim refuses the second
+        of two.
 
         published: shards by model. As many messages as that are never added to, so that a queue
         which nobody reads does not grow.
@@ -125,7 +130,7 @@ class Reconciler:
         length = self._queue.length(job.model)
         if length < published[job.model]:
             after_s = MISSED_AFTER_S if length else LOST_AFTER_S
-            shards = self._ledger.unclaimed(job.job_id, after_s)
+            shards = self._ledger.unclaimed(job.job_id, after_s, job.own_shards)
             if shards:
                 lost = counted(len(shards), "message")
                 were = agreeing(len(shards), "was", "were")

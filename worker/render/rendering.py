@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from contextlib import closing
 
@@ -27,13 +28,15 @@ def render(
     folder: JobFolder,
     described: JobFile,
     shards: ShardTable,
+    images: range,
     *,
     added: AddedFiles,
     observer: Observer,
     stop: threading.Event,
     force: bool,
 ) -> Outcome:
-    """Render what the folder, which `prepare` has filled, does not hold; with `force` everything.
+    """Render what the folder, which `prepare` has filled, does not hold of these images; with
+    `force` all of them.
 
     info: of the model, for records. stop: see `run_job`. Raises like it.
     """
@@ -45,7 +48,8 @@ def render(
         job = RenderJob(folder, described, engine, info, Inputs(folder), added, encode, force)
         runner = Runner(job, records, observer, RenderOptions(save=lambda: True))
         # From the plan in the store: the files that a manifest names may change meanwhile.
-        outcome = runner.render(read_plan(folder), stop)
+        tasks = itertools.islice(read_plan(folder), images.start, images.stop)
+        outcome = runner.render(tasks, stop)
         if stop.is_set():
             engine.close(cancel=True)
         return outcome

@@ -60,6 +60,13 @@ class Outcome:
     def settled(self) -> int:
         return self.rendered + self.reused + len(self.failures)
 
+    def add(self, other: Outcome) -> None:
+        """Counts what became of other tasks, too."""
+        self.rendered += other.rendered
+        self.reused += other.reused
+        self.equal += other.equal
+        self.failures += other.failures
+
 
 @dataclass(frozen=True)
 class RenderOptions:

@@ -59,18 +59,22 @@ class Stopped:
 @dataclass(frozen=True)
 class _Identity:
     """Facts that make a job the same one: a job that was forgotten and entered again under its name
-    may have another plan, or another folder.
+    may have another plan, or another folder. several: it has other models, too.
     """
 
     job_id: str
     plan: str
     store: str
     model: str
+    several: bool
     created_s: float
 
     @classmethod
-    def of(cls, status: JobStatus) -> _Identity:
-        return cls(status.job_id, status.plan, status.store, status.model, status.created_s)
+    def of(cls, status: JobStatus, shard: int) -> _Identity:
+        """Raises `DamagedLedgerError`."""
+        model, several = status.model_of(shard), bool(status.models)
+        place = status.job_id, status.plan, status.store
+        return cls(*place, model, several, status.created_s)
 
 
 class Worker:
@@ -199,7 +203,7 @@ class Worker:
         try:
             status = self.ledger.status(shard.job_id)
             store = self._store_at(status.store)
-            job, plan = self._loaded(_Identity.of(status))
+            job, plan = self._loaded(_Identity.of(status, shard.number))
             self.images += render_shard(
                 plan.tasks(indices),
                 held,
@@ -258,7 +262,8 @@ class Worker:
         folder = JobFolder(self._store_at(identity.store), JobKeys(identity.job_id))
         if folder.head(folder.keys.plan_part(0)) is None:
             raise NotFoundError(f"{folder.url} has no plan")
-        pin_model(folder, self.model.name, self.model.digest)
+        of = identity.model if identity.several else None
+        pin_model(folder, self.model.name, self.model.digest, of=of)
         described = read_job_file(folder)
         inputs = Inputs(folder)
         job = RenderJob(

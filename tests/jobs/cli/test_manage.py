@@ -121,6 +121,25 @@ class TestStatus:
         assert f"steps        {found.evaluations - 1} of {found.evaluations}" in said
         assert f"{figures_of(found).images_per_s:.2f} images/s, 0:00 left" in said
 
+    def test_each_model_of_several(self, commands):
+        text = TEXT.replace("prompts:", "matrix: {model: [demo, other]}\nprompts:")
+        manifest = write(commands.folder, text)
+        job = commands.json("submit", manifest, "--store", commands.folder / "out")["job"]
+        commands.ledger.worker_seen(WorkerInfo("w1", "host", 1, "cpu", "demo", 0, 0, "idle"), 60)
+        lease = commands.ledger.claim(job, 0, "w1").lease
+        commands.ledger.settle(lease, [0, 1], [])
+        lines = commands("status", job).splitlines()
+        assert lines[2:4] == [
+            "model        demo: 2 of 6 (33 %) done, 1 worker",
+            "model        other: 0 of 6 (0 %) done, 0 workers",
+        ]
+        assert lines[-1].startswith("waits        no worker has model other; workers have demo (1)")
+        document = commands.json("status", job)
+        assert (document["model"], document["workers"]) == ("demo, other", 1)
+        parts = [(part["name"], part["images"], part["done"]) for part in document["models"]]
+        assert parts == [("demo", 6, 2), ("other", 6, 0)]
+        assert "no worker has model other" in commands("jobs")
+
     def test_the_codes_are_in_the_help(self, commands):
         said = " ".join(commands("status", "--help").split())
         assert "3 if it is done but for images that failed, 8 if it was cancelled" in said

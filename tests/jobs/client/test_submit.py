@@ -10,14 +10,21 @@ import pytest
 
 from jobs.client.resume import resume
 from jobs.client.submit import submit
-from jobs.errors import InputError, JobConflictError, LedgerError, NotFoundError, StoreError
+from jobs.errors import (
+    DamagedError,
+    InputError,
+    JobConflictError,
+    LedgerError,
+    NotFoundError,
+    StoreError,
+)
 from jobs.folder.job_file import read_job_file
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.plan import read_plan
 from jobs.folder.prepare import prepare
 from jobs.folder.records import dump_lines, read_lines
 from jobs.ledger.memory.ledger import MemoryLedger
-from jobs.ledger.types import JobState
+from jobs.ledger.types import JobState, ModelShards
 from jobs.manifest.load import load_manifest
 from jobs.queue.publish import LEAST_WINDOW
 from jobs.storage import LocalStore
@@ -85,6 +92,37 @@ def render(store, job, indices):
         store.put(key, b"x")
         records.append({"index": index, "path": keys.path(key), "bytes": 1})
     store.put(keys.records(0), dump_lines(records))
+
+
+MODELS = """\
+version: 1
+name: both
+matrix: {model: [a, b]}
+prompts: [{prompt: a ring, seeds: {start: 0, count: 10}}, a star]
+"""
+
+
+def test_each_model_has_its_queue_also_after_a_resume(tmp_path, store):
+    (tmp_path / "both.yaml").write_text(MODELS)
+    both = load_manifest(tmp_path / "both.yaml")
+    ledger, queue = MemoryLedger(), Messages()
+    job = enter(both, store, ledger, queue).job
+    models = (ModelShards("a", 3, 11), ModelShards("b", 3, 11))
+    for _ in range(2):
+        assert (ledger.status(job).models, ledger.status(job).model) == (models, "a, b")
+        sent = [(model, shard.start, shard.stop) for model, shard in queue.sent]
+        assert sent == [
+            *(("a", 0, 4), ("a", 4, 8), ("a", 8, 11)),
+            *(("b", 11, 15), ("b", 15, 19), ("b", 19, 22)),
+        ]
+        ledger, queue = MemoryLedger(), Messages()
+        again(job, store, ledger, queue)
+    described = json.loads(store.get(JobKeys(job).job))
+    assert described["models"] == [{"name": "a", "images": 11}, {"name": "b", "images": 11}]
+    described["models"][0]["images"] = 12
+    store.put(JobKeys(job).job, json.dumps(described).encode(), overwrite=True)
+    with pytest.raises(DamagedError, match=r"job.json is damaged: the models of both"):
+        again(job, store, MemoryLedger())
 
 
 def test_a_job_goes_to_the_store_the_ledger_and_the_queue(manifest, store):

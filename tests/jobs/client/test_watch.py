@@ -11,7 +11,7 @@ from rich.console import Console
 from jobs.client.watch import PATIENCE_S, watch
 from jobs.errors import LedgerError, NotFoundError
 from jobs.ledger.memory.ledger import MemoryLedger
-from jobs.ledger.types import JobState, NewJob, WorkerInfo
+from jobs.ledger.types import JobState, ModelShards, NewJob, WorkerInfo
 from jobs.terminal.figures import figures_of
 
 
@@ -146,6 +146,20 @@ def test_it_says_once_that_no_worker_has_the_model():
     scene.watch()
     none = "no worker has model demo; workers have v1 (1); sdbatch worker --model demo starts one"
     assert [line for line in scene.lines if "no worker" in line] == [none]
+
+
+def test_it_says_so_of_each_model():
+    scene = Scene(
+        lambda scene: scene.add_worker("a"),
+        lambda scene: scene.add_worker("b"),
+        become(JobState.CANCELLED),
+    )
+    scene.ledger.forget("job")
+    models = (ModelShards("a", 1, 4), ModelShards("b", 1, 4))
+    scene.ledger.create(NewJob("job", "job", "p" * 64, "out", "a, b", [4, 8], 80, models=models))
+    scene.watch()
+    said = [line.partition(";")[0] for line in scene.lines if "no worker" in line]
+    assert said == ["no worker has model a", "no worker has model b"]
 
 
 def test_speed_is_of_the_time_in_which_the_job_was_rendered():

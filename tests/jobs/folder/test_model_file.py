@@ -47,6 +47,6 @@ def test_it_may_be_fixed_anew(store):
 
 
 def test_damage_is_named(store):
-    store.put(KEYS.model, b"{}")
+    store.put(KEYS.model(), b"{}")
     with pytest.raises(StoreError, match=r"model\.json is damaged"):
         pin_model(JobFolder(store, KEYS), "v1", "a" * 64)

@@ -14,7 +14,14 @@ from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.plan import write_plan
 from jobs.folder.records import dump_lines, read_failures
 from jobs.ledger.memory.ledger import MemoryLedger
-from jobs.ledger.types import MOST_DEATHS, JobState, NewJob, given_up
+from jobs.ledger.types import (
+    MOST_DEATHS,
+    JobState,
+    ModelShards,
+    NewJob,
+    WorkerInfo,
+    given_up,
+)
 from jobs.plan.part import dump, pack
 from jobs.storage import LocalStore
 from jobs.task import Failure, Task
@@ -93,6 +100,25 @@ def test_it_fills_the_window_once(reconciler, queue):
     one.round()
     one.round()
     assert [shard.number for shard in queue.messages["demo"]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_each_model_of_a_job_has_a_window_and_a_queue(reconciler, queue, ledger, clock):
+    models = (ModelShards("a", 8, 8), ModelShards("b", 4, 4))
+    both = NewJob("both", "both", "p" * 64, "out", "a, b", range(1, 13), 12, models=models)
+    ledger.create(both)
+    ledger.worker_seen(WorkerInfo("w1", "host", 1, "cpu", "a", 0, 0, "idle"), 1e9)
+    one = reconciler()
+    one.round()
+    for model, numbers in (("a", range(6)), ("b", range(8, 12)), ("demo", range(6))):
+        assert [shard.number for shard in queue.messages[model]] == list(numbers)
+    assert "a, b" not in queue.messages
+    # What waits in the queue of a is there; what b was sent is lost.
+    lost = list(queue.messages["b"])
+    queue.messages["b"].clear()
+    clock.now += LOST_AFTER_S + 1
+    one.round()
+    assert queue.messages["b"] == lost
+    assert queue.length("a") == 6
 
 
 def test_one_at_a_time(reconciler, queue, clock):

@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.errors import ExitCode, StoreError
+from jobs.errors import ExitCode, NotFoundError, StoreError
 from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.model_file import read_pin
 from jobs.folder.prepare import prepare
-from jobs.folder.records import read_lines
-from jobs.ledger.types import ClaimAnswer, JobState
+from jobs.folder.records import read_lines, read_records
+from jobs.ledger.types import ClaimAnswer, JobState, ModelShards, NewJob
 from jobs.manifest.load import load_manifest
 from jobs.task import Task
 from sd_core.spec import Sampling
@@ -348,7 +349,26 @@ def test_a_job_that_came_again_under_its_name_is_another_job(service):
     keys = JobKeys("job")
     lines = read_lines(service.store, keys.records(0))
     assert {line["prompt"] for line in lines} == {"a green star", "a blue ring"}
-    assert service.store.head(keys.model) is not None
+    assert service.store.head(keys.model()) is not None
+
+
+def test_of_a_job_of_several_models_it_renders_its_own_shards(service):
+    service.enter(prompts="a ring, a star", head="matrix: {model: [odd, even]}")
+    service.ledger.forget("job")
+    models = (ModelShards("odd", 1, 2), ModelShards("even", 1, 2))
+    both = NewJob("job", "job", "p" * 64, "out", "odd, even", (2, 4), 16, models=models)
+    service.ledger.create(both)
+    service.ledger.publish("job", 2)
+    service.handle(number=0)
+    service.handle(number=1)
+    status = service.ledger.status("job")
+    assert (status.done, status.leased, status.failed) == (2, 0, 0)
+    assert status.error == "w1: it wants model even, this worker has odd"
+    folder = JobFolder(service.store, JobKeys("job"))
+    assert read_pin(folder, "odd")["name"] == "odd"
+    assert [record["model"]["name"] for record in read_records(folder)] == ["odd", "odd"]
+    with pytest.raises(NotFoundError):
+        read_pin(folder)
 
 
 def test_what_is_a_jobs_own_fault_stops_nobody(service):

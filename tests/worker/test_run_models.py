@@ -1,0 +1,144 @@
+"""A job of several models in one process: model by model, each loaded only where it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import worker.run
+from jobs.errors import Interrupted, JobConflictError
+from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.records import read_records
+from jobs.manifest.load import load_manifest
+from jobs.storage import LocalStore
+from sd_core.weights.export import save_single_file
+from tests.sd_core.small import ODD, small_model
+from tests.worker.test_run import Recorder, digests
+from worker.checkpoint.load import ModelChoice
+from worker.run import run_job
+
+MANIFEST = """\
+version: 1
+name: both
+model: odd
+defaults: {width: 64, height: 64, steps: 2}
+prompts: [a ring, {prompt: a star, model: even, seeds: [1, 2, 3]}, a cross]
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("odd", "even")):
+        save_single_file(small_model(ODD, seed), folder / f"{name}.safetensors")
+    return {name: folder / f"{name}.safetensors" for name in ("odd", "even")}
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[str]:
+    """Names of the models that are loaded from now on."""
+    names: list[str] = []
+    load = worker.run.load
+
+    def counting(choice):
+        names.append(choice.name)
+        return load(choice)
+
+    monkeypatch.setattr(worker.run, "load", counting)
+    return names
+
+
+@pytest.fixture
+def run(tmp_path, checkpoints, loaded):
+    (tmp_path / "both.yaml").write_text(MANIFEST)
+
+    def run(text=MANIFEST, recorder=None, stop=None, **options):
+        (tmp_path / "both.yaml").write_text(text)
+        manifest = load_manifest(tmp_path / "both.yaml")
+        settings = {"device": "cpu", "dtype": "float32", "cache": Path(os.environ["SDBATCH_CACHE"])}
+        loaded.clear()
+        return run_job(
+            manifest,
+            [ModelChoice(p.name, str(checkpoints[p.name]), **settings) for p in manifest.models],
+            LocalStore(tmp_path / "out"),
+            observe=lambda cost: contextlib.nullcontext(recorder or Recorder()),
+            status=lambda text: contextlib.nullcontext(),
+            stop=stop or threading.Event(),
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture
+def store(tmp_path) -> LocalStore:
+    return LocalStore(tmp_path / "out")
+
+
+def pictures(store: LocalStore, job: str) -> dict[str, bytes]:
+    """Pixels of a job's images, by their names without the index."""
+    return {
+        path.partition("-s")[2]: Image.open(Path(store.root) / job / path).tobytes()
+        for path in digests(store, job)
+    }
+
+
+def test_each_image_is_by_its_model(run, store, loaded, checkpoints):
+    summary = run()
+    assert (summary.images, summary.rendered) == (5, 5)
+    assert loaded == ["odd", "even"]
+    records = list(read_records(JobFolder(store, JobKeys(summary.job))))
+    assert [r["model"]["name"] for r in records] == ["odd", "odd", "even", "even", "even"]
+    assert [r["prompt"] for r in records] == ["a ring", "a cross", *["a star"] * 3]
+    done = json.loads(store.get(JobKeys(summary.job).done))
+    assert [model["name"] for model in done["models"]] == ["odd", "even"]
+    # An image has the name and the pixels that it has in a job of one model.
+    alone = run(MANIFEST.replace("model: odd", "model: even").replace("a ring, ", ""))
+    mine, both = (pictures(store, job) for job in (alone.job, summary.job))
+    same = mine.keys() & both.keys()
+    assert len(same) == 3
+    assert all(mine[name] == both[name] for name in same)
+
+
+def test_again_there_is_nothing_to_load(run, store, loaded):
+    first = run()
+    assert run().reused == 5
+    assert loaded == []
+    # One image is gone: the other model stays where it is.
+    folder = JobFolder(store, JobKeys(first.job))
+    last = list(read_records(folder))[-1]
+    store.delete(folder.keys(last["path"]))
+    before = digests(store, first.job)
+    again = run()
+    assert (again.rendered, again.reused, loaded) == (1, 4, ["even"])
+    assert digests(store, first.job).items() > before.items()
+
+
+def test_it_goes_on_where_it_was_stopped(run, store, loaded):
+    stop = threading.Event()
+    with pytest.raises(Interrupted):
+        run(recorder=Recorder(lambda count: stop.set() if count == 2 else None), stop=stop)
+    assert loaded == ["odd"]
+    assert run().rendered <= 3 + 1
+    assert "even" in loaded
+    expected = run(job="whole").job
+    job = next(Path(store.root).glob("both-*")).name
+    assert digests(store, job) == digests(store, expected)
+
+
+def test_a_name_that_stands_for_other_weights_now(run, store, checkpoints, tmp_path):
+    run()
+    other = tmp_path / "other.safetensors"
+    save_single_file(small_model(ODD, 5), other)
+    checkpoints_before, checkpoints["even"] = checkpoints["even"], other
+    try:
+        with pytest.raises(JobConflictError, match=r"rendered with another model \(even, digest"):
+            run(MANIFEST)
+    finally:
+        checkpoints["even"] = checkpoints_before
