@@ -75,8 +75,9 @@ class _Told:
             self._console.print(Text(f"last error: {status.error}", style="red"))
         self._error = status.error
         waits = self._without_worker(status)
-        for model in waits.keys() - self._unserved.keys():
-            self._console.print(Text(waits[model]))
+        for model, sentence in waits.items():
+            if model not in self._unserved:
+                self._console.print(Text(sentence))
         self._unserved = waits
         before, self._state = self._state, status.state
         return self._state is not before

@@ -133,19 +133,25 @@ def make_model(folder: Path) -> Path:
     return path
 
 
-def undisturbed(manifest: Path, model: Path, folder: Path) -> dict[str, str]:
-    """Image path -> sha256 after a run in one process, without a service."""
+def undisturbed(manifest: Path, model: Path | Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """Image path -> sha256 after a run in one process, without a service.
+
+    model: a checkpoint, or those of several models by their names.
+    """
     from tests.worker.test_run import Recorder
     from worker.checkpoint.load import ModelChoice
     from worker.run import run_job
 
-    store = LocalStore(folder)
+    store, read = LocalStore(folder), load_manifest(manifest)
+    paths = model if isinstance(model, Mapping) else {"odd": model}
+    cache = Path(f"{folder}-cache")
     summary = run_job(
-        load_manifest(manifest),
+        read,
         [
             ModelChoice(
-                "odd", str(model), dtype="float32", device="cpu", cache=Path(f"{folder}-cache")
+                part.name, str(paths[part.name]), dtype="float32", device="cpu", cache=cache
             )
+            for part in read.models
         ],
         store,
         observe=lambda cost: contextlib.nullcontext(Recorder()),

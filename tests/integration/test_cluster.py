@@ -51,6 +51,14 @@ defaults: {width: 64, height: 64, steps: 5}
 prompts: [{prompt: a red circle, seeds: {start: 0, count: 200}}]
 """
 
+BOTH = """\
+version: 1
+name: both
+defaults: {width: 64, height: 64, steps: 3}
+matrix: {model: [odd, even]}
+prompts: [{prompt: a red circle, seeds: {start: 0, count: 20}}]
+"""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -194,3 +202,26 @@ def test_cancelling_ends_a_job_and_keeps_its_images(cluster, manifest, model, tm
         cluster.command("submit", str(manifest), "--store", str(tmp_path / "out")).returncode == 0
     )
     check(cluster, manifest, model, tmp_path)
+
+
+def test_each_worker_renders_the_images_of_its_model(cluster, tmp_path, model):
+    """One job of two models, a worker for each, of which the second comes late."""
+    other = tmp_path / "even.safetensors"
+    save_single_file(small_model(ODD, 1), other)
+    with (tmp_path / "models.yaml").open("a") as models:
+        models.write(f"even: {other}\n")
+    manifest = tmp_path / "both.yaml"
+    manifest.write_text(BOTH)
+    cluster.submit(manifest)
+    cluster.start_worker()
+    cluster.wait_for_images(20)
+    (status,) = cluster.ledger.jobs()
+    said = cluster.command("status", status.job_id).stdout
+    assert "model        even: 0 of 20 (0 %) done, 0 workers" in said
+    assert "no worker has model even; workers have odd (1)" in said
+    cluster.start_worker(SDBATCH_MODEL="even")
+    status = cluster.wait_until_done()
+    assert (status.done, status.failed) == (40, 0)
+    checkpoints = {"odd": model, "even": other}
+    expected = undisturbed(manifest, checkpoints, tmp_path / "undisturbed")
+    assert cluster.digests(status.job_id) == cluster.records(status.job_id) == expected
