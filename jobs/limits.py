@@ -29,6 +29,12 @@ MAX_IMAGES = 10_000_000
 MAX_COMBINATIONS = 10_000
 """Combinations of a matrix."""
 
+MAX_LABELS = 32
+"""Labels of one prompt."""
+
+MAX_LABEL_CHARS = 1_000
+"""The value of a label."""
+
 MAX_MODELS = 100
 """Models of one job."""
 

@@ -136,7 +136,8 @@ class Task:
     format: one of `IMAGE_FORMATS`.
     template: the prompt as it was written, where choices were made in it; for the record alone.
     loras: added in this order. embeddings: that the prompts name. vae: None for the model's own.
-    model: by its name in the model list, in a job of several.
+    model: by its name in the model list, in a job of several. meta: labels, names and values; for
+    the record alone.
     """
 
     index: int
@@ -152,6 +153,7 @@ class Task:
     embeddings: tuple[EmbeddingUse, ...] = ()
     vae: VaeUse | None = None
     model: str | None = None
+    meta: tuple[tuple[str, str], ...] = ()
 
     def canonical(self) -> dict[str, Any]:
         """Values that determine the pixels and the format, and no others (not index nor name)."""
@@ -221,6 +223,8 @@ class Task:
             values["vae"] = self.vae.to_json()
         if self.model is not None:
             values["model"] = self.model
+        if self.meta:
+            values["meta"] = dict(self.meta)
         return values
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
 
 _BESIDES = (
-    *("manifest.yaml", "manifest.resolved.yaml"),
+    *("manifest.yaml", "manifest.resolved.yaml", "inputs.json"),
     *("records/", "failures.jsonl", "index.html", "grid-", "done.json"),
 )
 """Files that are collected besides images and inputs, in this order: `done.json` last."""

@@ -66,6 +66,10 @@ class JobKeys:
         return self(f"models/{digest[:SPEC_DIGITS]}.json")
 
     @property
+    def input_names(self) -> str:
+        return self("inputs.json")
+
+    @property
     def failures(self) -> str:
         return self("failures.jsonl")
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 
 from jobs.errors import DamagedError, InputError
+from jobs.folder.input_names import write_input_names
 from jobs.folder.job_file import JobFile, check_folder, write_job_file
 from jobs.folder.layout import JobFolder
 from jobs.folder.plan import write_plan
@@ -46,6 +47,7 @@ def prepare(
     parts = write_plan(folder, manifest.expansion.parts(), replace=known is not None)
     for name, source in manifest.inputs.items():
         _put_input(folder, name, source)
+    write_input_names(folder, manifest.input_names)
     job = JobFile(
         name=manifest.name,
         model=manifest.model,

@@ -20,6 +20,7 @@ from jobs.folder.layout import JobFolder
 from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_LINE_BYTES
 from jobs.manifest.entries import Entry
+from jobs.manifest.labels import unfilled
 from jobs.manifest.load import Manifest
 from jobs.manifest.loras import written
 from jobs.manifest.named_files import manifest_names
@@ -148,7 +149,9 @@ def _row(
     entry: Entry, manifest: Manifest, defaults: Mapping[str, Any], folder: str
 ) -> dict[str, Any]:
     """A prompt with all that differs from the defaults. folder: of its pictures."""
-    row: dict[str, Any] = {"prompt": entry.prompt}
+    row: dict[str, Any] = {"prompt": unfilled(entry.prompt, entry.meta)}
+    if entry.meta:
+        row["meta"] = dict(entry.meta)
     if isinstance(entry.seeds, tuple):
         row["seeds"] = dict(zip(("start", "count"), entry.seeds, strict=True))
     elif entry.seeds != [Sampling.seed]:
@@ -156,13 +159,14 @@ def _row(
     settings = {"negative": entry.negative, **dict(zip(SETTINGS, entry.settings, strict=True))}
     template = entry.template
     for name, value in settings.items():
-        if value == defaults.get(name, getattr(Sampling, name, None)):
+        as_default = value == defaults.get(name, getattr(Sampling, name, None))
+        if as_default and not (name == "negative" and entry.meta and "${" in value):
             continue
         if name == "strength" and entry.init_image is None:
             # A prompt cannot set it; from elsewhere it does nothing but for the name.
             template = template.replace("{strength}", f"{value:g}")
         else:
-            row[name] = value
+            row[name] = unfilled(value, entry.meta) if name == "negative" else value
     if entry.loras:
         row["loras"] = [written(use) for use in entry.loras]
     if entry.embeddings:

@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.formatting import counted, one_of, quote
 from jobs.image_settings import SETTINGS, TYPES
+from jobs.manifest.labels import PREFIX, from_columns
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import ProblemList
 from jobs.manifest.scalars import scalar
@@ -57,7 +58,8 @@ class CsvRow:
     def position(self, path: ValuePath, *, of_key: bool = False) -> tuple[int, int]:
         if not path:
             return self._line, 1
-        return self.cell(self._columns.get(str(path[0]), 0))
+        column = ".".join(map(str, path[:2])) if path[0] == "meta" else str(path[0])
+        return self.cell(self._columns.get(column, 0))
 
     def cell(self, number: int) -> tuple[int, int]:
         """Line and column where a cell starts."""
@@ -153,7 +155,7 @@ class CsvReader:
         """True if the columns are keys of a prompt, each once, or have no name."""
         before = len(self._problems)
         for number, key in enumerate(header):
-            if key and key not in PROMPT_KEYS:
+            if key and not (key in PROMPT_KEYS or key.startswith(PREFIX)):
                 close = known_key(key, PROMPT_KEYS)
                 hint = f"did you mean '{close}'?" if close else f"expected {one_of(PROMPT_KEYS)}"
                 self._problem(row, number, f"unknown column {quote(key)}; {hint}")
@@ -190,7 +192,7 @@ class CsvReader:
             except ValueError as error:
                 self._problem(row, number, str(error), key)
                 return None
-        return values
+        return from_columns(values)
 
     def _problem(self, row: CsvRow, cell: int, message: str, path: str = "") -> None:
         self._problems.add(self._file, *row.cell(cell), path, message)
@@ -229,6 +231,8 @@ def _cell(key: str, cell: str, *, comma: bool) -> Any:
     if key in TEXT_KEYS and key not in _LISTS:
         return cell
     text = cell.strip()
+    if key.startswith(PREFIX):
+        return text
     if key == "embeddings":
         return text.split()
     if key == "loras":

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from jobs.image_settings import SETTINGS
 from jobs.manifest.embeddings import Listing, known_by_name, uses_in
+from jobs.manifest.labels import Labels
 from jobs.manifest.lora_tags import split_tags
 from jobs.manifest.loras import Use, use_of
 from jobs.manifest.named_files import KnownFile
@@ -38,7 +39,7 @@ class Entry(NamedTuple):
     init_image, mask: names in the job's `inputs/`. dynamic: of `jobs.manifest.schema.Dynamic`, for
     an entry whose choices are still to be made. written: the prompt with its choices, for one whose
     choices were made. loras: besides those of tags in the prompt. embeddings: that the prompts
-    may name. vae: that draws the image. model: by its name in the model list.
+    may name. vae: that draws the image. model: by its name in the model list. meta: its labels.
     """
 
     prompt: str
@@ -54,6 +55,7 @@ class Entry(NamedTuple):
     embeddings: tuple[Listing, ...] = ()
     vae: Choice = ()
     model: str = ""
+    meta: Labels = ()
 
     @property
     def seed_count(self) -> int:
@@ -173,9 +175,9 @@ def expand(
             for seed in numbers:
                 fields = *before, seed, *after
                 sampling = Sampling(*fields)
-                name = fill(template, job, index, words, sampling, entry.model)
+                name = fill(template, job, index, words, sampling, entry.model, entry.meta)
                 yield Task(
                     *(index, name, words, negative, sampling, init_image, mask, format),
-                    *(entry.written, of_image, vectors, autoencoder, model),
+                    *(entry.written, of_image, vectors, autoencoder, model, entry.meta),
                 )
                 index += 1

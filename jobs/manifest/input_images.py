@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jobs.formatting import quote, reason
 from jobs.limits import MAX_IMAGE_BYTES
@@ -40,12 +40,14 @@ class InputImage:
 class Inputs:
     """The files of one manifest. An image is read once, however many prompts name it.
 
-    sources: name in the job's folder -> where its bytes are.
+    sources: name in the job's folder -> where its bytes are. names: the same -> what the file of an
+    image was called, the first where several are the same.
     """
 
     def __init__(self, root: Path, *, allow_outside: bool) -> None:
         """root: the folder that paths must stay in, unless `allow_outside`."""
         self.sources: dict[str, Source] = {}
+        self.names: dict[str, str] = {}
         self._root = root.resolve()
         self._allow_outside = allow_outside
         self._bucket = cache(open_store)  # making a client takes longer than a small picture does
@@ -109,6 +111,9 @@ class Inputs:
             raise ValueError(f"{quote(text)} {error}") from None
         name = f"{hashlib.sha256(data).hexdigest()}.{picture.extension}"
         self.sources.setdefault(name, source)
+        called = PurePosixPath(text).name
+        if called != name:  # as it is in a job's folder
+            self.names.setdefault(name, called)
         return InputImage(name, picture.size)
 
     def source(self, text: str, folder: Path) -> Source:

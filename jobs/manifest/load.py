@@ -31,7 +31,16 @@ from jobs.manifest.prompt_files import SUFFIXES, RowReader
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.resolve import Layer, Resolver
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.schema import FILE, FILE_KEYS, HEAD, PROMPT, PROMPT_KEYS, TEXT_KEYS, TOP_KEYS
+from jobs.manifest.schema import (
+    FILE,
+    FILE_KEYS,
+    HEAD,
+    PROMPT,
+    PROMPT_KEYS,
+    TEXT_KEYS,
+    TEXT_MAPPINGS,
+    TOP_KEYS,
+)
 from jobs.manifest.seed_warnings import SeedWatch
 from jobs.manifest.sources import Source, read_file
 from jobs.manifest.vaes import Vaes
@@ -76,7 +85,8 @@ class Manifest:
     """A manifest that was read and found good.
 
     path: of the file. source: its bytes. models: in the order of work; model: their names, in one
-    text. inputs: name in the job's `inputs/` -> its source. matrix: as it is written, which gives
+    text. inputs: name in the job's `inputs/` -> its source. input_names: the same -> what
+    an image was called. matrix: as it is written, which gives
     the combinations. loras, embeddings, vaes: that prompts use, by name. named_in_texts: embeddings
     that prompts with syntax a1111 name. reproducible: None leaves it to the settings.
     """
@@ -87,6 +97,7 @@ class Manifest:
     models: Sequence[ModelPart]
     output: Output
     inputs: Mapping[str, Source]
+    input_names: Mapping[str, str]
     entries: EntryLogs
     combinations: Sequence[Combination]
     matrix: Mapping[str, Any] = field(default_factory=dict)
@@ -261,6 +272,7 @@ class _Loader:
             models=[ModelPart(*part) for part in self._entries.images.items()],
             output=output,
             inputs=self._inputs.sources,
+            input_names=self._inputs.names,
             entries=self._entries,
             combinations=self._resolver.combinations,
             matrix=self._resolver.matrix,
@@ -277,7 +289,7 @@ class _Loader:
 
     def _head(self, top: Node, broken: set[str]) -> tuple[dict[str, Any], bool]:
         """Everything but the prompts, without what is wrong; and whether nothing was."""
-        values = plain(top, TEXT_KEYS)
+        values = plain(top, TEXT_KEYS, TEXT_MAPPINGS)
         values.pop("prompts", None)
         if "version" in broken:
             values["version"] = 1  # its problem is known already
@@ -388,7 +400,7 @@ class _Loader:
         """One item of `prompts`."""
         place = NodePlace(self._file, f"prompts[{number}]", node)
         if isinstance(node.value, dict):
-            values = plain(node, TEXT_KEYS)
+            values = plain(node, TEXT_KEYS, TEXT_MAPPINGS)
             apart = text_taken_apart(node, (*PROMPT_KEYS, "file"))
             if apart is not None:
                 self._problems.at(place, (), apart)

@@ -6,9 +6,11 @@ import functools
 import re
 import string
 import unicodedata
+from types import SimpleNamespace
 
 from jobs.formatting import quote, suggest
 from jobs.limits import MAX_IMAGES
+from jobs.manifest.labels import NAME, PREFIX, Labels
 from sd_core.spec import MAX_SIDE, MAX_STEPS, SAMPLERS, SEED_LIMIT, Sampling
 
 DEFAULT_TEMPLATE = "{index:06d}-s{seed}"
@@ -36,7 +38,7 @@ _WIDEST: dict[str, int | str] = {
     "guidance": f"{-1.23456e-300:g}",
     "strength": f"{1.23456e-300:g}",
     "name": "x" * 64,
-    "model": "x" * 4 * SLUG_CHARS,
+    "model": "x" * SLUG_CHARS,
 }
 
 
@@ -55,7 +57,9 @@ def check_template(template: str) -> str | None:
             )
         if field is None:
             continue
-        if field not in PLACEHOLDERS:
+        if re.fullmatch(rf"meta\.{NAME}", field):
+            pass
+        elif field not in PLACEHOLDERS:
             close = suggest(field, PLACEHOLDERS)
             hint = f"; did you mean {{{close}}}?" if close else ""
             return (
@@ -66,7 +70,7 @@ def check_template(template: str) -> str | None:
                 f"{quote(f'{{{field}}}')} has a format that is not allowed; only numbers have one, "
                 "a width of at most two digits such as {index:06d}"
             )
-    widest = template.format(**_WIDEST)
+    widest = template.format(**_WIDEST, meta=_ShortLabels())
     for part in widest.split("/"):
         if not part:
             return f"{quote(template)} starts or ends with / or has two in a row"
@@ -77,7 +81,40 @@ def check_template(template: str) -> str | None:
     return None
 
 
-def fill(template: str, job: str, index: int, prompt: str, sampling: Sampling, model: str) -> str:
+class _ShortLabels:
+    """Labels of a prompt that is not known yet; `label_flaw` looks at the real ones."""
+
+    def __getattr__(self, name: str) -> str:
+        return "x"
+
+
+@functools.lru_cache(maxsize=1024)
+def label_flaw(template: str, labels: Labels) -> str | None:
+    """Why a checked template cannot name images of a prompt with these labels; None if it can."""
+    names = [name for name, _ in labels]
+    for _, field, _, _ in string.Formatter().parse(template):
+        name = (field or "").removeprefix(PREFIX)
+        if name != field and field and name not in names:
+            return f"has {quote(f'{{{field}}}')}, and this prompt has no label {quote(name)}"
+    widest = template.format(**_WIDEST, meta=_slugs(labels))
+    if any(len(part.encode()) > MAX_PART_BYTES for part in widest.split("/")):
+        return f"{quote(template)} gives names longer than {MAX_PART_BYTES} bytes with its labels"
+    return None
+
+
+def _slugs(labels: Labels) -> SimpleNamespace:
+    return SimpleNamespace(**{name: slug(value) for name, value in labels})
+
+
+def fill(
+    template: str,
+    job: str,
+    index: int,
+    prompt: str,
+    sampling: Sampling,
+    model: str,
+    labels: Labels = (),
+) -> str:
     """A checked template with the values of one image."""
     if template == DEFAULT_TEMPLATE:  # twice as fast, and nearly all names are this one
         return f"{index:06d}-s{sampling.seed}"
@@ -93,6 +130,7 @@ def fill(template: str, job: str, index: int, prompt: str, sampling: Sampling, m
         strength=f"{sampling.strength:g}",
         name=job,
         model=slug(model),
+        meta=_slugs(labels),
     )
 
 
@@ -113,4 +151,4 @@ def job_name(stem: str) -> str:
 
 
 def _placeholders() -> str:
-    return ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    return ", ".join(f"{{{name}}}" for name in (*PLACEHOLDERS, "meta.…"))

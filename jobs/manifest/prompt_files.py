@@ -19,6 +19,7 @@ from typing import Any
 
 from jobs.formatting import quote
 from jobs.manifest.csv_rows import EXACT, WHOLE_KEYS, CsvReader, CsvRow
+from jobs.manifest.labels import from_columns
 from jobs.manifest.lines import read_lines
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import ProblemList
@@ -55,7 +56,11 @@ class ObjectPlace(LinePlace):
     def position(self, path: ValuePath, *, of_key: bool = False) -> tuple[int, int]:
         if not path or not isinstance(path[0], str):
             return self._line, 1
-        return self._line, self._text.find(json.dumps(path[0], ensure_ascii=False)) + 1 or 1
+        for key in (".".join(map(str, path[:2])), path[0]):  # meta.name is a key, too
+            at = self._text.find(json.dumps(key, ensure_ascii=False))
+            if at >= 0:
+                return self._line, at + 1
+        return self._line, 1
 
 
 class RowReader:
@@ -125,7 +130,8 @@ class RowReader:
             else:
                 values = {key: _plain(key, value) for key, value in row.items()}
                 place = ObjectPlace(self._file, line, text)
-                yield place, {key: value for key, value in values.items() if value is not None}
+                given = {key: value for key, value in values.items() if value is not None}
+                yield place, from_columns(given)
 
     def _problem(self, line: int, column: int, message: str) -> None:
         self._problems.add(self._file, line, column, "", message)

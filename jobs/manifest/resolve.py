@@ -22,11 +22,12 @@ from jobs.manifest.dynamic.template import TemplateError
 from jobs.manifest.embeddings import Embeddings, Listing
 from jobs.manifest.entries import Combination, Entry
 from jobs.manifest.input_images import InputImage, Inputs
+from jobs.manifest.labels import Labels, filled_in, merged
 from jobs.manifest.lora_lists import Problem, sets_of, tag_flaws, uses_of
 from jobs.manifest.lora_tags import without_tags
 from jobs.manifest.loras import written
 from jobs.manifest.named_files import NamedFiles
-from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template
+from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template, label_flaw
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_flaws import flaw_of
@@ -162,6 +163,10 @@ class Resolver:
         if values.get("vae") is not None:
             problem = self._problem_in(place, (*prefix, "vae"))
             values["vae"] = self.vaes.choice(values["vae"], folder, problem)
+        for name, text in values.get("meta", {}).items():
+            if (bad := unreadable(text)) is not None:
+                message = f"character {bad} is not allowed"
+                self.problems.at(place, (*prefix, "meta", name), message)
         for key in _IMAGES:
             if values.get(key) is not None:
                 try:
@@ -190,6 +195,8 @@ class Resolver:
                 return []
         prompt = prompt.strip()
         self._look({}, prompt, place, ())
+        if self._plain[0].meta:  # which stand in the prompt
+            return self.entries(Layer({"prompt": prompt}, place))
         entries = [Entry(prompt, *plain[1:]) for plain in self._plain]
         flaws = self._flaws(entries[0])
         for flaw, key in flaws.items():
@@ -277,24 +284,49 @@ class Resolver:
             self._report(layers, (message.split()[0], "sampler"), message)
         if len(self.problems) > before:
             return None
+        meta = merged(self._defaults.values, under.values if under else {}, own.values)
+        texts = {key: self._filled_in(key, values, meta, layers) for key in ("prompt", "negative")}
+        flaw = label_flaw(values["name"], meta)
+        if flaw is not None:
+            self._report(layers, ("name",), flaw)
+        if len(self.problems) > before:
+            return None
+        as_given = values["prompt"] if texts["prompt"] != values["prompt"] else None
         entry = Entry(
-            values["prompt"],
-            values["negative"],
+            texts["prompt"],
+            texts["negative"],
             values["seeds"],
             settings,
             init_image.name if init_image else None,
             mask.name if mask else None,
             values["name"],
             values["dynamic"],
+            as_given if values["dynamic"] == "none" else None,
             loras=values["loras"],
             embeddings=values["embeddings"],
             vae=values["vae"],
             model=model,
+            meta=meta,
         )
         flaws = self._flaws(entry)
         for flaw, key in flaws.items():
             self._report(layers, (key,), flaw)
         return None if flaws else entry
+
+    def _filled_in(
+        self, key: str, values: Mapping[str, Any], meta: Labels, layers: list[Layer]
+    ) -> str:
+        """A prompt or negative prompt with its labels in it."""
+        given: str = values[key]
+        try:
+            text = filled_in(given, meta, dynamic=values["dynamic"] != "none")
+        except ValueError as error:
+            self._report(layers, (key,), str(error))
+            return given
+        if len(text) > MAX_PROMPT_CHARS:
+            message = f"with its labels it has more than {MAX_PROMPT_CHARS:,} characters"
+            self._report(layers, (key,), message)
+        return text
 
     def _look(self, values: Mapping[str, Any], text: str, place: Place, path: ValuePath) -> None:
         """Warn of a text as it is read by these values and those that stand over and under them."""
@@ -307,7 +339,8 @@ class Resolver:
         if not plain and "negative" not in path:
             text = without_tags(text)
         below = self.head.get("defaults", {}).get("dynamic", "none")
-        dynamic = values.get("dynamic", below) != "none"
+        labelled = values.get("meta") or self.head.get("defaults", {}).get("meta")
+        dynamic = values.get("dynamic", below) != "none" or bool(labelled)
         self.watch.look(text, place, path, plain=plain, cut=cut, dynamic=dynamic)
 
     def _flaws(self, entry: Entry) -> dict[str, str]:

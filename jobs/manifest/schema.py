@@ -19,12 +19,15 @@ from jobs.image_settings import IMAGE_SETTINGS
 from jobs.limits import (
     MAX_COMBINATIONS,
     MAX_IMAGES,
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
     MAX_MODEL_CHARS,
     MAX_MODELS,
     MAX_PATH_CHARS,
     MAX_PROMPT_CHARS,
     MAX_TEMPLATE_CHARS,
 )
+from jobs.manifest.labels import NAME
 from jobs.task import Reproducible
 from jobs.webhook import MAX_URL_CHARS
 from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, SEED_LIMIT, Sampling
@@ -46,6 +49,9 @@ WebhookUrl = Annotated[
 ModelName = Annotated[
     str, Field(max_length=MAX_MODEL_CHARS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")
 ]
+
+LabelName = Annotated[str, Field(pattern=f"^{NAME}$")]
+LabelText = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
 Version = Annotated[int, Field(ge=1, le=1, json_schema_extra={"const": 1})]  # Literal takes true
 Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
@@ -248,6 +254,16 @@ class Settings(_Seeds, _Image, total=False):
             "kept (inpainting). Needs an init_image.",
         ),
     ]
+    meta: Annotated[
+        dict[LabelName, LabelText],
+        Field(
+            max_length=MAX_LABELS,
+            description="Labels: texts of your own, which are in the records and in the files of "
+            "images. ${name} in a prompt, and {meta.name} in a name of images, stand for their "
+            "values. In .csv and .jsonl files, columns meta.name.",
+            examples=[{"sku": "A-100", "colour": "red"}],
+        ),
+    ]
     vae: Annotated[
         LoraText,
         Field(
@@ -388,8 +404,9 @@ class OutputFields(TypedDict, total=False):
         NameTemplate,
         Field(
             description="Name of each image. {index}, {seed}, {steps}, {width}, {height} (with a "
-            "width such as {index:06d}), {prompt}, {sampler}, {guidance}, {strength}, {model} and "
-            "{name} (of the job) are filled in; / makes a folder. Default {index:06d}-s{seed}.",
+            "width such as {index:06d}), {prompt}, {sampler}, {guidance}, {strength}, {model}, "
+            "{name} (of the job) and {meta.…} (a label) are filled in; / makes a folder. Default "
+            "{index:06d}-s{seed}.",
             examples=["{prompt}/{index:06d}-s{seed}"],
         ),
     ]
@@ -518,6 +535,9 @@ TEXT_KEYS = frozenset(
     )
 )
 """Keys whose plain numbers and booleans are taken as the text they are written as."""
+
+TEXT_MAPPINGS = frozenset(("meta",))
+"""Keys of mappings all of whose values are taken so."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "defaults": tuple(Settings.__annotations__),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from jobs.formatting import found, one_of, quote, shorten, suggest
 from jobs.image_settings import IMAGE_SETTINGS
-from jobs.limits import MAX_IMAGES, MAX_PROMPT_CHARS
+from jobs.limits import MAX_IMAGES, MAX_LABEL_CHARS, MAX_LABELS, MAX_PROMPT_CHARS
 from jobs.manifest.problems import Path, Place, ProblemList
 from jobs.manifest.sampler_names import sampler_called
 from jobs.manifest.scalars import unreadable
@@ -75,6 +75,7 @@ EXPECTED = {
     "mask": "the path of a PNG, JPEG or WebP file",
     "loras": "a list of LoRA: names, or mappings of name, weight, text_weight",
     "embeddings": "a list of names or paths of embeddings",
+    "meta": "a mapping of names to texts, the labels",
     "vae": "a name or path of a VAE, or model for the model's own",
     "vaes": "a mapping of names to paths",
     "weight": _WEIGHT,
@@ -93,6 +94,9 @@ EXPECTED = {
 
 _A_LORA = "a name or path of a LoRA, or a mapping of name, weight, text_weight"
 
+_A_LABEL = f"a text of at most {MAX_LABEL_CHARS:,} characters"
+_A_LABEL_NAME = "1 to 40 letters, digits, - and _"
+
 _A_SECTION = "a mapping of names to paths"
 _A_FILE = "a path, or a mapping of path and sha256"
 
@@ -110,7 +114,10 @@ def explain(
     """Add every mistake in `error` to `problems`. keys: those of the outermost mapping."""
     for item in error.errors(include_url=False, include_context=False):
         path = tuple(part for part in item["loc"] if part not in _TAGS)
-        if item["type"] == "extra_forbidden":
+        if path[-1] == "[key]":
+            message = f"{quote(str(path[-2]))} is no name of a label; expected {_A_LABEL_NAME}"
+            problems.at(place, path[:-1], message, of_key=True)
+        elif item["type"] == "extra_forbidden":
             problems.at(place, path, _unknown_key(path, item["input"], keys), of_key=True)
         elif item["type"] == "missing":
             key = str(path[-1])
@@ -143,6 +150,8 @@ def _wrong_value(path: Path, value: Any) -> str:
         key = "seed"
     if path[0] == "embeddings" or path[:2] == ("defaults", "embeddings"):
         return _wrong_embedding(path, value)
+    if "meta" in path[:2]:
+        return _wrong_label(path, value)
     if path[0] == "vaes" and len(path) == 2 and key not in ("path", "sha256"):
         return f"found {found(value)}, expected {_A_FILE}"
     if "loras" in path[:2]:
@@ -156,6 +165,15 @@ def _wrong_value(path: Path, value: Any) -> str:
     if bad is not None:
         return f"character {bad} is not allowed"
     return f"found {found(value)}, expected {expected}{_advice(key, value)}"
+
+
+def _wrong_label(path: Path, value: Any) -> str:
+    """For a value under `meta`."""
+    if path[-1] != "meta":
+        return f"found {found(value)}, expected {_A_LABEL}"
+    if isinstance(value, dict):
+        return f"found {len(value):,} labels, expected at most {MAX_LABELS}"
+    return f"found {found(value)}, expected {EXPECTED['meta']}"
 
 
 def _wrong_embedding(path: Path, value: Any) -> str:

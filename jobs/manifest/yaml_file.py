@@ -346,17 +346,20 @@ class NodePlace:
         return node.line, node.column
 
 
-def plain(node: Node, text_keys: Collection[str] = (), key: str = "") -> Any:
+def plain(
+    node: Node, text_keys: Collection[str] = (), mappings: Collection[str] = (), *, key: str = ""
+) -> Any:
     """A node as plain data.
 
     text_keys: keys of texts; a number or boolean under one is the text that it is written as.
-    key: the one that the node stands under.
+    mappings: keys of mappings of such texts. key: the one that the node stands under.
     """
     value = node.value
     if isinstance(value, dict):
-        return {name: plain(item, text_keys, name) for name, item in value.items()}
+        texts = value.keys() if key in mappings else text_keys
+        return {name: plain(item, texts, mappings, key=name) for name, item in value.items()}
     if isinstance(value, list):
-        return [plain(item, text_keys, key) for item in value]
+        return [plain(item, text_keys, mappings, key=key) for item in value]
     if key in text_keys and value is not None:
         return node.text
     return value

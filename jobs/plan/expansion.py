@@ -64,6 +64,8 @@ class Expansion:
                 cost.add(task)
                 shards.add(task)
                 digest.update(f"\n{task.name}\n{task.canonical_json()}".encode())
+                if task.meta:  # other labels are another job: records are not written again
+                    digest.update(json.dumps(task.meta).encode())
             if keep_parts:
                 self._keep(pack(dump(part), len(self._sizes)))
         self.cost, self.shards, self.digest = cost.summary(), shards, digest.hexdigest()

@@ -18,7 +18,13 @@ from typing_extensions import TypedDict
 
 from jobs.formatting import shorten
 from jobs.image_settings import TYPES
-from jobs.limits import MAX_FILE_NAME_CHARS, MAX_MODEL_CHARS, MAX_PROMPT_CHARS
+from jobs.limits import (
+    MAX_FILE_NAME_CHARS,
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
+    MAX_MODEL_CHARS,
+    MAX_PROMPT_CHARS,
+)
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
 from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, VaeUse, fits, input_digest
 from sd_core.spec import (
@@ -32,9 +38,13 @@ from sd_core.spec import (
 
 _MOST_FILES = MOST_LORAS + MOST_EMBEDDINGS + 1
 
-MAX_LINE_BYTES = 12 * (3 * MAX_PROMPT_CHARS + _MOST_FILES * MAX_FILE_NAME_CHARS) + 2**16
-"""Bytes of one task: three prompts and the names of files, of characters that JSON escapes in 12
-bytes each, and all the rest.
+_LABEL_CHARS = MAX_LABELS * (MAX_LABEL_CHARS + 40)
+
+MAX_LINE_BYTES = (
+    12 * (3 * MAX_PROMPT_CHARS + _MOST_FILES * MAX_FILE_NAME_CHARS + _LABEL_CHARS) + 2**16
+)
+"""Bytes of one task: three prompts, the names of files and labels, of characters that JSON escapes
+in 12 bytes each, and all the rest.
 """
 
 _SUFFIX = "-0123456789abcdef.webp"  # what an image's name is at most followed by
@@ -56,6 +66,8 @@ _Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 _InputName = Annotated[str, AfterValidator(_input_name)]
 
 
+_LabelName = Annotated[str, Field(min_length=1, max_length=40)]
+_Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 _FileName = Annotated[str, Field(min_length=1, max_length=MAX_FILE_NAME_CHARS)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Weight = Annotated[float, Field(ge=-MOST_LORA_WEIGHT, le=MOST_LORA_WEIGHT)]
@@ -108,6 +120,7 @@ class _Line(_Added):
     embeddings: NotRequired[Annotated[list[_File], Field(max_length=MOST_EMBEDDINGS)]]
     vae: NotRequired[_File]
     model: NotRequired[Annotated[str, Field(max_length=MAX_MODEL_CHARS)]]
+    meta: NotRequired[Annotated[dict[_LabelName, _Label], Field(max_length=MAX_LABELS)]]
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -178,6 +191,7 @@ def _task(values: _Line) -> Task:
         embeddings=embeddings,
         vae=vae,
         model=values.get("model"),
+        meta=tuple(values.get("meta", {}).items()),
     )
 
 

@@ -35,8 +35,11 @@ LABELS = {
     "loras": "LoRA",
     "embeddings": "Embeddings",
     "vae": "VAE",
-    "init_image": "Init image",
-    "mask": "Mask",
+    "meta": "Labels",
+    "init_image_name": "Init image",
+    "mask_name": "Mask",
+    "init_image": "Init image's file",
+    "mask": "Mask's file",
     "model": "Model",
     "index": "Index",
     "name": "Name",
@@ -105,6 +108,8 @@ def _shown(record: Record) -> dict[str, Any]:
     for key, told in (("loras", _lora), ("embeddings", _name)):
         if isinstance(uses := record.get(key), list):
             flat[key] = ", ".join(map(told, uses))
+    if isinstance(labels := record.get("meta"), dict):
+        flat["meta"] = ", ".join(f"{name}: {value}" for name, value in labels.items())
     if "vae" in record:
         flat["vae"] = _name(record["vae"])
     render_s = record.get("timings_s", {}).get("render")

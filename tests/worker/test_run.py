@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import jobs.manifest.load
+from jobs.client.collect import collect
 from jobs.errors import (
     InputError,
     Interrupted,
@@ -568,3 +569,44 @@ def test_records_tell_of_prompts_that_are_not_drawn_as_written(tmp_path, checkpo
     assert [line.get("long_prompts") for line in others] == [None, "chunk", "chunk"]
     for line in (first, second):
         assert line.items() >= read_record(store.get(keys(line["path"]))).items()
+
+
+LABELLED = """\
+prompt,meta.sku,init_image,mask
+a ${sku},A-100,photos/start.png,photos/mask.png
+a star,,,
+"""
+
+
+def test_labels_and_names_of_inputs_are_in_records_and_files(checkpoint, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "photos/start.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "photos/mask.png")
+    (tmp_path / "rows.csv").write_text(LABELLED)
+    path = tmp_path / "labelled.yaml"
+    path.write_text(
+        "version: 1\ndefaults: {width: 64, height: 64, steps: 2}\nprompts: [{file: rows.csv}]\n"
+    )
+    store = LocalStore(tmp_path / "out")
+    summary = run(path, checkpoint, store)
+    folder = JobFolder(store, JobKeys(summary.job))
+    first, second = read_records(folder)
+    assert (first["prompt"], first["template"], first["meta"]) == (
+        *("a A-100", "a ${sku}"),
+        {"sku": "A-100"},
+    )
+    assert (first["init_image_name"], first["mask_name"]) == ("start.png", "mask.png")
+    assert not {"meta", "init_image_name", "mask_name"} & second.keys()
+    embedded = read_record(store.get(folder.keys(first["path"])))
+    assert embedded.items() <= first.items()
+    assert embedded["meta"] == {"sku": "A-100"}
+    collected = tmp_path / "collected"
+    assert collect(folder, collected).damaged == []
+    collected /= summary.job
+    lines = (collected / "records/000000.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["meta"] == {"sku": "A-100"}
+    assert "A-100" in (collected / "index.html").read_text()
+    # A file of names that is damaged harms no picture.
+    store.put(folder.keys.input_names, b"{]", overwrite=True)
+    store.delete(folder.keys(first["path"]))
+    assert run(path, checkpoint, store).rendered == 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from jobs.task import DEFAULT_QUALITY, Task
 from worker.observer import Observer
 from worker.output.encode import encode_image
 from worker.output.encoders import Encode
-from worker.output.record import ModelInfo, RenderInfo, image_record, record_line
+from worker.output.record import ModelInfo, RenderInfo, image_record, names_of_inputs, record_line
 from worker.output.stored import record_in_store
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Finisher:
     """Finishes the images of a job, or of a shard of it; threads may share it.
 
     overwrite: replace what is in the store (`--force`) instead of keeping it.
-    encode: makes the files.
+    encode: makes the files. input_names: see `names_of_inputs`.
     clock_s, now: seconds for timings, and the time of day in UTC for records.
     """
 
@@ -62,6 +62,7 @@ class Finisher:
     quality: int = DEFAULT_QUALITY
     overwrite: bool = False
     encode: Encode = encode_image
+    input_names: Mapping[str, str] = field(default_factory=dict)
     clock_s: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
 
@@ -93,6 +94,7 @@ class Finisher:
             finished = self.now().isoformat(timespec="seconds")
             path = self.folder.keys.path(key)
             line = record_line(record, path, data, timings_s=timings_s, finished=finished)
+            line |= names_of_inputs(task, self.input_names)
         else:
             line, equal = stored | {"index": task.index}, stored["index"] != task.index
         self.records.add(line)

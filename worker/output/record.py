@@ -85,6 +85,7 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         "spec": spec_digest(task, model.digest),
         **task.canonical(),
         **({} if task.template is None else {"template": task.template}),
+        **({"meta": dict(task.meta)} if task.meta else {}),
         **({"loras": [_named(use) for use in task.loras]} if task.loras else {}),
         **({} if task.vae is None else {"vae": _named(task.vae)}),
         "model": model.to_json(),
@@ -96,6 +97,14 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         **_not_as_written(task, render.tokens_cut),
         "software": dict(software_versions()),
     }
+
+
+def names_of_inputs(task: Task, input_names: Mapping[str, str]) -> dict[str, str]:
+    """Fields of a line for what an image's inputs were called. They are in no image: its bytes do
+    not depend on where inputs came from. input_names: by their names as inputs.
+    """
+    given = {"init_image_name": task.init_image or "", "mask_name": task.mask or ""}
+    return {key: input_names[name] for key, name in given.items() if name in input_names}
 
 
 def _named(use: LoraUse | VaeUse) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jobs.folder.job_file import JobFile
 from jobs.folder.layout import JobFolder
@@ -23,6 +24,7 @@ class RenderJob:
     engine, model: what renders it, and how records name that.
     inputs: its init images and masks. added: finds files of LoRA, embeddings and VAEs.
     encode: makes the image files.
+    input_names: see `worker.output.record.names_of_inputs`.
     force: render what is in the store too, and replace it.
     """
 
@@ -33,4 +35,5 @@ class RenderJob:
     inputs: Inputs
     added: AddedFiles
     encode: Encode = encode_image
+    input_names: Mapping[str, str] = field(default_factory=dict)
     force: bool = False

@@ -6,6 +6,7 @@ import itertools
 import threading
 from contextlib import closing
 
+from jobs.folder.input_names import read_input_names
 from jobs.folder.job_file import JobFile
 from jobs.folder.layout import JobFolder
 from jobs.folder.plan import read_plan
@@ -45,7 +46,11 @@ def render(
         encoder(model.device.type) as encode,
         Engine(model) as engine,
     ):
-        job = RenderJob(folder, described, engine, info, Inputs(folder), added, encode, force)
+        job = RenderJob(
+            *(folder, described, engine, info, Inputs(folder), added, encode),
+            input_names=read_input_names(folder),
+            force=force,
+        )
         runner = Runner(job, records, observer, RenderOptions(save=lambda: True))
         # From the plan in the store: the files that a manifest names may change meanwhile.
         tasks = itertools.islice(read_plan(folder), images.start, images.stop)

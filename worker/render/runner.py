@@ -103,6 +103,7 @@ class Runner:
             quality=job.described.quality,
             overwrite=job.force,
             encode=job.encode,
+            input_names=job.input_names,
         )
         self._records = records
         self._stored = StoredImages(job.folder, records)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from jobs.errors import ExitCode, InputError, NotFoundError, SdbatchError, StoreError, exit_code
+from jobs.folder.input_names import read_input_names
 from jobs.folder.job_file import read_job_file
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.model_file import pin_model
@@ -267,7 +268,8 @@ class Worker:
         described = read_job_file(folder)
         inputs = Inputs(folder)
         job = RenderJob(
-            folder, described, self.engine, self.model, inputs, self._added, self._encode
+            *(folder, described, self.engine, self.model, inputs, self._added, self._encode),
+            input_names=read_input_names(folder),
         )
         return job, PlanReader(folder)
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from jobs.folder import resolved_manifest
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.prepare import prepare
-from jobs.manifest.load import load_manifest
+from jobs.manifest.load import Manifest, load_manifest
 from jobs.storage import LocalStore
 from sd_core.demo import DEMO_SPEC
 from sd_core.spec import SEED_LIMIT
@@ -130,6 +130,23 @@ prompts: [x, {prompt: y, width: 64}]
     assert [part.name for part in other.models] == ["demo", "b"]
     some = text.replace("model: [demo, b], ", "").replace("width: 64", "width: 64, model: c")
     check_same(*again(tmp_path, tmp_path / "others", some)[:2])
+
+
+def test_the_same_labels(tmp_path):
+    """Also texts that look like labels, once those are filled in."""
+    text = """\
+version: 1
+defaults: {width: 64, height: 64, meta: {a: 007}}
+output: {name: "{meta.a}-{index}"}
+prompts: [x, "$${a} ${a}", {prompt: y, negative: "$${z}", meta: {b: "${a}"}}, "${a}"]
+"""
+    manifest, other, _ = again(tmp_path, tmp_path / "jobs", text)
+    assert manifest.digest == other.digest
+
+    def told(made: Manifest) -> list[tuple[object, ...]]:
+        return [(t.prompt, t.negative, t.meta, t.name) for t in made.tasks()]
+
+    assert told(manifest) == told(other)
 
 
 def test_of_the_resolved_one_the_resolved_one_is_the_same(folder, tmp_path):

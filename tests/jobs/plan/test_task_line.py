@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.limits import MAX_FILE_NAME_CHARS, MAX_PROMPT_CHARS
+from jobs.limits import MAX_FILE_NAME_CHARS, MAX_LABEL_CHARS, MAX_LABELS, MAX_PROMPT_CHARS
 from jobs.plan.task_line import MAX_LINE_BYTES, read_task
 from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, VaeUse
 from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, Sampling
@@ -61,6 +61,10 @@ def tasks() -> st.SearchStrategy[Task]:
         loras=st.lists(loras, max_size=3).map(tuple),
         embeddings=st.lists(embeddings, max_size=3).map(tuple),
         vae=st.sampled_from([None, VAE, replace(VAE, file=None)]),
+        model=st.sampled_from([None, "sd-v1:4"]),
+        meta=st.dictionaries(st.text("ab-1", min_size=1), text, max_size=3).map(
+            lambda labels: tuple(labels.items())
+        ),
     )
 
 
@@ -75,7 +79,8 @@ def test_the_longest_prompts_of_a_manifest_fit():
     task = replace(TASK, prompt=wide, negative=wide, name="\u65e5" * 70, init_image=INPUT)
     embedding = EmbeddingUse(wide[:MAX_FILE_NAME_CHARS], LORA.sha256, LORA.file)
     task = replace(task, loras=loras, template=wide, embeddings=(embedding,) * MOST_EMBEDDINGS)
-    task = replace(task, vae=replace(VAE, name=wide[:MAX_FILE_NAME_CHARS]))
+    labels = tuple((f"{number:040}", wide[:MAX_LABEL_CHARS]) for number in range(MAX_LABELS))
+    task = replace(task, vae=replace(VAE, name=wide[:MAX_FILE_NAME_CHARS]), meta=labels)
     assert len(line(task)) < MAX_LINE_BYTES
     assert read_task(line(task), 3) == task
 

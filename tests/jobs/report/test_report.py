@@ -178,15 +178,10 @@ def test_page_says_which_loras_and_embeddings():
         {"name": "oil", "sha256": "ab" * 32, "weight": 0.5, "text_weight": 0.0},
     ]
     odd = {"loras": [5, {}, "x"], "embeddings": "y"}  # anybody may have written a record
-    first, second = merged(
-        page_of(
-            [
-                a_record() | {"loras": uses, "embeddings": uses[:1], "vae": uses[1]},
-                a_record(1) | odd,
-            ]
-        )
-    )
+    named = {"meta": {"sku": "5", "size": "XL"}, "loras": uses, "embeddings": uses[:1]}
+    first, second = merged(page_of([a_record() | named | {"vae": uses[1]}, a_record(1) | odd]))
     assert first["loras"] == "ink, pen 0.5, oil 0.5 (text 0.0)"
+    assert first["meta"] == "sku: 5, size: XL"
     assert (first["embeddings"], first["vae"]) == ("ink", "pen")
     assert second["loras"] == "5, None None, x"
 
