@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "submit": ("jobs.cli.submit", "Queue a manifest for the workers of its model."),
     "watch": ("jobs.cli.submit", "Follow a job until it ends."),
     "collect": ("jobs.cli.submit", "Copy the images of a job into a folder, each checked."),
+    "grid": ("jobs.cli.grid", "Draw a job's images by what they differ in."),
     "jobs": ("jobs.cli.manage", "List jobs, the latest first."),
     "status": ("jobs.cli.manage", "Show where a job stands."),
     "failures": ("jobs.cli.manage", "List the images of a job that failed, with reasons."),

@@ -15,7 +15,7 @@ def served_models(workers: Iterable[WorkerInfo]) -> Counter[str]:
 
 
 def unserved(ledger: Ledger, job: JobStatus, served: Counter[str]) -> list[str]:
-    """Models of a job that nobody has, though images of theirs are to do. served: by
+    """Models of a job that nobody has, though images are to be made with them. served: by
     `served_models`. Raises `LedgerError`.
     """
     if job.state is not JobState.ACTIVE or job.settled:

@@ -16,7 +16,7 @@ Labels = tuple[tuple[str, str], ...]
 """Names and values, as entries and tasks keep them."""
 
 PREFIX = "meta."
-"""What columns of labels begin with, and placeholders in names of images."""
+"""Beginning of columns of labels, and of placeholders in names of images."""
 
 NAME = r"[A-Za-z0-9_-]{1,40}"
 

@@ -84,8 +84,8 @@ def gallery_page(
     style, script = _template("gallery.css"), _template("gallery.js")
     parts = {
         "title": html.escape(title),
-        "policy": f"default-src 'none'; img-src 'self' file:; style-src '{_source_hash(style)}'; "
-        f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'",
+        "policy": f"default-src 'none'; img-src 'self' file:; style-src '{source_hash(style)}'; "
+        f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'",
         "note": "" if note is None else f'<p id="unfinished">{html.escape(note)}</p>',
         "style": style,
         "script": script,
@@ -151,6 +151,6 @@ def _template(name: str) -> str:
     return files("jobs.report").joinpath(name).read_text("utf-8")
 
 
-def _source_hash(source: str) -> str:
+def source_hash(source: str) -> str:
     """An inline element's content as a content security policy names it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

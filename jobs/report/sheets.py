@@ -93,7 +93,12 @@ def _thumbnail(store: Store, key: str, height: int) -> Image.Image | None:
     """The image within (CELL, height); None where there is none to read."""
     try:
         with opened(store.get(key, limit_bytes=MAX_RENDERED_BYTES)) as image:
-            image.draft("RGB", (CELL, height))  # a JPEG is decoded at a fraction of its size
-            return ImageOps.contain(image.convert("RGB"), (CELL, height), Image.Resampling.LANCZOS)
+            return fitted(image, (CELL, height))
     except (NotFoundError, DamagedError, PictureError):
         return None
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An opened picture, as large as the size has room for. Raises `PictureError`."""
+    image.draft("RGB", size)  # a JPEG is decoded at a fraction of its size
+    return ImageOps.contain(image.convert("RGB"), size, Image.Resampling.LANCZOS)

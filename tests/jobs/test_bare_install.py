@@ -105,11 +105,12 @@ def test_every_command_but_those_that_render(run, tmp_path):
         *(["validate", example], ["plan", example], ["schema"], ["submit", example], ["jobs"]),
         *(["workers"], ["status", "sweep"], ["failures", "sweep"], ["pause", "sweep"]),
         *(["unpause", "sweep"], ["retry", "sweep"], ["resume", "sweep"], ["cancel", "sweep"]),
-        *(["forget", "sweep"], ["collect", "sweep", str(tmp_path)], ["watch", "sweep"]),
+        *(["grid", "sweep", "--output", str(tmp_path / "grid")], ["forget", "sweep"]),
+        *(["collect", "sweep", str(tmp_path)], ["watch", "sweep"]),
     ]
     codes, said = run(*ran)
     nothing_there = [ExitCode.NOT_FOUND] * 2  # no image to collect, and then no job to watch
-    assert codes == [ExitCode.DONE] * 14 + nothing_there, said
+    assert codes == [ExitCode.DONE] * 15 + nothing_there, said
     assert {command for command, *_ in ran} == set(COMMANDS) - {"run", "bench", "worker", "local"}
 
 

@@ -137,8 +137,8 @@ OWN = "(a '${' itself is written '$${')"
         ),
         (
             f'prompt: x, name: "{{meta.a}}{{prompt}}{{seed}}{{steps}}", meta: {{a: {"k" * 50}}}',
-            "29: prompts[0].name: '{meta.a}{prompt}{seed}{steps}' gives names longer than 220 bytes with "
-            "its labels",
+            "29: prompts[0].name: '{meta.a}{prompt}{seed}{steps}' gives names longer than 220 "
+            "bytes with its labels",
         ),
         (
             'prompt: x, meta: {a: "\\a"}',
