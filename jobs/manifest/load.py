@@ -22,6 +22,7 @@ from jobs.manifest.dynamic.fill import Templates, count_of
 from jobs.manifest.dynamic.wildcards import Wildcards
 from jobs.manifest.embeddings import Embeddings
 from jobs.manifest.entries import Combination, Entry, EntryLogs, expand
+from jobs.manifest.files import Files
 from jobs.manifest.input_images import Inputs
 from jobs.manifest.loras import LORA
 from jobs.manifest.named_files import NO_FILES, FileRules, KnownFile, NamedFiles
@@ -225,9 +226,11 @@ class _Loader:
         self._tick = tick
         self._problems = ProblemList()
         self._inputs = Inputs(path.parent, allow_outside=allow_outside)
-        self._loras = NamedFiles(LORA, self._inputs, loras)
-        self._embeddings = Embeddings(self._inputs, embeddings)
-        self._vaes = Vaes(self._inputs, vaes)
+        self._files = Files(
+            NamedFiles(LORA, self._inputs, loras),
+            Embeddings(self._inputs, embeddings),
+            Vaes(self._inputs, vaes),
+        )
         self._entries = EntryLogs()
         self._read = 0
         self._warnings = warnings
@@ -240,7 +243,7 @@ class _Loader:
         place = NodePlace(self._file, "", top)
         head, valid = self._head(top, broken)
         self._templates = Templates(Wildcards(self._wildcards(head, place)))
-        for files in (self._loras, self._embeddings, self._vaes):
+        for files in self._files:
             section = files.kind.section
             for name, given in head.get(section, {}).items():
                 try:
@@ -255,9 +258,7 @@ class _Loader:
             self._problems,
             PromptWatch(self._warnings),
             self._templates,
-            self._loras,
-            self._embeddings,
-            self._vaes,
+            self._files,
             self._known_models,
             valid=valid,
         )
@@ -275,11 +276,11 @@ class _Loader:
             input_names=self._inputs.names,
             entries=self._entries,
             combinations=self._resolver.combinations,
-            matrix=self._resolver.matrix,
-            loras=self._loras.known,
-            embeddings=self._embeddings.known,
-            vaes=self._vaes.known,
-            named_in_texts=self._embeddings.in_texts,
+            matrix=self._resolver.matrix.written,
+            loras=self._files.loras.known,
+            embeddings=self._files.embeddings.known,
+            vaes=self._files.vaes.known,
+            named_in_texts=self._files.embeddings.in_texts,
             reproducible=head.get("reproducible"),
         )
 

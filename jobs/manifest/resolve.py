@@ -8,34 +8,32 @@ built in. The matrix is stronger than a prompt so that every prompt gets every c
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.formatting import found, quote, unknown_model
+from jobs.formatting import unknown_model
 from jobs.image_settings import SETTINGS
-from jobs.limits import MAX_COMBINATIONS, MAX_PROMPT_CHARS
+from jobs.limits import MAX_PROMPT_CHARS
 from jobs.manifest.dynamic.fill import Templates, filled
 from jobs.manifest.dynamic.template import TemplateError
-from jobs.manifest.embeddings import Embeddings, Listing
-from jobs.manifest.entries import Combination, Entry
+from jobs.manifest.embeddings import Listing
+from jobs.manifest.entries import Entry
+from jobs.manifest.entry_flaws import EntryFlaws
+from jobs.manifest.files import Files
 from jobs.manifest.input_images import InputImage, Inputs
 from jobs.manifest.labels import Labels, filled_in, merged
-from jobs.manifest.lora_lists import Problem, sets_of, tag_flaws, uses_of
+from jobs.manifest.lora_lists import Problem, uses_of
 from jobs.manifest.lora_tags import without_tags
-from jobs.manifest.loras import written
-from jobs.manifest.named_files import NamedFiles
+from jobs.manifest.matrix import Matrix
 from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template, label_flaw
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
-from jobs.manifest.prompt_flaws import flaw_of
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.vaes import Vaes, vae_name
-from sd_core.prompt.conditions import PromptReader
-from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, SEED_LIMIT, Sampling
+from jobs.manifest.seeds import take_seeds
+from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, Sampling
 
 _TEXTS = ("prompt", "negative", "init_image", "mask", "vae", "name")
 _IMAGES = ("init_image", "mask")
@@ -62,9 +60,9 @@ class Resolver:
 
     head: the manifest without its prompts, passed by `jobs.manifest.schema.HEAD`; place: its own.
     folder: what its paths are relative to. watch: is shown every text that is to be drawn or
-    avoided. templates: makes the choices in prompts. loras, embeddings: find those that are
-    named, as vaes does. models: gives the names of models that there are, None if nobody knows.
-    valid: whether the head was without mistakes.
+    avoided. templates: makes the choices in prompts. files: find those that are named. models:
+    gives the names of models that there are, None if nobody knows. valid: whether the head was
+    without mistakes.
     """
 
     head: Mapping[str, Any]
@@ -74,32 +72,23 @@ class Resolver:
     problems: ProblemList
     watch: PromptWatch
     templates: Templates
-    loras: NamedFiles
-    embeddings: Embeddings
-    vaes: Vaes
+    files: Files
     models: Callable[[], Collection[str] | None]
     valid: bool = True
-    combinations: list[Combination] = field(init=False)
+    matrix: Matrix = field(init=False)
 
     def __post_init__(self) -> None:
-        matrix = dict(self.head.get("matrix", {}))
-        if "seeds" in matrix:
-            self._take_seeds(matrix, self.place, ("matrix",))
-        self._all_seeds = matrix.pop("seeds", None)
-        self._all_models: Sequence[str] | None = matrix.pop("model", None)
-        self._unlike("model", self._all_models or (), ("matrix", "model"))
-        for number, name in enumerate(self._all_models or ()):
+        given = self.head.get("matrix", {})
+        self.matrix = Matrix(given, self.place, self.folder, self.files, self.problems)
+        self._matrix = Layer(self.matrix.values, self.place, ("matrix",))
+        self.combinations = self.matrix.combinations
+        for number, name in enumerate(self.matrix.models or ()):
             self._check_model(name, self.place, ("matrix", "model", number))
         if "model" in self.head:
             self._check_model(self.head["model"], self.place, ("model",))
-        if "loras" in matrix:
-            problem = self._problem_in(self.place, ("matrix", "loras"))
-            matrix["loras"] = sets_of(self.loras, matrix["loras"], self.folder, problem)
-        if "vae" in matrix:
-            problem = self._problem_in(self.place, ("matrix", "vae"))
-            matrix["vae"] = self.vaes.choices(matrix["vae"], self.folder, problem)
-        self._matrix = Layer(matrix, self.place, ("matrix",))
-        self.combinations = self._combine()
+        for number, text in enumerate(self.matrix.values.get("negative", ())):
+            self._look(self.matrix.values, text, self.place, ("matrix", "negative", number))
+        self._flaws = EntryFlaws(self.files, self.templates, self.combinations)
         self._defaults = self.layer(
             self.head.get("defaults", {}),
             self.place,
@@ -111,20 +100,8 @@ class Resolver:
         self._reported: set[tuple[object, ...]] = set()
         self._plain: list[Entry] = []
         self._check = functools.lru_cache(maxsize=4096)(self._impossible)
-        self._readings = functools.lru_cache(maxsize=4096)(self._different_readings)
         output = self.head.get("output", {})
         self._check_name(output, self.place, ("output",))
-
-    @property
-    def matrix(self) -> dict[str, Any]:
-        """The matrix as it is written, files by their names."""
-        written_so = dict(self.head.get("matrix", {}))
-        if "loras" in written_so:
-            sets = self._matrix.values["loras"]
-            written_so["loras"] = [[written(use) for use in one] for one in sets]
-        if "vae" in written_so:
-            written_so["vae"] = [vae_name(one) for one in self._matrix.values["vae"]]
-        return written_so
 
     def layer(
         self,
@@ -152,17 +129,17 @@ class Resolver:
                 values[key] = values[key].strip()
                 self._look(values, values[key], place, (*prefix, key))
         if "seeds" in given or "seed" in given:
-            self._take_seeds(values, place, prefix)
+            take_seeds(values, place, prefix, self.problems)
         if "loras" in given:
             problem = self._problem_in(place, (*prefix, "loras"))
-            values["loras"] = uses_of(self.loras, given["loras"], folder, problem)
+            values["loras"] = uses_of(self.files.loras, given["loras"], folder, problem)
         if "embeddings" in given:
             values["embeddings"] = self._listed_embeddings(given, folder, place, prefix)
         if "model" in given:
             self._check_model(given["model"], place, (*prefix, "model"))
         if values.get("vae") is not None:
             problem = self._problem_in(place, (*prefix, "vae"))
-            values["vae"] = self.vaes.choice(values["vae"], folder, problem)
+            values["vae"] = self.files.vaes.choice(values["vae"], folder, problem)
         for name, text in values.get("meta", {}).items():
             if (bad := unreadable(text)) is not None:
                 message = f"character {bad} is not allowed"
@@ -198,7 +175,7 @@ class Resolver:
         if self._plain[0].meta:  # which stand in the prompt
             return self.entries(Layer({"prompt": prompt}, place))
         entries = [Entry(prompt, *plain[1:]) for plain in self._plain]
-        flaws = self._flaws(entries[0])
+        flaws = self._flaws.of(entries[0])
         for flaw, key in flaws.items():
             if key == "prompt":
                 self.problems.at(place, (), flaw)
@@ -212,7 +189,7 @@ class Resolver:
         told: set[str] = set()
         try:
             for one in filled(entry, self.templates):
-                flaws = self._text_flaws(one)
+                flaws = self._flaws.of_filled(one)
                 told |= flaws.keys()
                 if not flaws:
                     yield one
@@ -221,22 +198,13 @@ class Resolver:
         for flaw in sorted(told):
             self.problems.at(place, (), f"filled in, {flaw}")
 
-    def _text_flaws(self, entry: Entry) -> dict[str, str]:
-        """Flaws of filled prompts, with those that a manifest's own texts cannot have any more."""
-        for key, text in (("prompt", entry.prompt), ("negative", entry.negative)):
-            if len(text) > MAX_PROMPT_CHARS:
-                return {f"it has more than {MAX_PROMPT_CHARS:,} characters": key}
-            if (bad := unreadable(text)) is not None:
-                return {f"character {bad} is not allowed": key}
-        return self._flaws(entry)
-
     def entries(self, own: Layer, under: Layer | None = None) -> list[Entry]:
         """One prompt with everything it inherits, for each of its models; none, and problems, if
         that does not go together.
 
         under: the file entry of a row.
         """
-        models = self._all_models
+        models = self.matrix.models
         if models is None:
             above = {**self.head, **(under.values if under else {}), **own.values}
             models = [above.get("model", "demo")]
@@ -276,8 +244,8 @@ class Resolver:
             self._report(layers, ("mask", "init_image"), message)
         if not all(layer.valid for layer in layers):
             return None
-        if self._all_seeds is not None:
-            values["seeds"] = self._all_seeds
+        if self.matrix.seeds is not None:
+            values["seeds"] = self.matrix.seeds
         settings = tuple([values[name] for name in SETTINGS])
         for message in self._check(settings):
             # Only eta and karras depend on another setting, which is the sampler.
@@ -308,7 +276,7 @@ class Resolver:
             model=model,
             meta=meta,
         )
-        flaws = self._flaws(entry)
+        flaws = self._flaws.of(entry)
         for flaw, key in flaws.items():
             self._report(layers, (key,), flaw)
         return None if flaws else entry
@@ -343,42 +311,6 @@ class Resolver:
         dynamic = values.get("dynamic", below) != "none" or bool(labelled)
         self.watch.look(text, place, path, plain=plain, cut=cut, dynamic=dynamic)
 
-    def _flaws(self, entry: Entry) -> dict[str, str]:
-        """Why prompts of an entry cannot be read, for some combination -> whose text it is."""
-        if entry.dynamic != "none":
-            return self._template_flaws(entry)
-        flaws: dict[str, str] = {}
-        for reader, combination in self._readings(entry.settings):
-            negative = entry.negative if combination.negative is None else combination.negative
-            prompt = combination.prompt(entry.prompt)
-            if reader.syntax == "a1111":
-                used = entry.loras if combination.loras is None else combination.loras
-                prompt, wrong = tag_flaws(self.loras, prompt, used)
-                flaws |= dict.fromkeys(wrong, "prompt")
-                for key, text in (("prompt", prompt), ("negative", negative)):
-                    flaws |= dict.fromkeys(self.embeddings.look(text), key)
-                many = self.embeddings.too_many((prompt, negative), entry.embeddings)
-                flaws |= {} if many is None else {many: "prompt"}
-            if combination.replaced is not None and combination.replaced[0] not in entry.prompt:
-                flaws[f"has no {quote(combination.replaced[0])}, which matrix replaces"] = "prompt"
-            for key, text in (("prompt", prompt), ("negative", negative)):
-                flaw = flaw_of(reader, key, text)
-                if flaw is not None:
-                    flaws[flaw] = key
-        return flaws
-
-    def _different_readings(
-        self, settings: tuple[Any, ...]
-    ) -> tuple[tuple[PromptReader, Combination], ...]:
-        """The combinations in which prompts are read in different ways, mostly one of all."""
-        different: dict[Hashable, tuple[PromptReader, Combination]] = {}
-        for combination in self.combinations:
-            reader = _reader(combination.apply(settings))
-            loras = None if combination.loras is None else len(combination.loras)
-            key = reader, combination.negative, combination.replaced, loras
-            different.setdefault(key, (reader, combination))
-        return tuple(different.values())
-
     def _listed_embeddings(
         self, given: Mapping[str, Any], folder: Path, place: Place, prefix: ValuePath
     ) -> tuple[Listing, ...]:
@@ -386,88 +318,17 @@ class Resolver:
         found = []
         for number, text in enumerate(given["embeddings"]):
             try:
-                name, sha256, file = self.embeddings.find(text, folder)
+                name, sha256, file = self.files.embeddings.find(text, folder)
                 found.append((name, sha256, file))
             except ValueError as error:
                 self.problems.at(place, (*prefix, "embeddings", number), str(error))
         return tuple(found)
-
-    def _template_flaws(self, entry: Entry) -> dict[str, str]:
-        flaws = {}
-        for key, text in (("prompt", entry.prompt), ("negative", entry.negative)):
-            try:
-                self.templates.check(text)
-                if entry.dynamic == "combinatorial":
-                    self.templates.count(text)
-            except TemplateError as error:
-                flaws[f"{error} (at character {error.offset + 1})"] = key
-        return flaws
-
-    def _combine(self) -> list[Combination]:
-        """All combinations of the matrix, the last key changing fastest."""
-        matrix = dict(self._matrix.values)
-        replaced = matrix.get("prompt")
-        if replaced is not None:
-            matrix["prompt"] = replaced["to"]
-        count = 1
-        for key, values in matrix.items():
-            count *= len(values)
-            self._unlike(key, values, ("matrix", key, *(["to"] if key == "prompt" else [])))
-            for number, value in enumerate(values if key == "negative" else ()):
-                self._look(matrix, value, self.place, ("matrix", key, number))
-        if count > MAX_COMBINATIONS:
-            message = f"has {count:,} combinations; at most {MAX_COMBINATIONS:,} are allowed"
-            self.problems.at(self.place, ("matrix",), message)
-            return [Combination()]
-        combinations = []
-        for chosen in itertools.product(*matrix.values()):
-            values = dict(zip(matrix, chosen, strict=True))
-            negative, text = values.pop("negative", None), values.pop("prompt", None)
-            loras, vae = values.pop("loras", None), values.pop("vae", None)
-            changes = tuple((SETTINGS.index(key), value) for key, value in values.items())
-            pair = None if text is None or replaced is None else (replaced["from"], text)
-            combinations.append(Combination(changes, negative, pair, loras, vae))
-        return combinations
-
-    def _unlike(self, key: str, values: Iterable[Hashable], path: ValuePath) -> None:
-        """Refuse values of an axis that are there twice."""
-        seen = set()
-        for number, value in enumerate(values):
-            if value in seen:
-                what = {"loras": "a set", "vae": "a VAE"}.get(key) or found(value)
-                self.problems.at(self.place, (*path, number), f"{what} is in the list twice")
-            seen.add(value)
 
     def _check_model(self, name: str, place: Place, path: ValuePath) -> None:
         """Refuse a model that there is not."""
         names = None if name == "demo" else self.models()
         if names is not None and name not in names:
             self.problems.at(place, path, unknown_model(name, names))
-
-    def _take_seeds(self, values: dict[str, Any], place: Place, prefix: ValuePath) -> None:
-        """Replace `seed` or `seeds` by the form that entries have."""
-        path = (*prefix, "seeds")
-        if "seed" in values and "seeds" in values:
-            message = "seed and seeds are both given; take one of them out"
-            self.problems.at(place, path, message, of_key=True)
-        seeds = values.get("seeds")
-        seed = values.pop("seed", None)
-        if seeds is None or isinstance(seeds, int):
-            values["seeds"] = [seed if seeds is None else seeds]
-        elif isinstance(seeds, dict):
-            start, count = seeds.get("start", Sampling.seed), seeds["count"]
-            values["seeds"] = (start, count)
-            if start + count > SEED_LIMIT:
-                self.problems.at(
-                    place, path, f"the last seed is {start + count - 1}, over 2^64 - 1"
-                )
-        elif len(set(seeds)) < len(seeds):
-            seen: set[int] = set()
-            for number, value in enumerate(seeds):
-                if value in seen:
-                    message = f"seed {value} is in the list twice"
-                    self.problems.at(place, (*path, number), message)
-                seen.add(value)
 
     def _check_name(self, values: Mapping[str, Any], place: Place, prefix: ValuePath) -> None:
         template = values.get("name")
@@ -510,9 +371,3 @@ class Resolver:
         if identity not in self._reported:
             self._reported.add(identity)
             self.problems.at(place, path, message)
-
-
-@functools.lru_cache(maxsize=4096)
-def _reader(settings: tuple[Any, ...]) -> PromptReader:
-    values = dict(zip(SETTINGS, settings, strict=True))
-    return PromptReader(**{field.name: values[field.name] for field in fields(PromptReader)})

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Required
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, with_config
+from pydantic import Discriminator, Field, Tag, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
 from jobs.image_settings import IMAGE_SETTINGS
 from jobs.limits import (
-    MAX_COMBINATIONS,
     MAX_IMAGES,
     MAX_LABEL_CHARS,
     MAX_LABELS,
@@ -27,12 +26,11 @@ from jobs.limits import (
     MAX_PROMPT_CHARS,
     MAX_TEMPLATE_CHARS,
 )
+from jobs.manifest.file_forms import STRICT, LoraAxis, LoraFiles, LoraItem, LoraList, LoraText
 from jobs.manifest.labels import NAME
 from jobs.task import Reproducible
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, SEED_LIMIT, Sampling
-
-_STRICT = ConfigDict(extra="forbid", strict=True)
+from sd_core.spec import MOST_EMBEDDINGS, SEED_LIMIT, Sampling
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Path = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS)]
@@ -61,7 +59,7 @@ Dynamic = Literal["none", "random", "combinatorial"]
 _NEGATIVE = "Negative prompt: what to steer away from. Default empty."
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class SeedRange(TypedDict, total=False):
     """Seeds start, start + 1, … as many as count."""
 
@@ -84,98 +82,6 @@ Seeds = Annotated[
     Discriminator(_seeds_form),
 ]
 
-
-LoraText = Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS)]
-Weight = Annotated[float, Field(ge=-MOST_LORA_WEIGHT, le=MOST_LORA_WEIGHT, allow_inf_nan=False)]
-
-
-@with_config(_STRICT)
-class LoraItem(TypedDict, total=False):
-    """A LoRA and how much of it."""
-
-    name: Required[
-        Annotated[
-            LoraText,
-            Field(description="A name from loras or the model list, or a path.", examples=["ink"]),
-        ]
-    ]
-    weight: Annotated[
-        Weight,
-        Field(description="How much of it: 1 is all, 0 nothing, less the opposite. Default 1."),
-    ]
-    text_weight: Annotated[
-        Weight, Field(description="The same for the text encoder. Default the weight.")
-    ]
-
-
-def _item_form(value: object) -> str:
-    return "(one)" if isinstance(value, str) else "(range)"
-
-
-def _set_form(value: object) -> str:
-    return "(list)" if isinstance(value, list) else _item_form(value)
-
-
-def _axis_form(value: object) -> str:
-    return "(range)" if isinstance(value, dict) else "(list)"
-
-
-LoraEntry = Annotated[
-    Annotated[LoraText, Tag("(one)")] | Annotated[LoraItem, Tag("(range)")],
-    Discriminator(_item_form),
-]
-LoraList = Annotated[list[LoraEntry], Field(max_length=MOST_LORAS)]
-LoraSet = Annotated[
-    Annotated[LoraText, Tag("(one)")]
-    | Annotated[LoraItem, Tag("(range)")]
-    | Annotated[LoraList, Tag("(list)")],
-    Discriminator(_set_form),
-]
-
-
-@with_config(_STRICT)
-class LoraWeights(TypedDict, total=False):
-    """One LoRA at several weights."""
-
-    name: Required[
-        Annotated[LoraText, Field(description="A name from loras or the model list, or a path.")]
-    ]
-    weights: Required[
-        Annotated[
-            list[Weight],
-            Field(min_length=1, max_length=MAX_COMBINATIONS, description="Its weights."),
-        ]
-    ]
-
-
-LoraAxis = Annotated[
-    Annotated[list[LoraSet], Field(min_length=1), Tag("(list)")]
-    | Annotated[LoraWeights, Tag("(range)")],
-    Discriminator(_axis_form),
-]
-
-
-@with_config(_STRICT)
-class LoraFile(TypedDict, total=False):
-    """Place of a LoRA or an embedding that a manifest gives a name to."""
-
-    path: Annotated[Path, Field(description="A path relative to the manifest, or s3://bucket/key.")]
-    sha256: Annotated[
-        str,
-        Field(
-            pattern="^[0-9a-f]{64}$",
-            description="Digest of the file. Without a path, workers have it in their model list.",
-        ),
-    ]
-
-
-LoraFiles = dict[
-    str,
-    Annotated[
-        Annotated[Path, Tag("(one)")] | Annotated[LoraFile, Tag("(range)")],
-        Discriminator(_item_form),
-    ],
-]
 
 _LORAS = (
     "LoRA to render with, added up: names, or mappings with weights. A name from loras at the top "
@@ -234,7 +140,7 @@ _ImageLists = TypedDict(  # type: ignore[misc]
 )
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Settings(_Seeds, _Image, total=False):
     """Settings of defaults, prompts and rows. A prompt's own setting wins over the defaults."""
 
@@ -333,7 +239,7 @@ Replacement = TypedDict(  # by this form, as `from` is a word of Python
         ],
     },
 )
-Replacement.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+Replacement.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
 class _TextAxes(TypedDict, total=False):
@@ -375,7 +281,7 @@ class _TextAxes(TypedDict, total=False):
     ]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Matrix(_TextAxes, _ImageLists, total=False):
     """Lists of values; every prompt is rendered with every combination.
 
@@ -383,7 +289,7 @@ class Matrix(_TextAxes, _ImageLists, total=False):
     """
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class OutputFields(TypedDict, total=False):
     """Where images go, and as what."""
 
@@ -420,7 +326,7 @@ class OutputFields(TypedDict, total=False):
     ]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Head(TypedDict, total=False):
     """A batch of images to render: prompts, their settings, and where the images go."""
 

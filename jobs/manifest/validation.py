@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from jobs.formatting import found, one_of, quote, shorten, suggest
 from jobs.image_settings import IMAGE_SETTINGS
 from jobs.limits import MAX_IMAGES, MAX_LABEL_CHARS, MAX_LABELS, MAX_PROMPT_CHARS
+from jobs.manifest.file_forms import LoraFile, LoraWeights
 from jobs.manifest.problems import Path, Place, ProblemList
 from jobs.manifest.sampler_names import sampler_called
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.schema import KEYS, LoraFile, LoraWeights
+from jobs.manifest.schema import KEYS
 from jobs.manifest.yaml_file import Node
 from jobs.webhook import MAX_URL_CHARS
 from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, SAMPLERS

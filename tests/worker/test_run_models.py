@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import worker.run
+import worker.run_parts
 from jobs.errors import Interrupted, JobConflictError
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.records import read_records
@@ -44,13 +44,13 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 def loaded(monkeypatch) -> list[str]:
     """Names of the models that are loaded from now on."""
     names: list[str] = []
-    load = worker.run.load
+    load = worker.run_parts.load
 
     def counting(choice):
         names.append(choice.name)
         return load(choice)
 
-    monkeypatch.setattr(worker.run, "load", counting)
+    monkeypatch.setattr(worker.run_parts, "load", counting)
     return names
 
 
