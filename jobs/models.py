@@ -19,6 +19,16 @@ from jobs.manifest.problems import ProblemList
 from jobs.manifest.sources import read_file
 from jobs.manifest.yaml_file import NodePlace, YamlFile, plain
 from jobs.task import WEIGHT_SUFFIXES
+from sd_core.spec import MOST_LORA_WEIGHT, MOST_LORAS
+
+
+@dataclass(frozen=True)
+class MergedLora:
+    """A file that is merged into a model while it is loaded, and how much of it."""
+
+    source: str
+    weight: float = 1.0
+    text_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,12 @@ class ModelSource:
 
     source: of a model, as `sd_core.load_model` takes it; of a LoRA, a path, s3://bucket/key or
     hf:owner/name/file. digest: 64 hex digits, of a model's weights, of a LoRA's file.
+    loras: merged into a model, in this order.
     """
 
     source: str
     digest: str | None = None
+    loras: tuple[MergedLora, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,25 @@ class _Pinned(TypedDict, total=False):
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-_SOURCE: TypeAdapter[Any] = TypeAdapter(_Text | _Pinned)
+_Weight = Annotated[float, Field(ge=-MOST_LORA_WEIGHT, le=MOST_LORA_WEIGHT, allow_inf_nan=False)]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Merged(TypedDict, total=False):
+    source: Required[_Text]
+    weight: _Weight
+    text_weight: _Weight
+
+
+class _Model(_Pinned, total=False):
+    loras: Annotated[list[_Text | _Merged], Field(max_length=MOST_LORAS)]
+
+
+_FILE: TypeAdapter[Any] = TypeAdapter(_Text | _Pinned)
+_MODEL: TypeAdapter[Any] = TypeAdapter(_Text | _Model)
 
 _A_MODEL = "demo, a checkpoint, a diffusers folder, hf:owner/name, s3://bucket/key"
+_MERGED = "a list of files, or of {source: …, weight: 1, text_weight: 1}"
 _A_FILE = "a file, hf:owner/name/file, s3://bucket/key"
 
 
@@ -96,7 +124,7 @@ def load_models(given: Path | str) -> ModelList:
         for section in SECTIONS
     }
     sections["vaes"] = {name: _weights_of(source) for name, source in sections["vaes"].items()}
-    models = _sources(listed, folder, _A_MODEL, place, (), problems)
+    models = _sources(listed, folder, _A_MODEL, place, (), problems, sections["loras"])
     problems.raise_if_any()
     return ModelList(models, **sections)
 
@@ -126,22 +154,41 @@ def _sources(
     place: NodePlace,
     prefix: tuple[str, ...],
     problems: ProblemList,
+    loras: Mapping[str, ModelSource] | None = None,
 ) -> dict[str, ModelSource]:
-    """Names with what they stand for. expected: the sources there are, in words."""
+    """Names with what they stand for. expected: the sources there are, in words. loras: by their
+    names, where models are listed, into which some may be merged.
+    """
     sources = {}
     for name, given in listed.items():
         try:
-            value = _SOURCE.validate_python(given)
-        except ValidationError:
+            value = (_FILE if loras is None else _MODEL).validate_python(given)
+        except ValidationError as error:
+            merged = "" if loras is None else ", loras: [files to merge]"
             message = (
                 f"found {found(given)}, expected a source ({expected}) or "
-                "{source: …, digest: 64 hex digits}"
+                f"{{source: …, digest: 64 hex digits{merged}}}"
             )
+            wrong = any("loras" in flaw["loc"] for flaw in error.errors())
+            if loras is not None and wrong:
+                message = f"its loras are {found(given['loras'])}; expected {_MERGED}"
             problems.at(place, (*prefix, name), message)
             continue
         pinned = {"source": value} if isinstance(value, str) else value
-        sources[name] = ModelSource(_located(pinned["source"], folder), pinned.get("digest"))
+        sources[name] = ModelSource(
+            _located(pinned["source"], folder),
+            pinned.get("digest"),
+            tuple(_merged(one, folder, loras or {}) for one in pinned.get("loras", ())),
+        )
     return sources
+
+
+def _merged(given: Any, folder: Path, named: Mapping[str, ModelSource]) -> MergedLora:
+    """A file to merge, or one that the list's section of LoRA names."""
+    values = {"source": given} if isinstance(given, str) else given
+    source, weight = values["source"], float(values.get("weight", 1.0))
+    place = named[source].source if source in named else _located(source, folder)
+    return MergedLora(place, weight, float(values.get("text_weight", weight)))
 
 
 def _weights_of(vae: ModelSource) -> ModelSource:

@@ -34,7 +34,8 @@ VARIABLES = (
         "same way (a file, `s3://bucket/key` or `hf:owner/name/file[@revision]`; the digest is the "
         "file's sha256, which all but a file here needs), or it is a folder whose files have the "
         "names that they are called by; under `embeddings:`, embeddings; under `vaes:`, VAEs, "
-        "which may also be diffusers folders.",
+        "which may also be diffusers folders. A model's own `loras: [file, {source: …, weight: "
+        "0.5}]` are merged into it while it loads, LoHa, LoKr and differences, too.",
     ),
     Variable(
         "SDBATCH_STORE",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +22,7 @@ from torch import nn
 
 from sd_core.cpu.mkldnn_tensor import can_rebuild
 from sd_core.device import resolve_device, resolve_dtype
+from sd_core.engine.request import Lora, check_file
 from sd_core.execution import PACKED, pack_part, resolve_execution, run_as
 from sd_core.model.diffusion import LatentDiffusion, Provenance
 from sd_core.model.text import TextEncoder, weight_shapes
@@ -29,9 +30,10 @@ from sd_core.model.tokenizer import PromptTokenizer
 from sd_core.model.unet import UNet
 from sd_core.model.vae import AutoencoderKL
 from sd_core.weight_cache import LEAST_BYTES, Kept, WeightCache, put_back
-from sd_core.weights.assemble import Matched, WeightLoader, digest, match
+from sd_core.weights.assemble import Filling, Matched, WeightLoader, digest, match
 from sd_core.weights.checkpoint import Checkpoint
 from sd_core.weights.errors import CheckpointError, named
+from sd_core.weights.merged import merged, merged_digest
 from sd_core.weights.open import open_checkpoint, open_vae, with_vae
 from sd_core.weights.stored import Shape
 from sd_core.weights.validate_sizes import check_depth, check_sizes
@@ -65,6 +67,7 @@ def load_model(
     vae: str | Path | None = None,
     execution: str = "eager",
     cache: Path | None = None,
+    loras: Sequence[Lora] = (),
 ) -> LatentDiffusion:
     """Loads a Stable Diffusion v1 model, ready for inference.
 
@@ -76,6 +79,8 @@ def load_model(
     config: an original `v1-inference.yaml` for a single file. Without it sizes are read off the
         weights' shapes.
     vae: another autoencoder to use instead: a file, a folder or `hf:owner/name[@revision]`.
+    loras: adapters of any kind, LoHa, LoKr and differences too, that are merged into the weights,
+        in this order; the model has another digest then.
     execution, cache: see `sd_core.make_ready`; made ready while it loads, a model takes less time
         and memory.
 
@@ -102,12 +107,19 @@ def load_model(
     unet, autoencoder = parts()
     shapes = {"text": weight_shapes(spec.text), "unet": _shapes(unet), "vae": _shapes(autoencoder)}
     stored = match(shapes, checkpoint)
+    for lora in loras:
+        check_file(lora)
+    fillings = merged(stored, loras, spec)
+
+    def digest_of() -> str:
+        return merged_digest(digest(spec, stored, checkpoint.tokenizer), loras)
+
     weight_cache = None
     worth_it = execution in PACKED and _nbytes(stored, number_type) >= LEAST_BYTES
     if cache is not None and worth_it and can_rebuild():
         weight_cache = WeightCache(cache / "laid-out", spec, number_type, execution)
     with ThreadPoolExecutor(1) as beside:
-        digested = beside.submit(digest, spec, stored, checkpoint.tokenizer)
+        digested = beside.submit(digest_of)
         looking = None if weight_cache is None else beside.submit(_find, weight_cache, digested)
         text = empty(lambda: TextEncoder(spec.text))  # imports transformers
         tokenizer = _tokenizer(checkpoint)
@@ -116,7 +128,7 @@ def load_model(
         if kept is not None and not _put_back(model, kept, execution):
             kept, (model.unet, model.vae) = None, parts()
         if kept is None:
-            _bring(model, stored, execution, target)
+            _bring(model, fillings, execution, target)
     _fill_position_ids(text, target)
     model.provenance = Provenance(
         source=str(source),
@@ -125,6 +137,7 @@ def load_model(
         revision=checkpoint.revision,
         vae=None if vae is None else str(vae),
         vae_revision=vae_revision,
+        loras=tuple((lora.file.name, lora.sha256, lora.weight, lora.text_weight) for lora in loras),
     )
     run_as(model.requires_grad_(False).eval(), execution, cache)
     if weight_cache is not None and kept is None:
@@ -155,7 +168,10 @@ def _nbytes(stored: Mapping[str, Matched], dtype: torch.dtype) -> int:
 
 
 def _bring(
-    model: LatentDiffusion, stored: Mapping[str, Matched], execution: str, device: torch.device
+    model: LatentDiffusion,
+    stored: Mapping[str, Mapping[str, Filling]],
+    execution: str,
+    device: torch.device,
 ) -> None:
     """Fills an empty model with the weights of its files, and lays them out."""
     fillings = {

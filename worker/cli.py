@@ -149,12 +149,13 @@ def bench(
         check_device(device, "--device")
     name, source = model_source(model or settings.worker_model, settings)
     try:
-        from worker.measure.command import bench, choice_of, now, parse_sizes
+        from worker.checkpoint.load import ModelChoice
+        from worker.measure.command import bench, now, parse_sizes
     except ModuleNotFoundError as error:
         raise InputError(
             f"rendering needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
         ) from None
-    choice = choice_of(name, source, settings, device, dtype)
+    choice = ModelChoice.of(name, source, settings, device=device, dtype=dtype)
     report, digest = bench(choice, parse_sizes(sizes), sorted(set(steps)), terminal)
     kept = keep_speed(settings.cache, report.speed(digest, now())) if report.measured else None
     if terminal.json:

@@ -96,18 +96,8 @@ def _begin(settings: Settings, owner: str) -> _Life:
     if (warning := ledger.eviction()) is not None:
         log.warning("%s", warning)
     source = settings.model(name)
-    choice = ModelChoice(
-        name,
-        source.source,
-        source.digest,
-        device=settings.device,
-        dtype=settings.dtype,
-        execution=settings.execution,
-        cache=settings.cache,
-    )
-    model = load(choice)
-    revision = None if model.provenance is None else model.provenance.revision
-    info = ModelInfo(name, model.digest, source.source, revision)
+    model = load(ModelChoice.of(name, source, settings))
+    info = ModelInfo.of(name, source.source, model.provenance)
     heartbeat = LeaseHeartbeat(ledger, every_s=settings.lease_s / 4, lease_s=settings.lease_s)
     engine = Engine(model, on_batch=metrics.evaluated)
     health.starting = "compiling"

@@ -97,16 +97,14 @@ def _choice(model: str, options: RunOptions, settings: Settings) -> ModelChoice:
         source = its_source if given == model else None
     if source is None:
         source = settings.model(model)
-    return ModelChoice(
-        name=name,
-        source=source.source,
-        digest=source.digest,
+    return ModelChoice.of(
+        name,
+        source,
+        settings,
+        device=options.device,
+        dtype=options.dtype,
         config=options.config,
         vae=options.vae,
-        device=options.device or settings.device,
-        dtype=options.dtype or settings.dtype,
-        execution=settings.execution,
-        cache=settings.cache,
     )
 
 

@@ -157,8 +157,7 @@ def _loaded(choice: ModelChoice) -> tuple[LatentDiffusion, ModelInfo]:
     model = load(choice)
     if before is not None and before == digests.identity(choice):
         digests.remember(choice.cache, before, model.digest)
-    revision = None if model.provenance is None else model.provenance.revision
-    return model, ModelInfo(choice.name, model.digest, choice.source, revision)
+    return model, ModelInfo.of(choice.name, choice.source, model.provenance)
 
 
 def pinned_digest(folder: JobFolder, part: Part) -> str | None:

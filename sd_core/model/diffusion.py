@@ -32,7 +32,8 @@ class Provenance:
     source: as given to `load_model`. format: safetensors, ckpt or diffusers. revision: the hub's
     commit, where it came from there. vae, vae_revision: the same of a replaced autoencoder.
     digest: sha256 in hex over sizes, weights, and a tokenizer that is not CLIP's own; the same for
-    every container of these.
+    every container of these. loras: merged into the weights: file name, sha256, weight and weight
+    in the text encoder of each.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Provenance:
     revision: str | None = None
     vae: str | None = None
     vae_revision: str | None = None
+    loras: tuple[tuple[str, str, float, float], ...] = ()
 
 
 class LatentDiffusion(nn.Module):

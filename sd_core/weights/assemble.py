@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,26 @@ SCRATCH = 2**20  # elements: 4 MiB, which stay in a core's caches
 Matched = dict[str, StoredTensor]
 
 
+class Filling(Protocol):
+    """A weight that is still to be read. numel: its elements."""
+
+    @property
+    def numel(self) -> int: ...
+
+    def copy_into(self, out: Tensor, scratch: Tensor) -> None:
+        """See `StoredTensor.copy_into`."""
+
+
 class WeightLoader:
     """Brings a component's weights in from their file.
 
-    module: built on `meta`, of the type that the weights shall have there. stored: of `match`.
+    module: built on `meta`, of the type that the weights shall have there. stored: of `match`, or
+    with changes merged in.
     """
 
-    def __init__(self, module: nn.Module, stored: Matched, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, stored: Mapping[str, Filling], device: torch.device
+    ) -> None:
         self._module, self._stored, self._device = module, stored, device
         self._lent = torch.empty(0)
         self._scratch = torch.empty(SCRATCH)

@@ -6,7 +6,7 @@ import pytest
 
 import jobs.models
 from jobs.errors import ExitCode, InputError, ManifestError
-from jobs.models import ModelSource, load_models
+from jobs.models import MergedLora, ModelSource, load_models
 from jobs.settings import Settings, debugging
 from tests.jobs.manifests import write
 
@@ -114,6 +114,13 @@ def test_errors_name_the_variable(variable, value, expected):
         ("a: [", "is not YAML"),
         ("loras: [a]", ":1:8: loras: found a list, expected a mapping of names to files, or a "),
         ("loras: gone", ":1:8: loras: 'gone' cannot be read: it is no folder"),
+        (
+            "a: {source: x, loras: y}",
+            ":1:4: a: its loras are 'y'; expected a list of files, or of {s",
+        ),
+        ("a: {source: x, loras: [{weight: 1}]}", ":1:4: a: its loras are a list; expected a list"),
+        ("a: {source: x, loras: [{source: y, weight: 101}]}", "a: its loras are a list"),
+        ("loras: {a: {source: x, loras: [y]}}", "loras.a: found a mapping, expected a source"),
         ("loras: {a: 5}", ":1:12: loras.a: found 5, expected a source (a file, hf:owner/name/file"),
     ],
 )
@@ -141,6 +148,20 @@ loras:
         "ink": ModelSource(str(tmp_path / "loras" / "ink.safetensors")),
         "pen": ModelSource("hf:owner/pens/pen.pt@main", DIGEST),
     }
+
+
+def test_loras_that_are_merged_into_a_model(tmp_path):
+    text = """\
+loras: {ink: hf:owner/inks/ink.safetensors}
+a:
+  source: a.ckpt
+  loras: [b/loha.safetensors, {source: ink, weight: 0.5}, {source: "s3://b/c.pt", text_weight: 0}]
+"""
+    assert load_models(write(tmp_path, text)).models["a"].loras == (
+        MergedLora(str(tmp_path / "b/loha.safetensors")),
+        MergedLora("hf:owner/inks/ink.safetensors", 0.5, 0.5),
+        MergedLora("s3://b/c.pt", 1.0, 0.0),
+    )
 
 
 def test_a_folder_of_loras_in_the_model_list(tmp_path):

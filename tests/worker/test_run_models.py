@@ -9,14 +9,18 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import worker.run_parts
-from jobs.errors import Interrupted, JobConflictError
+from jobs.cli import main
+from jobs.errors import ExitCode, Interrupted, JobConflictError
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.records import read_records
 from jobs.manifest.load import load_manifest
 from jobs.storage import LocalStore
+from sd_core.engine.request import sha256_of
 from sd_core.weights.export import save_single_file
 from tests.sd_core.small import ODD, small_model
 from tests.worker.test_run import Recorder, digests
@@ -142,3 +146,44 @@ def test_a_name_that_stands_for_other_weights_now(run, store, checkpoints, tmp_p
             run(MANIFEST)
     finally:
         checkpoints["even"] = checkpoints_before
+
+
+def test_a_model_with_a_file_merged_into_it(tmp_path, checkpoints, capsys, monkeypatch):
+    """From the model list to the record; another weight is another model, with names of its own."""
+    torch.manual_seed(1)
+    half = {"hada_w1_a": (4, 2), "hada_w1_b": (2, 216), "hada_w2_a": (4, 2), "hada_w2_b": (2, 216)}
+    save_file(
+        {f"lora_unet_out_2.{leaf}": torch.randn(shape) for leaf, shape in half.items()},
+        tmp_path / "loha.safetensors",
+    )
+    source = checkpoints["odd"]
+    (tmp_path / "list.yaml").write_text(
+        f"plain: {source}\n"
+        f"half: {{source: {source}, loras: [{{source: loha.safetensors, weight: 0.5}}]}}\n"
+        f"whole: {{source: {source}, loras: [loha.safetensors]}}\n"
+    )
+    (tmp_path / "job.yaml").write_text(
+        "version: 1\ndefaults: {width: 64, height: 64, steps: 2}\n"
+        "matrix: {model: [plain, half, whole]}\nprompts: [a ring]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDBATCH_MODELS", str(tmp_path / "list.yaml"))
+    monkeypatch.setenv("SDBATCH_DTYPE", "float32")
+    assert main(["run", "job.yaml", "--json"]) == 0
+    job = json.loads(capsys.readouterr().out)["job"]
+    records = list(read_records(JobFolder(LocalStore(tmp_path / "out"), JobKeys(job))))
+    merged = {"name": "loha.safetensors", "sha256": sha256_of(tmp_path / "loha.safetensors")}
+    assert [record["model"].get("loras") for record in records] == [
+        None,
+        [{**merged, "weight": 0.5, "text_weight": 0.5}],
+        [{**merged, "weight": 1.0, "text_weight": 1.0}],
+    ]
+    assert len({record["model"]["digest"] for record in records}) == 3
+    assert len(set(pictures(LocalStore(tmp_path / "out"), job).values())) == 3
+    assert main(["run", "job.yaml", "--json"]) == 0  # known again without loading
+    assert json.loads(capsys.readouterr().out)["load_s"] == 0
+    (tmp_path / "gone.yaml").write_text("x: {source: demo, loras: [gone.safetensors]}\n")
+    monkeypatch.setenv("SDBATCH_MODELS", str(tmp_path / "gone.yaml"))
+    (tmp_path / "job.yaml").write_text("version: 1\nmodel: x\nprompts: [a]\n")
+    assert main(["run", "job.yaml"]) == ExitCode.MODEL
+    assert "gone.safetensors" in capsys.readouterr().err

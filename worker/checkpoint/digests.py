@@ -57,6 +57,9 @@ def identity(choice: ModelChoice) -> str | None:
     config = None if choice.config is None else str(choice.config)
     try:
         facts = [_code(), *(_facts(source) for source in (choice.source, choice.vae, config))]
+        facts += [
+            [*_facts_of_file(one.source), one.weight, one.text_weight] for one in choice.loras
+        ]
     except (_DoubtError, OSError, CheckpointError, ModelError, StoreError) as error:
         log.debug("it is not known whether the model is the same: %s", error)
         return None
@@ -106,6 +109,13 @@ def _facts(source: str | None) -> Facts:
     return list(_files(local_path(source)))
 
 
+def _facts_of_file(source: str) -> Facts:
+    """The same for a file that is merged: one on the hub or in a bucket is as it was."""
+    if source.startswith((hub.PREFIX, S3)):
+        raise _DoubtError(f"{source}: it is elsewhere")
+    return list(_files(local_path(source)))
+
+
 def _files(path: Path) -> Iterator[Facts]:
     """Facts of a file, or of all files in a folder: a new one there may be read the next time."""
     if not path.is_dir():
@@ -132,6 +142,6 @@ def _code() -> str:
     digest = hashlib.sha256()
     core = Path(str(resources.files("sd_core")))
     modules = [core / name for name in ("spec.py", "model/tokenizer.py", "vocab/bpe.py")]
-    for path in (*modules, *sorted((core / "weights").glob("*.py"))):
+    for path in (*modules, *sorted((core / "weights").rglob("*.py"))):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

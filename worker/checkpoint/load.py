@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import InputError, ModelError
 from jobs.manifest.sources import S3
+from jobs.models import MergedLora, ModelSource
 from jobs.settings import Settings
 from sd_core.weights import hub
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.paths import require_there
+from worker.checkpoint.fetch_file import fetched
 
 if TYPE_CHECKING:
     from sd_core.model.diffusion import LatentDiffusion
@@ -22,8 +24,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to load, and how. name: what records call it. cache: a folder for what comes from
-    a bucket, and for what is made of it once: laid-out weights, compiled programs.
+    """Which model to load, and how. loras: merged into it. name: what records call it. cache: a
+    folder for what comes from a bucket, and for what is made of it once: laid-out weights, compiled
+    programs.
     """
 
     name: str
@@ -35,6 +38,33 @@ class ModelChoice:
     dtype: str = "auto"
     execution: str = "auto"
     cache: Path = Settings.cache
+    loras: tuple[MergedLora, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        source: ModelSource,
+        settings: Settings,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        config: Path | None = None,
+        vae: str | None = None,
+    ) -> ModelChoice:
+        """A model of this name as the settings have it run. device, dtype: None for the settings'."""
+        return cls(
+            name=name,
+            source=source.source,
+            digest=source.digest,
+            config=config,
+            vae=vae,
+            device=device or settings.device,
+            dtype=dtype or settings.dtype,
+            execution=settings.execution,
+            cache=settings.cache,
+            loras=source.loras,
+        )
 
 
 def check_there(choice: ModelChoice) -> None:
@@ -43,6 +73,7 @@ def check_there(choice: ModelChoice) -> None:
         (choice.source, "model weights"),
         (choice.vae, "model weights"),
         (choice.config, "a model configuration"),
+        *((lora.source, "weights to merge") for lora in choice.loras),
     ):
         given = "" if source is None else str(source)
         is_path = given not in ("", "demo") and not given.startswith((hub.PREFIX, S3))
@@ -76,10 +107,15 @@ def load(choice: ModelChoice) -> LatentDiffusion:
 def _load(choice: ModelChoice, source: str | Path) -> LatentDiffusion:
     """source: where the choice's is on this machine. Raises `ModelError` and `InputError`."""
     # Here, for importing torch takes longer than all that can be found out without it.
+    from sd_core.engine.request import Lora
     from sd_core.execution import ExecutionError
     from sd_core.loading import load_model
 
     try:
+        loras = [
+            Lora.of(fetched(one.source, choice.cache), one.weight, one.text_weight)
+            for one in choice.loras
+        ]
         model = load_model(
             source,
             device=choice.device,
@@ -88,6 +124,7 @@ def _load(choice: ModelChoice, source: str | Path) -> LatentDiffusion:
             vae=choice.vae,
             execution=choice.execution,
             cache=choice.cache.expanduser(),
+            loras=loras,
         )
     except CheckpointError as error:
         where = "" if source == choice.source else f"{choice.source}: "

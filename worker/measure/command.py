@@ -12,8 +12,6 @@ import torch
 
 from jobs.errors import InputError
 from jobs.formatting import quote
-from jobs.models import ModelSource
-from jobs.settings import Settings
 from jobs.terminal.console import Terminal
 from sd_core.device import device_kind
 from sd_core.spec import LATENT_FACTOR, Sampling
@@ -90,21 +88,6 @@ def bench(
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     report.memory_bytes = max(on_gpu, default=held)
     return report, model.digest
-
-
-def choice_of(
-    name: str, source: ModelSource, settings: Settings, device: str | None, dtype: str | None
-) -> ModelChoice:
-    """The model of this name as it is to be run. device, dtype: instead of the settings'."""
-    return ModelChoice(
-        name=name,
-        source=source.source,
-        digest=source.digest,
-        device=device or settings.device,
-        dtype=dtype or settings.dtype,
-        execution=settings.execution,
-        cache=settings.cache,
-    )
 
 
 def now() -> str:

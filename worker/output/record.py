@@ -14,11 +14,14 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.manifest.prompt_syntax import READ_BY_A1111, SYNTAX, foreign_syntax
 from jobs.task import LoraUse, Task, VaeUse, spec_digest
 from worker.output.encode import read_record
+
+if TYPE_CHECKING:
+    from sd_core.model.diffusion import Provenance
 
 RECORD_VERSION = 1
 
@@ -32,18 +35,33 @@ class ModelInfo:
     """The model that made an image.
 
     digest: sha256 of its weights, 64 hex digits. source: where it was loaded from. revision: the
-    commit of a `hf:` source.
+    commit of a `hf:` source. loras: merged into it, as `sd_core.model.diffusion.Provenance` has
+    them.
     """
 
     name: str
     digest: str
     source: str
     revision: str | None = None
+    loras: tuple[tuple[str, str, float, float], ...] = ()
 
-    def to_json(self) -> dict[str, str]:
+    @classmethod
+    def of(cls, name: str, source: str, provenance: Provenance | None) -> ModelInfo:
+        """A model that was loaded from there."""
+        if provenance is None:
+            return cls(name, "", source)
+        return cls(name, provenance.digest, source, provenance.revision, provenance.loras)
+
+    def to_json(self) -> dict[str, Any]:
         """The model as records and `done.json` name it: without this machine's folders."""
-        named = {"name": self.name, "digest": self.digest, "source": _public_source(self.source)}
-        return named if self.revision is None else {**named, "revision": self.revision}
+        values: dict[str, Any] = {"name": self.name, "digest": self.digest}
+        values["source"] = _public_source(self.source)
+        if self.revision is not None:
+            values["revision"] = self.revision
+        if self.loras:
+            keys = ("name", "sha256", "weight", "text_weight")
+            values["loras"] = [dict(zip(keys, one, strict=True)) for one in self.loras]
+        return values
 
 
 @dataclass(frozen=True)

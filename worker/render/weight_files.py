@@ -14,18 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.errors import DamagedError, InputError, ModelError
+from jobs.errors import DamagedError, InputError
 from jobs.folder.layout import JobFolder
 from jobs.formatting import quote, reason
 from jobs.limits import MAX_EMBEDDING_BYTES
-from jobs.manifest.sources import S3
 from jobs.models import ModelSource
 from jobs.settings import Settings
 from jobs.storage import get_verified
 from jobs.task import EmbeddingUse, LoraUse, Task, VaeUse
 from sd_core.engine.request import Embedding, Lora, Vae, sha256_of
-from sd_core.weights import hub
-from sd_core.weights.errors import CheckpointError
+from worker.checkpoint.fetch_file import fetched
 
 MOST_KEPT_BYTES = 16 * 2**30
 
@@ -109,7 +107,7 @@ class WeightFiles:
                 "SDBATCH_MODELS names the list"
             )
         try:
-            path = self._fetched(source.source)
+            path = fetched(source.source, self.cache)
             size_bytes = path.stat().st_size
             if size_bytes > self.limit_bytes:
                 raise InputError(f"{self.word} {quote(use.name)} is {self._too_large(size_bytes)}")
@@ -123,19 +121,6 @@ class WeightFiles:
                 f"{self.word} {quote(use.name)}: {source.source} cannot be read: {reason(error)}"
             ) from None
         return path
-
-    def _fetched(self, source: str) -> Path:
-        """The path of a source; what is elsewhere is downloaded, once."""
-        try:
-            if source.startswith(S3):
-                from worker.checkpoint.s3_cache import fetch  # boto3 takes a while to import
-
-                return fetch(source, self.cache, pinned=True)
-            if source.startswith(hub.PREFIX):
-                return hub.fetch_file(source)
-        except (CheckpointError, ModelError) as error:
-            raise InputError(str(error)) from None
-        return Path(source).expanduser()
 
     def _is_right(self, path: Path, sha256: str) -> bool:
         """True for a file that is there with these bytes. Each is read once by a process; who loads

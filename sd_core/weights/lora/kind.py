@@ -22,6 +22,21 @@ _LEAVES = {
     "lora_linear_layer.up.weight": "up",
     "lora_mid.weight": "mid",
     "alpha": "alpha",
+    "hada_w1_a": "hada_w1_a",
+    "hada_w1_b": "hada_w1_b",
+    "hada_w2_a": "hada_w2_a",
+    "hada_w2_b": "hada_w2_b",
+    "hada_t1": "hada_t1",
+    "hada_t2": "hada_t2",
+    "lokr_w1": "lokr_w1",
+    "lokr_w1_a": "lokr_w1_a",
+    "lokr_w1_b": "lokr_w1_b",
+    "lokr_w2": "lokr_w2",
+    "lokr_w2_a": "lokr_w2_a",
+    "lokr_w2_b": "lokr_w2_b",
+    "lokr_t2": "lokr_t2",
+    "diff": "diff",
+    "diff_b": "diff_b",
     "dora_scale": "magnitude",
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
@@ -29,13 +44,20 @@ _LEAVES = {
 _ENDS = sorted(_LEAVES, key=len, reverse=True)
 _OLD_PROCESSOR = re.compile(r"(.*)\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight")
 
-_NO_LOW_RANK = {"hada_w1_a": "LoHa", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "diff": "differences"}
+_NO_LOW_RANK = {
+    "hada_w1_a": "LoHa",
+    "lokr_w1": "LoKr",
+    "lokr_w1_a": "LoKr",
+    "diff": "differences",
+    "diff_b": "differences",
+}
 _OTHERS = {"oft_blocks": "OFT", "oft_diag": "OFT", "a1.weight": "GLoRA", "on_input": "IA3"}
 
 
 def split(key: str) -> tuple[str | None, str]:
     """The name of a tensor's layer, which stands before its kind, and the kind: down, up, mid,
-    alpha or magnitude. None where it is of no adapter.
+    alpha, magnitude, or the name itself of a part of LoHa, LoKr or differences. None where it is of
+    no adapter.
     """
     key = key.removeprefix("base_model.model.")
     old = _OLD_PROCESSOR.fullmatch(key)
@@ -49,13 +71,16 @@ def split(key: str) -> tuple[str | None, str]:
     return None, ""
 
 
-def flaw_of(shapes: Mapping[str, Shape], layers: Container[str | None]) -> str | None:
+def flaw_of(
+    shapes: Mapping[str, Shape], layers: Container[str | None], *, merged: bool = False
+) -> str | None:
     """Why a file is no LoRA for a model that has these layers; None if nothing shows it.
 
+    merged: it is to be merged into a model, which those without a low-rank form can be, too.
     shapes: of the file's tensors, by name. layers: by all their names in files; whether the shapes
     fit them is left to `read_lora`.
     """
-    seems = _other_kind(shapes)
+    seems = _other_kind(shapes, merged=merged)
     if seems is not None:
         return f"it seems to be {seems}"
     unknown = [key for key in shapes if split(key)[0] not in layers]
@@ -69,7 +94,7 @@ def flaw_of(shapes: Mapping[str, Shape], layers: Container[str | None]) -> str |
     )
 
 
-def _other_kind(shapes: Mapping[str, Shape]) -> str | None:
+def _other_kind(shapes: Mapping[str, Shape], *, merged: bool) -> str | None:
     """The kind of a file that is no LoRA for Stable Diffusion v1; None where nothing shows it."""
     leaves = {key.rpartition(".")[2] for key in shapes} | {
         ".".join(key.rsplit(".", 2)[1:]) for key in shapes
@@ -83,9 +108,12 @@ def _other_kind(shapes: Mapping[str, Shape]) -> str | None:
     if width in (1024, 2048):
         model = "SDXL" if width == 2048 else "Stable Diffusion 2"
         return f"an adapter for {model}; expected one for Stable Diffusion v1"
-    for leaf, kind in _NO_LOW_RANK.items():
+    for leaf, kind in () if merged else _NO_LOW_RANK.items():
         if leaf in leaves:
-            return f"of {kind}, which have no low-rank form, so that no image can have its own"
+            return (
+                f"of {kind}, which have no low-rank form, so that no image can have its own; merge "
+                "it: in the model list, name: {source: a model, loras: [the file]} is a model"
+            )
     for leaf, kind in _OTHERS.items():
         if leaf in leaves:
             return f"of {kind}, which is not supported; expected a LoRA, LoCon or DoRA"

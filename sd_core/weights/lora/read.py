@@ -50,11 +50,32 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
     Raises `CheckpointError` for a file of something else or of another kind of model, and naming
     what fits no layer of this one.
     """
+    parts, shapes, scale_of = tensors_of(path, spec)
+    found: dict[str, dict[str, LowRankLayer]] = {"unet": {}, "text": {}}
+    for layer, tensors in parts.items():
+        component, name = layer
+        where = f"{path}: {component} {name}"
+        found[component][name] = low_rank(where, tensors, shapes[layer], partial(scale_of, layer))
+    return LoraFile(**found)
+
+
+Parts = tuple[dict[Layer, dict[str, Tensor]], Mapping[Layer, Shape], Callable[[Layer, int], float]]
+"""Tensors of a file by layer and kind, the shapes of layers' weights, and a layer's scale by its
+rank where no alpha is among its tensors.
+"""
+
+
+def tensors_of(path: Path, spec: ModelSpec, *, merged: bool = False) -> Parts:
+    """The tensors of an adapter's file, on the CPU. merged: see `flaw_of`.
+
+    Raises `CheckpointError` for a file of something else or of another kind of model.
+    """
     weights = read_weights(path)
     stored = weights.tensors
     refuse_shared(str(path), {"lora": dict(stored)})
     names, shapes = layers_of(spec)
-    flaw = flaw_of({name: tuple(tensor.shape) for name, tensor in stored.items()}, names)
+    sizes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    flaw = flaw_of(sizes, names, merged=merged)
     if flaw is not None:
         raise CheckpointError(f"{path}: {flaw}")
     try:
@@ -71,13 +92,7 @@ def read_lora(path: Path, spec: ModelSpec) -> LoraFile:
         if leaf in known:
             raise CheckpointError(f"{path}: {named(key)} is there twice, by another name")
         known[leaf] = _copied(path, key, tensor)
-    found: dict[str, dict[str, LowRankLayer]] = {"unet": {}, "text": {}}
-    for layer, tensors in parts.items():
-        component, name = layer
-        scale = partial(scale_of, places[layer])
-        where = f"{path}: {component} {name}"
-        found[component][name] = _low_rank(where, tensors, shapes[layer], scale)
-    return LoraFile(**found)
+    return parts, shapes, lambda layer, rank: scale_of(places[layer], rank)
 
 
 def _copied(path: Path, key: str, tensor: StoredTensor) -> Tensor:
@@ -90,13 +105,16 @@ def _copied(path: Path, key: str, tensor: StoredTensor) -> Tensor:
     return copy
 
 
-def _low_rank(
+def low_rank(
     where: str,
     tensors: Mapping[str, Tensor],
     shape: Shape,
     scale_of: Callable[[int], float],
 ) -> LowRankLayer:
-    """scale_of: gives the scale by the rank, where no alpha is among the tensors."""
+    """A layer's adapter. Raises `CheckpointError`.
+
+    scale_of: gives the scale by the rank, where no alpha is among the tensors.
+    """
     down, up = tensors.get("down"), tensors.get("up")
     if down is None or up is None:
         missing = "down" if down is None else "up"
