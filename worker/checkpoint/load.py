@@ -52,7 +52,7 @@ class ModelChoice:
         config: Path | None = None,
         vae: str | None = None,
     ) -> ModelChoice:
-        """A model of this name as the settings have it run. device, dtype: None for the settings'."""
+        """A model of this name. device, dtype: instead of what the settings say."""
         return cls(
             name=name,
             source=source.source,
