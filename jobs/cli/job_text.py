@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from jobs.client.served import no_worker, served_models, unserved
 from jobs.errors import ExitCode
@@ -14,6 +15,13 @@ from jobs.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from jobs.client.submit import Submitted
+
+
+def job_document(job: JobStatus) -> dict[str, Any]:
+    """A job as commands give it as JSON."""
+    values = asdict(job)
+    del values["first_shard"]  # of a part
+    return values
 
 
 def workers_of(job: JobStatus, served: Counter[str]) -> int:

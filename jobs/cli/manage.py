@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from jobs.cli.job_text import done_part, job_code, say_submitted, workers_of
+from jobs.cli.job_text import done_part, job_code, job_document, say_submitted, workers_of
 from jobs.cli.opening import find_job, ledger_at, open_store_at, settings_with, store_address
 from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
 from jobs.client.served import no_worker, served_models, unserved
@@ -54,9 +54,7 @@ def _row(job: JobStatus) -> tuple[str, ...]:
 
 def _document(job: JobStatus, served: Counter[str]) -> dict[str, Any]:
     """workers: how many take shards of the job's models."""
-    values = {**asdict(job), "workers": workers_of(job, served)}
-    del values["first_shard"]
-    return values
+    return {**job_document(job), "workers": workers_of(job, served)}
 
 
 @click.command()
@@ -125,9 +123,7 @@ def _changing(name: str, text: str, change: Callable[[Ledger, str], str]) -> cli
         found = find_job(ledger, job)
         said = change(ledger, found.job_id)
         if terminal.json:
-            values = asdict(ledger.status(found.job_id))
-            del values["first_shard"]
-            terminal.document(values)
+            terminal.document(job_document(ledger.status(found.job_id)))
         else:
             terminal.say(f"{found.job_id}: {said}")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from jobs.cli.job_text import job_code, job_line, say_submitted
+from jobs.cli.job_text import job_code, job_document, job_line, say_submitted
 from jobs.cli.opening import (
     find_job,
     ledger_at,
@@ -134,7 +133,7 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
         again = f"sdbatch watch {job_id}"
         raise Interrupted(f"no longer watching; the job goes on: {again}") from None
     if terminal.json:
-        terminal.document(asdict(ended))
+        terminal.document(job_document(ended))
     else:
         terminal.say(job_line(ended))
     return job_code(ended)

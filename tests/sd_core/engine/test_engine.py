@@ -261,11 +261,11 @@ def test_a_decode_that_fails_is_the_failure_of_one_image(model, monkeypatch):
         bad = engine.submit(request(seed=9)).result(timeout=60).latents
         sizes: list[int] = []
 
-        def picky(latents):
+        def picky(latents, vae):
             sizes.append(len(latents))
             if any(torch.equal(image, bad) for image in latents):
                 raise RuntimeError("this one I do not decode")
-            return decode(latents)
+            return decode(latents, vae)
 
         monkeypatch.setattr(model, "decode", picky)
         futures = [engine.submit(r) for r in (wanted[0], request(seed=9), *wanted[1:])]
@@ -279,8 +279,8 @@ def test_a_picture_that_is_not_finite_is_an_error_of_that_image(model, monkeypat
     monkeypatch.setitem(DECODED_TOGETHER, "cpu", 2)
     decode = model.decode
 
-    def spoilt(latents):
-        images = decode(latents)
+    def spoilt(latents, vae):
+        images = decode(latents, vae)
         images[0, 0, 0, 0] = float("nan")
         return images
 
