@@ -72,7 +72,7 @@ class Ledger(Protocol):
 
     def parts(self, status: JobStatus) -> list[JobStatus]:
         """A status for each model of a job of several, with the counts of its own; else the status
-        itself. status: of the whole job.
+        itself. Empty if the job is gone meanwhile. status: of the whole job.
         """
         ...
 

@@ -748,6 +748,8 @@ class TestSeveralModels:
         whole = ledger.status("job")
         assert (whole.models, whole.model) == (self.MODELS, "a, b")
         assert [whole.model_of(shard) for shard in range(3)] == ["a", "a", "b"]
+        ledger.forget("job")
+        assert ledger.parts(whole) == []
 
     def test_many_images_in_many_shards(self, ledger):
         """Parts that begin and end inside of a byte of a bitmap."""

@@ -103,7 +103,9 @@ class MemoryLedger:
         if not status.models:
             return [status]
         with self._lock:
-            job = self._job(status.job_id)
+            job = self._jobs.get(status.job_id)
+            if job is None:
+                return []
             return [
                 part_of(status, number, job.counts(shards, images))
                 for number, (shards, images) in enumerate(places_of(status.models))

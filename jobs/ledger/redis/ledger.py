@@ -199,7 +199,7 @@ class RedisLedger:
             return [status]
         places = places_of(status.models)
         args = (n for shards, images in places for n in (*_ends(shards), *_ends(images)))
-        answer = _known(self._server.run("parts", status.job_id, *args), status.job_id)
+        answer = self._server.run("parts", status.job_id, *args) or ()
         return [part_of(status, n, PartCounts(*counts)) for n, counts in enumerate(answer)]
 
     def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
