@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -10,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from jobs.errors import LedgerError
+from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, JobStatus, WorkerInfo
 from worker.monitor.metrics import Metrics, QueueFigures
@@ -37,9 +38,11 @@ class QueueReader:
         jobs = self._ledger.jobs()
         workers = Counter(worker.model for worker in self._ledger.workers() if worker.serves)
         now_s = self._ledger.time_s()  # workers' clocks may be hours apart
-        active = [
-            part for job in jobs if job.state is JobState.ACTIVE for part in self._ledger.parts(job)
-        ]
+        active: list[JobStatus] = []  # those of several models by their parts
+        for job in jobs:
+            if job.state is JobState.ACTIVE:
+                with contextlib.suppress(DamagedLedgerError):  # the reconciler tells it
+                    active += self._ledger.parts(job)
         models = sorted({*workers, *(job.model for job in active)})
         return {
             model: self._figures(
