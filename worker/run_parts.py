@@ -44,6 +44,7 @@ class Part:
 
 
 def parts_of(manifest: Manifest, choices: Sequence[ModelChoice]) -> Iterator[Part]:
+    """The parts of a job in order. choices: one for each of its models."""
     start = 0
     for part, choice in zip(manifest.models, choices, strict=True):
         of = part.name if len(choices) > 1 else None
@@ -129,11 +130,11 @@ class Run:
 
     def _is_there(self, part: Part) -> bool:
         """True if the folder has all images of a part, so that its model need not be loaded."""
+        digest = pinned_digest(self._folder, part)
+        if digest is None:
+            return False
+        self._prepare()  # records of an earlier plan would not be of these images
         with self._status("looking at what is there"):
-            digest = pinned_digest(self._folder, part)
-            if digest is None:
-                return False
-            self._prepare()  # records of an earlier plan would not be of these images
             total = self._manifest.total
             return are_there(
                 self._folder, self._tasks(part), images=total, digests={part.of: digest}

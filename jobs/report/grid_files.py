@@ -1,8 +1,10 @@
-"""Writes a grid into a folder of this machine.
+"""Writes a grid into a folder of this machine. An earlier one there is replaced.
 
-index.html          all of it, with thumbnails
-grid-000.png, …     pages of it, to send to somebody
-images/000017.jpg   thumbnails
+    index.html          all of it, with thumbnails
+    grid-000.png, …     pages of it, to send to somebody
+    images/000017.jpg   thumbnails
+
+Thumbnails of images that are there no more are left.
 """
 
 from __future__ import annotations
@@ -63,6 +65,9 @@ def write_grid(
             name = f"grid-{number:03d}.png"
             (target / name).write_bytes(page)
             grid.pages.append(name)
+        for earlier in target.glob("grid-[0-9][0-9][0-9].png"):
+            if earlier.name not in grid.pages:
+                earlier.unlink()
         (target / "index.html").write_text(grid_page(grid), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{target} cannot be written: {reason(error)}") from None

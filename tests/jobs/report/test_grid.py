@@ -181,6 +181,7 @@ def test_large_grids_have_several_pages(tmp_path, monkeypatch):
     assert max(max(size) for size in sizes) < 1600
     monkeypatch.setattr(grid_sheets, "MOST_PAGES", 1)
     assert len(write_grid(made, tmp_path / "grid", ("seed", "guidance", None)).pages) == 1
+    assert len(list((tmp_path / "grid").glob("*.png"))) == 1  # those of before are gone
 
 
 def test_a_job_that_is_too_large(tmp_path):
