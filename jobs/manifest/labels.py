@@ -6,6 +6,7 @@ Prompts without labels keep such texts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -74,4 +75,5 @@ def from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 def _text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
+    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return str(value) if number else value

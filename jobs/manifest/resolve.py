@@ -101,7 +101,9 @@ class Resolver:
         self._plain: list[Entry] = []
         self._check = functools.lru_cache(maxsize=4096)(self._impossible)
         output = self.head.get("output", {})
-        self._check_name(output, self.place, ("output",))
+        self._template = DEFAULT_TEMPLATE
+        if self._check_name(output, self.place, ("output",)):
+            self._template = output.get("name", DEFAULT_TEMPLATE)
 
     def layer(
         self,
@@ -223,7 +225,7 @@ class Resolver:
             base |= {"dynamic": "none", "loras": (), "embeddings": (), "vae": ()}
             if model == "demo":
                 base["guidance"] = DEMO_GUIDANCE
-            base["name"] = self.head.get("output", {}).get("name", DEFAULT_TEMPLATE)
+            base["name"] = self._template
             self._bases[model] = {**base, **self._defaults.values}
         return self._bases[model]
 
@@ -330,11 +332,13 @@ class Resolver:
         if names is not None and name not in names:
             self.problems.at(place, path, unknown_model(name, names))
 
-    def _check_name(self, values: Mapping[str, Any], place: Place, prefix: ValuePath) -> None:
+    def _check_name(self, values: Mapping[str, Any], place: Place, prefix: ValuePath) -> bool:
+        """True if there is nothing wrong with a template of names, if there is one."""
         template = values.get("name")
         flaw = None if template is None else check_template(template)
         if flaw is not None:
             self.problems.at(place, (*prefix, "name"), flaw)
+        return flaw is None
 
     def _check_needs_image(self, own: Layer) -> None:
         """Refuse settings that do nothing, or the same image many times, without an init image."""

@@ -151,6 +151,19 @@ def test_what_cannot_be_used(tmp_path, prompt, said):
     assert found.partition(":")[2] == said
 
 
+@pytest.mark.parametrize("template", ["{", "{meta.}", "{meta.a.b}", "{meta.a!r}", "{meta.a:3}"])
+def test_names_that_are_no_templates_are_told_once(tmp_path, template):
+    body = f'output: {{name: "{template}"}}\nprompts: [x, {{prompt: y, meta: {{a: k}}}}]'
+    (found,) = messages(tmp_path, body)
+    assert found.startswith("2:16: output.name: ")
+
+
+def test_numbers_that_are_none(tmp_path):
+    write(tmp_path, '{"prompt": "x", "meta.a": 1e400}\n', "rows.jsonl")
+    (found,) = messages(tmp_path, "prompts: [{file: rows.jsonl}]")
+    assert "rows.jsonl:1:17: meta.a: found" in found
+
+
 def test_too_many_and_too_long(tmp_path):
     many = ", ".join(f"a{number}: k" for number in range(33))
     (found,) = messages(tmp_path, f"defaults: {{meta: {{{many}}}}}\nprompts: [x]")
