@@ -91,15 +91,10 @@ def run_manifest(
 
 def _choice(model: str, options: RunOptions, settings: Settings) -> ModelChoice:
     """A model of the manifest, of which --model names one."""
-    name, source = model, None
-    if options.model is not None:
-        given, its_source = model_source(options.model, settings)
-        source = its_source if given == model else None
-    if source is None:
-        source = settings.model(model)
+    given = None if options.model is None else model_source(options.model, settings)
     return ModelChoice.of(
-        name,
-        source,
+        model,
+        given[1] if given is not None and given[0] == model else settings.model(model),
         settings,
         device=options.device,
         dtype=options.dtype,

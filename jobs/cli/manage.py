@@ -12,7 +12,7 @@ import click
 from jobs.cli.job_text import done_part, job_code, job_document, say_submitted, workers_of
 from jobs.cli.opening import find_job, ledger_at, open_store_at, settings_with, store_address
 from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
-from jobs.client.served import no_worker, served_models, unserved
+from jobs.client.served import no_worker, served_models, unserved, waits_for_worker
 from jobs.errors import ExitCode, InputError
 from jobs.formatting import counted
 from jobs.ledger import Ledger
@@ -57,6 +57,9 @@ def _document(job: JobStatus, served: Counter[str]) -> dict[str, Any]:
     return {**job_document(job), "workers": workers_of(job, served)}
 
 
+_OF_A_PART = ("shards", "done", "failed", "waiting", "published", "leased")
+
+
 @click.command()
 @job_argument
 @redis_option
@@ -74,17 +77,17 @@ def status(terminal: Terminal, job: str, redis: str | None) -> ExitCode:
     """
     ledger = ledger_at(redis)
     found, served = find_job(ledger, job), served_models(ledger.workers())
-    parts = ledger.parts(found) if found.models else []
+    parts = ledger.parts(found)
     if terminal.json:
         by_model = [
             {"name": part.model, "images": part.total, "workers": served[part.model]}
             | {name: getattr(part, name) for name in _OF_A_PART}
             for part in parts
+            if found.models
         ]
         terminal.document({**_document(found, served), "models": by_model})
     else:
-        waiting = unserved(ledger, found, served)
-        for label, text in _status_lines(found, parts, waiting, served):
+        for label, text in _status_lines(found, parts, served):
             terminal.say(f"{label:12} {text}")
     return job_code(found)
 
@@ -239,20 +242,19 @@ def resume(
     say_submitted(terminal, ledger, resumed)
 
 
-_OF_A_PART = ("shards", "done", "failed", "waiting", "published", "leased")
-
-
 def _status_lines(
-    job: JobStatus, parts: Sequence[JobStatus], unserved: Sequence[str], served: Counter[str]
+    job: JobStatus, parts: Sequence[JobStatus], served: Counter[str]
 ) -> list[tuple[str, Any]]:
-    """parts: of a job of several models. unserved: models that nobody has."""
     figures = figures_of(job)
     speed = [] if figures.images_per_s is None else [("speed", speed_text(figures))]
     trouble = [] if job.error is None else [("last error", job.error)]
-    trouble += [("waits", no_worker(model, served)) for model in unserved]
+    trouble += [
+        ("waits", no_worker(part.model, served)) for part in parts if waits_for_worker(part, served)
+    ]
     models = [
         ("model", f"{part.model}: {done_part(part)} done, {counted(served[part.model], 'worker')}")
         for part in parts
+        if job.models
     ]
     return [
         ("job", job.job_id),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import marshal
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -93,10 +93,10 @@ class EntryLogs:
 
     def __init__(self) -> None:
         self.images: Counter[str] = Counter()
-        self._logs: dict[str, EntryLog] = {}
+        self._logs: defaultdict[str, EntryLog] = defaultdict(EntryLog)
 
     def append(self, entry: Entry, images: int) -> None:
-        self._logs.setdefault(entry.model, EntryLog()).append(entry)
+        self._logs[entry.model].append(entry)
         self.images[entry.model] += images
 
     def of(self, model: str) -> EntryLog:

@@ -85,11 +85,11 @@ class Output:
 class Manifest:
     """A manifest that was read and found good.
 
-    path: of the file. source: its bytes. models: in the order of work; model: their names, in one
-    text. inputs: name in the job's `inputs/` -> its source. input_names: the same -> what
-    an image was called. matrix: as it is written, which gives
-    the combinations. loras, embeddings, vaes: that prompts use, by name. named_in_texts: embeddings
-    that prompts with syntax a1111 name. reproducible: None leaves it to the settings.
+    path: of the file. source: its bytes. models: in the order of work. inputs: name in the job's
+    `inputs/` -> its source. input_names: the same -> what an image was called. matrix: as it is
+    written, which gives the combinations. loras, embeddings, vaes: that prompts use, by name.
+    named_in_texts: embeddings that prompts with syntax a1111 name. reproducible: None leaves it to
+    the settings.
     """
 
     path: Path
@@ -124,7 +124,7 @@ class Manifest:
 
     @property
     def model(self) -> str:
-        """Names of all models."""
+        """Names of all models, in one text."""
         return ", ".join(part.name for part in self.models)
 
     @property
@@ -390,8 +390,9 @@ class _Loader:
         for one in given:
             self._seeds.look(one, place)
             for other in entries:
-                own = one._replace(settings=other.settings, model=other.model)
-                self._entries.append(own, combinations * one.seed_count)
+                if other is not entry:
+                    one = one._replace(settings=other.settings, model=other.model)
+                self._entries.append(one, combinations * one.seed_count)
         if len(self._entries.images) > MAX_MODELS:
             line, column = place.position(())
             message = f"more than {MAX_MODELS} models up to here; split the job"

@@ -6,7 +6,8 @@ import functools
 import re
 import string
 import unicodedata
-from types import SimpleNamespace
+from collections import defaultdict
+from collections.abc import Mapping
 
 from jobs.formatting import quote, suggest
 from jobs.limits import MAX_IMAGES
@@ -27,6 +28,7 @@ PLACEHOLDERS = (*_NUMBERS, "prompt", "sampler", "guidance", "strength", "name", 
 
 _WIDTH = re.compile(r"0[1-9][0-9]?d?|d")  # padded with zeros: spaces have no place in names
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]")
+_LABEL = re.compile(rf"{re.escape(PREFIX)}{NAME}")
 _WIDEST: dict[str, int | str] = {
     "index": MAX_IMAGES - 1,
     "seed": SEED_LIMIT - 1,
@@ -57,9 +59,7 @@ def check_template(template: str) -> str | None:
             )
         if field is None:
             continue
-        if re.fullmatch(rf"meta\.{NAME}", field):
-            pass
-        elif field not in PLACEHOLDERS:
+        if field not in PLACEHOLDERS and not _LABEL.fullmatch(field):
             close = suggest(field, PLACEHOLDERS)
             hint = f"; did you mean {{{close}}}?" if close else ""
             return (
@@ -70,7 +70,8 @@ def check_template(template: str) -> str | None:
                 f"{quote(f'{{{field}}}')} has a format that is not allowed; only numbers have one, "
                 "a width of at most two digits such as {index:06d}"
             )
-    widest = template.format(**_WIDEST, meta=_ShortLabels())
+    # Labels of a prompt that is not known yet; `label_flaw` looks at the real ones.
+    widest = template.format(**_WIDEST, meta=_Attributes(defaultdict(lambda: "x")))
     for part in widest.split("/"):
         if not part:
             return f"{quote(template)} starts or ends with / or has two in a row"
@@ -81,11 +82,15 @@ def check_template(template: str) -> str | None:
     return None
 
 
-class _ShortLabels:
-    """Labels of a prompt that is not known yet; `label_flaw` looks at the real ones."""
+class _Attributes:
+    """Values as attributes, for `str.format`. None of Python's own is found, as `__class__` is."""
 
-    def __getattr__(self, name: str) -> str:
-        return "x"
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
+    def __getattribute__(self, name: str) -> str:
+        values: Mapping[str, str] = object.__getattribute__(self, "_values")
+        return values[name]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -93,8 +98,10 @@ def label_flaw(template: str, labels: Labels) -> str | None:
     """Why a checked template cannot name images of a prompt with these labels; None if it can."""
     names = [name for name, _ in labels]
     for _, field, _, _ in string.Formatter().parse(template):
-        name = (field or "").removeprefix(PREFIX)
-        if name != field and field and name not in names:
+        if field is None or not field.startswith(PREFIX):
+            continue
+        name = field.removeprefix(PREFIX)
+        if name not in names:
             return f"has {quote(f'{{{field}}}')}, and this prompt has no label {quote(name)}"
     widest = template.format(**_WIDEST, meta=_slugs(labels))
     if any(len(part.encode()) > MAX_PART_BYTES for part in widest.split("/")):
@@ -102,8 +109,8 @@ def label_flaw(template: str, labels: Labels) -> str | None:
     return None
 
 
-def _slugs(labels: Labels) -> SimpleNamespace:
-    return SimpleNamespace(**{name: slug(value) for name, value in labels})
+def _slugs(labels: Labels) -> _Attributes:
+    return _Attributes({name: slug(value) for name, value in labels})
 
 
 def fill(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.errors import InputError
 from jobs.formatting import quote, suggest
 from jobs.image_settings import IMAGE_SETTINGS
+from jobs.manifest.labels import PREFIX
 from jobs.task import LoraUse, Task
 
 MOST_VALUES = 200
@@ -15,8 +16,6 @@ MOST_VALUES = 200
 
 Value = str | float | bool
 """Place of an image on an axis. Numbers are in their order, texts in that of the plan."""
-
-_LABEL = "meta."
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,7 @@ def text_of(value: Value) -> str:
     """A value as it stands beside a row or above a column."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        value
-        if isinstance(value, str)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _loras(uses: Sequence[LoraUse]) -> str:
@@ -74,8 +67,8 @@ _LAST = ("seed", "negative", "prompt")  # as an axis that nobody chose
 
 def value_of(task: Task, axis: str) -> Value:
     """An image's value along an axis."""
-    if axis.startswith(_LABEL):
-        return dict(task.meta).get(axis.removeprefix(_LABEL), "")
+    if axis.startswith(PREFIX):
+        return dict(task.meta).get(axis.removeprefix(PREFIX), "")
     if axis == "strength":
         return "none" if task.init_image is None else task.sampling.strength
     if axis in _OF_TASKS:
@@ -86,7 +79,7 @@ def value_of(task: Task, axis: str) -> Value:
 
 def varying(tasks: Sequence[Task]) -> list[Axis]:
     """Axes along which these images differ."""
-    labels = dict.fromkeys(f"{_LABEL}{name}" for task in tasks for name, _ in task.meta)
+    labels = dict.fromkeys(f"{PREFIX}{name}" for task in tasks for name, _ in task.meta)
     found = []
     for name in (*NAMES, *labels):
         values = dict.fromkeys(value_of(task, name) for task in tasks)
@@ -131,7 +124,7 @@ def chosen(axes: Sequence[Axis], asked: Sequence[str | None]) -> list[Axis | Non
 
 def _unknown(name: str, known: Sequence[str]) -> str:
     differ = f"its images differ in {', '.join(known)}" if known else "its images differ in nothing"
-    if name in NAMES or name.startswith(_LABEL):
+    if name in NAMES or name.startswith(PREFIX):
         return f"{name} is the same in all images of the job; {differ}"
     close = suggest(name, known) or suggest(name, NAMES)
     hint = f"did you mean '{close}'?" if close else differ

@@ -47,6 +47,20 @@ class Grid:
     missing: int = 0
     pages: list[str] = field(default_factory=list)
 
+    @property
+    def columns(self) -> list[str]:
+        """Texts above the columns."""
+        return _texts(self.x)
+
+    @property
+    def rows(self) -> list[str]:
+        """Texts beside the rows."""
+        return _texts(self.y)
+
+
+def _texts(axis: Axis | None) -> list[str]:
+    return [""] if axis is None else axis.labels
+
 
 def arranged(
     pictures: Sequence[Picture], x: Axis | None, y: Axis | None, z: Axis | None

@@ -12,7 +12,6 @@ from importlib.resources import files
 from urllib.parse import quote
 
 from jobs.formatting import counted
-from jobs.report.axes import Axis
 from jobs.report.gallery import source_hash
 from jobs.report.grid import Grid, Picture, Section
 
@@ -44,16 +43,12 @@ def grid_page(grid: Grid) -> str:
 
 def _table(section: Section, grid: Grid) -> str:
     title = "" if section.title is None else f"<h2>{html.escape(section.title)}</h2>\n"
-    columns, rows = _labels(grid.x), _labels(grid.y)
+    columns, rows = grid.columns, grid.rows
     corner = " / ".join(axis.name for axis in (grid.y, grid.x) if axis is not None)
     head = "".join(f'<th scope="col">{html.escape(label)}</th>' for label in columns)
     top = f"<thead><tr><th>{html.escape(corner)}</th>{head}</tr></thead>\n"
     body = "".join(_row(section, number, label, len(columns)) for number, label in enumerate(rows))
     return f'{title}<div class="grid"><table>{top}<tbody>\n{body}</tbody></table></div>\n'
-
-
-def _labels(axis: Axis | None) -> Sequence[str]:
-    return [""] if axis is None else axis.labels
 
 
 def _row(section: Section, number: int, label: str, columns: int) -> str:

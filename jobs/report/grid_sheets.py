@@ -8,7 +8,6 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from jobs.report.axes import Axis
 from jobs.report.grid import Grid, Picture, Section
 from jobs.report.sheets import BACKGROUND, EMPTY, GAP, INK
 
@@ -32,8 +31,7 @@ _FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf")
 
 def grid_sheets(grid: Grid) -> Iterator[bytes]:
     """PNG files, section by section, of at most `MOST_PAGES`."""
-    columns = [""] if grid.x is None else grid.x.labels
-    rows = [""] if grid.y is None else grid.y.labels
+    columns, rows = grid.columns, grid.rows
     pages = 0
     for section in grid.sections:
         width, height = _cell_size(grid, section)
@@ -69,8 +67,7 @@ def _page(
     width, height = cell
     axes = ", ".join(f"{n} {a.name}" for n, a in (("x", grid.x), ("y", grid.y)) if a is not None)
     title = " · ".join(filter(None, (grid.job, axes, section.title)))
-    labels_x, labels_y = _labels(grid.x, columns), _labels(grid.y, rows)
-    head = [_wrapped(label, width) for label in labels_x]
+    head = [_wrapped(label, width) for label in grid.columns[columns.start : columns.stop]]
     top = GAP + LINE + GAP + LINE * max(map(len, head)) + GAP
     left = GAP + (LABEL_WIDTH + GAP if grid.y is not None else 0)
     size = left + len(columns) * (width + GAP), top + len(rows) * (height + GAP)
@@ -82,7 +79,7 @@ def _page(
         for number, line in enumerate(lines):
             y = top - GAP - LINE * (len(lines) - number)
             pen.text((x, y), line, INK, _font(), anchor="ma")
-    for down, label in enumerate(labels_y):
+    for down, label in enumerate(grid.rows[rows.start : rows.stop]):
         lines = _wrapped(label, LABEL_WIDTH)
         y = top + down * (height + GAP) + (height - LINE * len(lines)) // 2
         for number, line in enumerate(lines):
@@ -116,10 +113,6 @@ def _draw(
         with Image.open(grid.folder / picture.thumbnail) as image:
             page.paste(image, (x, y + (height - image.height) // 2))
             x += image.width + 2
-
-
-def _labels(axis: Axis | None, places: range) -> Sequence[str]:
-    return [""] if axis is None else [axis.labels[place] for place in places]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -718,7 +718,7 @@ class TestSeveralModels:
     MODELS = (ModelShards("a", 2, 8), ModelShards("b", 1, 2))
 
     def parts(self, ledger: Ledger) -> list[tuple[str, int, int, int, int, int]]:
-        """Of each model: waiting, published, leased, done, failed."""
+        """Count, for each model, waiting, published, leased, done and failed."""
         return [
             (part.model, part.waiting, part.published, part.leased, part.done, part.failed)
             for part in ledger.parts(ledger.status("job"))

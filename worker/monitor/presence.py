@@ -8,9 +8,9 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
+from jobs.client.served import served_models
 from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, JobStatus, WorkerInfo
@@ -36,7 +36,7 @@ class QueueReader:
     def read(self) -> dict[str, QueueFigures]:
         """By model, for models that have workers or active jobs. Raises `LedgerError`."""
         jobs = self._ledger.jobs()
-        workers = Counter(worker.model for worker in self._ledger.workers() if worker.serves)
+        workers = served_models(self._ledger.workers())
         now_s = self._ledger.time_s()  # workers' clocks may be hours apart
         active: list[JobStatus] = []  # those of several models by their parts
         for job in jobs:

@@ -19,7 +19,13 @@ from torch import Tensor
 from sd_core.spec import ModelSpec
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.lora.names import Layer, Shape
-from sd_core.weights.lora.read import MOST_RANK, low_rank, tensors_of
+from sd_core.weights.lora.read import (
+    MOST_RANK,
+    alpha_scale,
+    low_rank,
+    magnitude_of,
+    tensors_of,
+)
 
 Tensors = Mapping[str, Tensor]
 
@@ -63,7 +69,7 @@ def read_changes(path: Path, spec: ModelSpec) -> dict[Layer, Change]:
 
 
 def _change(where: str, tensors: Tensors, shape: Shape, scale_of: Callable[[int], float]) -> Change:
-    magnitude = _magnitude(where, tensors, shape)
+    magnitude = magnitude_of(where, tensors, shape[0])
     bias = tensors.get("diff_b")
     if bias is not None and bias.shape != shape[:1]:
         raise CheckpointError(f"{where}: its bias is {tuple(bias.shape)}; expected {shape[:1]}")
@@ -90,12 +96,11 @@ def _loha(where: str, tensors: Tensors, shape: Shape) -> Callable[[], Tensor]:
     for number in "12":
         a, b = (_found(where, tensors, f"hada_w{number}_{side}") for side in "ab")
         halves.append((a, b, tensors.get(f"hada_t{number}")))
-    rank = len(halves[0][1])
     for a, b, core in halves:
         made = _product_shape(where, a, b, core)
         if math.prod(made) != math.prod(shape) or made[0] != shape[0]:
             raise _misfit(where, tensors, shape)
-    scale = _scale(where, tensors, rank)
+    scale = _scale(where, tensors, len(halves[0][1]))
 
     def delta() -> Tensor:
         first, second = (_product(*half).reshape(shape) for half in halves)
@@ -106,21 +111,20 @@ def _loha(where: str, tensors: Tensors, shape: Shape) -> Callable[[], Tensor]:
 
 def _lokr(where: str, tensors: Tensors, shape: Shape) -> Callable[[], Tensor]:
     whole: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+    sides: list[Shape] = []
     rank = None
     for number in "12":
         if f"lokr_w{number}" in tensors:
             matrix = tensors[f"lokr_w{number}"]
             whole.append((matrix, None, None))
+            sides.append(tuple(matrix.shape))
             continue
         a, b = (_found(where, tensors, f"lokr_w{number}_{side}") for side in "ab")
         core = tensors.get("lokr_t2") if number == "2" else None
-        _product_shape(where, a, b, core)
         whole.append((a, b, core))
+        sides.append(_product_shape(where, a, b, core))
         rank = len(b) if rank is None else rank
     scale = 1.0 if rank is None else _scale(where, tensors, rank)
-    sides = [
-        tuple(a.shape) if b is None else _product_shape(where, a, b, core) for a, b, core in whole
-    ]
     small, large = sides
     kernel = shape[2:]
     if len(large) == 2 and large[1] % math.prod(kernel) == 0:  # its kernel is in the columns
@@ -147,14 +151,20 @@ def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
 
 def _product_shape(where: str, a: Tensor, b: Tensor, core: Tensor | None) -> Shape:
     """Shape of the product. Raises `CheckpointError` where the halves do not go together."""
-    flat = a.dim() == b.dim() == 2
-    if core is None and a.dim() == 2 <= b.dim() and a.shape[1] == len(b) and len(b) <= MOST_RANK:
-        return (a.shape[0], math.prod(b.shape[1:]))
-    cored = flat and core is not None and core.dim() == 4 and max(core.shape[:2]) <= MOST_RANK
-    if cored and core is not None and core.shape[:2] == (a.shape[0], b.shape[0]):
-        return (a.shape[1], b.shape[1], *core.shape[2:])
+    if core is None:
+        ranks = tuple(b.shape[:1])
+        if a.dim() == 2 <= b.dim() and tuple(a.shape[1:]) == ranks and _allowed(ranks):
+            return (a.shape[0], math.prod(b.shape[1:]))
+    elif a.dim() == b.dim() == 2 and core.dim() == 4:
+        ranks = (len(a), len(b))
+        if tuple(core.shape[:2]) == ranks and _allowed(ranks):
+            return (a.shape[1], b.shape[1], *core.shape[2:])
     found = ", ".join(str(tuple(t.shape)) for t in (a, b, *([] if core is None else [core])))
     raise CheckpointError(f"{where}: its parts {found} do not go together")
+
+
+def _allowed(ranks: Shape) -> bool:
+    return all(1 <= rank <= MOST_RANK for rank in ranks)
 
 
 def _found(where: str, tensors: Tensors, leaf: str) -> Tensor:
@@ -164,23 +174,8 @@ def _found(where: str, tensors: Tensors, leaf: str) -> Tensor:
 
 
 def _scale(where: str, tensors: Tensors, rank: int) -> float:
-    alpha = tensors.get("alpha")
-    if alpha is None:
-        return 1.0
-    if alpha.numel() != 1:
-        raise CheckpointError(f"{where}: alpha is {tuple(alpha.shape)}; expected one number")
-    return float(alpha.double().flatten()[0]) / rank
-
-
-def _magnitude(where: str, tensors: Tensors, shape: Shape) -> Tensor | None:
-    magnitude = tensors.get("magnitude")
-    if magnitude is None:
-        return None
-    if magnitude.numel() != shape[0]:
-        raise CheckpointError(
-            f"{where}: DoRA's lengths are {tuple(magnitude.shape)}; expected {shape[0]} of them"
-        )
-    return magnitude.flatten()
+    scale = alpha_scale(where, tensors, rank)
+    return 1.0 if scale is None else scale
 
 
 def _misfit(where: str, tensors: Tensors, shape: Shape) -> CheckpointError:

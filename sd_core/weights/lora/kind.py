@@ -11,6 +11,14 @@ from sd_core.weights.lora.names import Shape
 NAMED = 3
 """Names of a kind that an error spells out."""
 
+_PARTS = (
+    "alpha",
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    *("diff", "diff_b"),
+)
+"""Kinds of tensors that every program calls the same."""
+
 _LEAVES = {
     "lora_down.weight": "down",
     "lora_A.weight": "down",
@@ -21,25 +29,10 @@ _LEAVES = {
     "lora.up.weight": "up",
     "lora_linear_layer.up.weight": "up",
     "lora_mid.weight": "mid",
-    "alpha": "alpha",
-    "hada_w1_a": "hada_w1_a",
-    "hada_w1_b": "hada_w1_b",
-    "hada_w2_a": "hada_w2_a",
-    "hada_w2_b": "hada_w2_b",
-    "hada_t1": "hada_t1",
-    "hada_t2": "hada_t2",
-    "lokr_w1": "lokr_w1",
-    "lokr_w1_a": "lokr_w1_a",
-    "lokr_w1_b": "lokr_w1_b",
-    "lokr_w2": "lokr_w2",
-    "lokr_w2_a": "lokr_w2_a",
-    "lokr_w2_b": "lokr_w2_b",
-    "lokr_t2": "lokr_t2",
-    "diff": "diff",
-    "diff_b": "diff_b",
     "dora_scale": "magnitude",
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
+    **{name: name for name in _PARTS},
 }
 _ENDS = sorted(_LEAVES, key=len, reverse=True)
 _OLD_PROCESSOR = re.compile(r"(.*)\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight")

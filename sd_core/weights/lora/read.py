@@ -140,14 +140,29 @@ def low_rank(
     expected: Shape = (rank, into, *kernel) if kernel not in ([], [1, 1]) else (rank, into)
     if down.shape != expected or up.shape != (out, rank):
         raise misfit
-    magnitude = tensors.get("magnitude")
-    if magnitude is not None:
-        if magnitude.numel() != out:
-            found = tuple(magnitude.shape)
-            raise CheckpointError(f"{where}: DoRA's lengths are {found}; expected {out} of them")
-        magnitude = magnitude.flatten()
-    alpha = tensors.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise CheckpointError(f"{where}: alpha is {tuple(alpha.shape)}; expected one number")
-    scale = scale_of(rank) if alpha is None else float(alpha.double().flatten()[0]) / rank
+    magnitude = magnitude_of(where, tensors, out)
+    scale = alpha_scale(where, tensors, rank)
+    if scale is None:
+        scale = scale_of(rank)
     return LowRankLayer(down.contiguous(), up.contiguous(), scale, magnitude)
+
+
+def magnitude_of(where: str, tensors: Mapping[str, Tensor], out: int) -> Tensor | None:
+    """DoRA's lengths of a layer's rows, (out,), if it has any. Raises `CheckpointError`."""
+    magnitude = tensors.get("magnitude")
+    if magnitude is None:
+        return None
+    if magnitude.numel() != out:
+        found = tuple(magnitude.shape)
+        raise CheckpointError(f"{where}: DoRA's lengths are {found}; expected {out} of them")
+    return magnitude.flatten()
+
+
+def alpha_scale(where: str, tensors: Mapping[str, Tensor], rank: int) -> float | None:
+    """A layer's alpha over its rank, if it has an alpha. Raises `CheckpointError`."""
+    alpha = tensors.get("alpha")
+    if alpha is None:
+        return None
+    if alpha.numel() != 1:
+        raise CheckpointError(f"{where}: alpha is {tuple(alpha.shape)}; expected one number")
+    return float(alpha.double().flatten()[0]) / rank

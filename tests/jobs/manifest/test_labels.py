@@ -93,6 +93,14 @@ prompts: [x, {prompt: y, meta: {size: XL}, name: "{meta.size}-{meta.sku}-{seed}"
     assert [task.name for task in tasks(tmp_path, body)] == ["ä-12-b/0", "xl-ä-12-b-42"]
 
 
+def test_a_label_may_be_called_as_something_of_python(tmp_path):
+    body = """\
+output: {name: "{meta.__class__}-{meta._values}-{index}"}
+prompts: [{prompt: x, meta: {__class__: "first", _values: 2}}]
+"""
+    assert [task.name for task in tasks(tmp_path, body)] == ["first-2-0"]
+
+
 def test_other_labels_are_another_job_with_the_same_pictures(tmp_path):
     one, other = (load(tmp_path, f"prompts: [{{prompt: x, meta: {{a: {v}}}}}]") for v in "12")
     (first,), (second,) = one.tasks(), other.tasks()

@@ -109,7 +109,7 @@ class TestAxes:
 
 
 def places(grid):
-    """Of each section: the images of each cell."""
+    """Indices of the images of each cell, section by section."""
     return [
         {cell: [picture.task.index for picture in pictures] for cell, pictures in one.cells.items()}
         for one in grid.sections

@@ -106,6 +106,9 @@ def test_differences_of_weights_and_biases(base, tmp_path):
         assert torch.equal(model.state_dict()[name], plain.state_dict()[name] - 2)
 
 
+EMPTY = (("a", (4, 0)), ("b", (0, 216)))  # halves of rank 0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -122,6 +125,15 @@ def test_differences_of_weights_and_biases(base, tmp_path):
         ),
         (
             {"lora_unet_out_2.lokr_w1_a": (2, 3), "lora_unet_out_2.lokr_w1_b": (4, 3)},
+            "do not go together",
+        ),
+        (
+            {f"lora_unet_out_2.hada_w{n}_{side}": shape for n in "12" for side, shape in EMPTY}
+            | {"lora_unet_out_2.alpha": ()},
+            "do not go together",
+        ),
+        (
+            {f"lora_unet_out_2.hada_w{n}_{side}": () for n in "12" for side in "ab"},
             "do not go together",
         ),
         ({"lora_unet_nowhere.diff": (4,)}, "belong to no layer"),
