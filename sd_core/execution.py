@@ -7,8 +7,10 @@ and, on CPUs without AMX, for convolutions and linear layers.
 graphed: on CUDA, each evaluation of a batch and the step after it as one captured graph
 (`sd_core.gpu.graphs`), which the engine's fixed row counts make possible; with group norms in
 Triton, where they work (`sd_core.gpu.group_norm`).
-compiled: by `torch.compile`, one program for each shape, kept on disk for the next start; on CUDA
-captured as well.
+compiled: by `torch.compile`, two programs for each shape, kept on disk for the next start; on CUDA
+captured as well. One is for images without adapters and long prompts. The other has a place for
+them at each layer (`sd_core.model.beside`), which rounds differently: so an image's own settings
+alone decide which it is evaluated by, and no batch has images of both.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
 CUDA, where nothing was run by this project's authors, for they had no GPU: convolutions in
@@ -192,8 +194,8 @@ def _set_up_compiler(device: torch.device, cache: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # Read by torch when it compiles first; it is the only way to tell it.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    torch._dynamo.config.recompile_limit = SHAPES_COMPILED
-    torch._dynamo.config.accumulated_recompile_limit = 2 * SHAPES_COMPILED
+    torch._dynamo.config.recompile_limit = 2 * SHAPES_COMPILED
+    torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES_COMPILED
     if device.type == "cuda":
         from torch._inductor import config  # takes a while to import
 

@@ -339,8 +339,8 @@ class Engine:
         with self._lock:
             asked, self._suspending = self._suspending, {}
         if asked:
-            # Shapes take turns, so an image's own steps are that much further apart.
-            step_s = self._step_s * len({flight.shape for flight in self._line})
+            # Groups take turns, so an image's own steps are that much further apart.
+            step_s = self._step_s * len({flight.group for flight in self._line})
             for flight in self._line:
                 grace_s = asked.get(flight.future)
                 begun = flight.trajectory is not None
@@ -386,7 +386,7 @@ class Engine:
     def _tick(self, choice: ScheduledBatch[InflightRequest]) -> None:
         """Evaluate one batch; the next one is chosen after it."""
         try:
-            self._stages.evaluate(choice.shape, choice.flights)
+            self._stages.evaluate(choice.flights)
         except Exception as error:
             self._progressed_at = time.monotonic()
             if len(choice.flights) == 1:
@@ -394,7 +394,7 @@ class Engine:
                 return
             # Nothing has moved, so each can have its evaluation alone; whose fault it is shows.
             for flight in choice.flights:
-                self._tick(ScheduledBatch(choice.shape, [flight]))
+                self._tick(ScheduledBatch(choice.group, [flight]))
             return
         self._ticks += 1
         self._progressed_at = time.monotonic()

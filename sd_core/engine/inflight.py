@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sd_core.engine.adapters import LoraSet
 from sd_core.engine.added import Added
@@ -17,6 +18,13 @@ from sd_core.spec import Shape
 from sd_core.transfer import CopyOut
 
 
+class Group(NamedTuple):
+    """Images that may share a batch: of one latent shape, and apart or not, see below."""
+
+    shape: Shape
+    apart: bool = False
+
+
 @dataclass(eq=False)
 class InflightRequest:
     """A request on its way: waiting without a trajectory, then with one.
@@ -25,6 +33,8 @@ class InflightRequest:
     state: what it is to be continued from.
     added: its own weights, which stay on the device until it ends. embeddings: of its prompts.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
+    apart: evaluated by the program for images with adapters or long prompts, where the model is
+        compiled; False until the image is started.
     exact: all evaluations so far gave the bits of the fixed row count.
     The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
     """
@@ -39,6 +49,7 @@ class InflightRequest:
     trajectory: Trajectory | None = None
     contexts: list[RowContext] = field(default_factory=list)
     admitted: float = 0.0
+    apart: bool = False
     exact: bool = True
     started: bool = False
     times_bypassed: int = 0
@@ -59,6 +70,10 @@ class InflightRequest:
     @property
     def shape(self) -> Shape:
         return self.request.sampling.latent_shape
+
+    @property
+    def group(self) -> Group:
+        return Group(self.shape, self.apart)
 
     @property
     def rows(self) -> int:

@@ -7,18 +7,28 @@ read where they are.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sd_core.engine.adapters import Layers, LoraSet
 from sd_core.engine.inflight import InflightRequest
 from sd_core.engine.prompts import TextContext
 from sd_core.engine.timesteps import EmbeddedTimesteps
+from sd_core.model.beside import Change
 from sd_core.model.diffusion import LatentDiffusion
-from sd_core.model.layers import Context, KeysValues, LongContext, LongRow
+from sd_core.model.layers import (
+    Context,
+    KeysValues,
+    LongContext,
+    LongRow,
+    PlacedContext,
+    attend_longer,
+)
 from sd_core.sampling.slots import Extent, Slots
 from sd_core.spec import Shape
 from sd_core.transfer import Upload
@@ -107,6 +117,22 @@ class InflightBatch:
             else:
                 found.append((keys[rows], values[rows]))
         return found
+
+    def placed_contexts(self, rows: slice) -> list[Context]:
+        """For each attention the context of these rows, of which compiled programs find the longer
+        ones by `longer`.
+        """
+        return [
+            PlacedContext(keys[rows], values[rows], _place(number))
+            for number, (keys, values) in enumerate(self._contexts)
+        ]
+
+    def longer(self, rows: slice) -> Iterator[tuple[str, Change]]:
+        """For each place of `placed_contexts` what puts the attention to longer contexts there."""
+        kernel = F.scaled_dot_product_attention
+        for number, context in enumerate(self.contexts(rows)):
+            if isinstance(context, LongContext):
+                yield _place(number), partial(attend_longer, kernel, context.longer)
 
     def adapters(self, rows: slice) -> list[tuple[slice, Layers]]:
         """The adapters of these rows, each by itself; they are counted from the first of them."""
@@ -265,3 +291,8 @@ class InflightBatch:
             first[slot], last[slot] = rows[0], rows[-1]
         for upload in (self._owners, self._first, self._last):
             upload.send()
+
+
+def _place(number: int) -> str:
+    """Place of the contexts of an attention in `sd_core.model.beside`."""
+    return f"context {number}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sd_core.device import device_kind, release_memory
 from sd_core.engine.batch_rows import Rows
-from sd_core.engine.inflight import InflightRequest, PendingOutput, _strength
+from sd_core.engine.inflight import Group, InflightRequest, PendingOutput, _strength
 from sd_core.engine.inflight_batch import InflightBatch
 from sd_core.engine.memory import Capacity, is_out_of_memory
 from sd_core.engine.prompts import EncodedPrompts
@@ -28,7 +28,8 @@ from sd_core.engine.timesteps import EmbeddedTimesteps
 from sd_core.execution import CAPTURED
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import Pace, pace_of
-from sd_core.model.adapters import adapted
+from sd_core.model.adapters import adapted, changes_of, placed
+from sd_core.model.beside import beside
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.vae import AutoencoderKL
 from sd_core.pixels import NOT_FINITE, finite, to_uint8
@@ -36,10 +37,10 @@ from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import MOST_HISTORY, StepTable, step_table
 from sd_core.sampling.slots import Extent
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
-from sd_core.spec import LATENT_FACTOR, Sampling, Shape
+from sd_core.spec import LATENT_FACTOR, Sampling
 from sd_core.transfer import CopyOut, to_device
 
-BATCHES_KEPT = 4  # latent shapes; at v1 size about 4 MB a row, for the prompts
+BATCHES_KEPT = 4  # groups; at v1 size about 4 MB a row, for the prompts
 CAPTURE_AFTER = 8
 """Evaluations of a batch with long or several prompts, without any change, before it is captured: a
 prompt may change from step to step.
@@ -50,8 +51,8 @@ KEYS_COUNTED = 256
 REPAINT = 128  # mask values from here on are repainted
 
 
-_GraphKey = tuple[Shape, int, bool, Hashable]
-"""Shape, rows, an inpainted image among them, `InflightBatch.variant`."""
+_GraphKey = tuple[Group, int, bool, Hashable]
+"""Group, rows, an inpainted image among them, `InflightBatch.variant`."""
 
 
 class ModelRunner:
@@ -64,7 +65,7 @@ class ModelRunner:
         self._prompts = EncodedPrompts(model)
         self._device_kind = device_kind(model.device)
         self._timesteps = EmbeddedTimesteps(model)
-        self._batches: OrderedDict[Shape, InflightBatch] = OrderedDict()  # oldest use first
+        self._batches: OrderedDict[Group, InflightBatch] = OrderedDict()  # oldest use first
         # Rows used and rows of an evaluation; None for a decode.
         self._pace: Pace[tuple[int, int] | None] = pace_of(model.device)
         self.busy_s = 0.0  # of what the device has ended
@@ -88,8 +89,7 @@ class ModelRunner:
         self._capacity.check(flight.shape, min(flight.rows, self._rows.of(flight.shape)))
         flight.admitted = time.monotonic()
         flight.contexts = self._prompts.get(request.conditions, flight.loras, flight.embeddings)
-        if self.model.execution == "compiled":
-            _check_one_program(flight)
+        flight.apart = self.model.execution == "compiled" and _has_additions(flight)
         table = table_of(request)
         if flight.state is None:
             flight.trajectory = self._begin(request, table, flight.added.vae)
@@ -150,22 +150,24 @@ class ModelRunner:
 
     # Evaluate
 
-    def evaluate(self, shape: Shape, flights: list[InflightRequest]) -> None:
-        """Queues one evaluation for all of them, which are of this shape; each moves one row on, or
+    def evaluate(self, flights: list[InflightRequest]) -> None:
+        """Queues one evaluation for all of them, which are of one group; each moves one row on, or
         none of them if it raises.
         """
+        group = flights[0].group
+        shape = group.shape
         used = sum(flight.rows for flight in flights)
         exact = any(flight.request.exact for flight in flights)
         rows = self._rows.padded(shape, used, exact=exact)
         check = self._rows.unchecked(shape, used) if exact else None
         self._pace.begin()
         self._timesteps.add([flight.times for flight in flights])
-        batch = self._batch(shape, rows)
+        batch = self._batch(group, rows)
         try:
             batch.join(flights, rows if check is None else check)
             extent = batch.stage(flights, rows)
-            with self._program("evaluation", shape, rows, extent.inpainted):
-                calls = self._advance(shape, batch, rows, extent, check)
+            with self._program("evaluation", group, rows, extent.inpainted):
+                calls = self._advance(group, batch, rows, extent, check)
         except BaseException:
             batch.withdraw()
             self._note(self._pace.rest())  # what is staged next may be written to at once
@@ -208,61 +210,63 @@ class ModelRunner:
         self._ended += [Batch(*counts, seconds) for counts, seconds in ended if counts is not None]
 
     def _advance(
-        self, shape: Shape, batch: InflightBatch, rows: int, extent: Extent, check: int | None
+        self, group: Group, batch: InflightBatch, rows: int, extent: Extent, check: int | None
     ) -> set[int]:
         """Evaluates the model and moves the images; the row counts of its calls of the model.
 
         check: a row count to compare with this one.
         """
+        shape = group.shape
         if self._graphs is not None and check is None and self._rows.limit(shape, rows) == rows:
 
             def evaluate() -> Tensor:
-                return self._outputs(batch, slice(rows))
+                return self._outputs(group, batch, slice(rows))
 
             # The step of a graph is one for any images of the batch.
             any_images = Extent(len(batch.latents), MOST_HISTORY, True, extent.inpainted)
-            key = shape, rows, extent.inpainted, batch.variant
+            key = group, rows, extent.inpainted, batch.variant
             if (batch.variant is None or self._came_often(key)) and self._graphs.run(
                 key, lambda: batch.step(evaluate(), any_images), evaluate
             ):
                 self._rows.went_well(shape)
                 return {rows}
-        eps, calls = self._denoise(shape, batch, rows)
+        eps, calls = self._denoise(group, batch, rows)
         if check is not None and calls == {rows}:
-            self._check(shape, batch, check, eps)
+            self._check(group, batch, check, eps)
         batch.step(eps, extent)
         return calls
 
-    def _check(self, shape: Shape, batch: InflightBatch, rows: int, eps: Tensor) -> None:
+    def _check(self, group: Group, batch: InflightBatch, rows: int, eps: Tensor) -> None:
         """Compares the evaluation of the first so many rows alone with what all together gave."""
         own = slice(rows)
         try:
-            alone = self._outputs(batch, own)
+            alone = self._outputs(group, batch, own)
         except (RuntimeError, MemoryError):
             return  # the images have their evaluation
         same = torch.equal(alone.view(torch.int32), eps[own].view(torch.int32))
-        self._rows.checked(shape, rows, same=same)
+        self._rows.checked(group.shape, rows, same=same)
 
-    def _batch(self, shape: Shape, rows: int) -> InflightBatch:
-        """The batch of this shape, for at least so many rows; that of another one may have to make
+    def _batch(self, group: Group, rows: int) -> InflightBatch:
+        """The batch of this group, for at least so many rows; that of another one may have to make
         room for it.
         """
-        known = self._batches.get(shape)
+        known = self._batches.get(group)
         if known is not None and len(known.latents) < rows:
-            self._drop(shape)
-        if shape not in self._batches:
+            self._drop(group)
+        if group not in self._batches:
             if len(self._batches) >= BATCHES_KEPT:
                 self._drop(next(iter(self._batches)))
-            rows = max(rows, self._rows.of(shape))
-            self._batches[shape] = InflightBatch(self.model, self._timesteps, shape, rows)
-        self._batches.move_to_end(shape)
-        return self._batches[shape]
+            rows = max(rows, self._rows.of(group.shape))
+            batch = InflightBatch(self.model, self._timesteps, group.shape, rows)
+            self._batches[group] = batch
+        self._batches.move_to_end(group)
+        return self._batches[group]
 
-    def _drop(self, shape: Shape) -> None:
+    def _drop(self, group: Group) -> None:
         """Frees a batch; its images keep their state."""
-        self._batches.pop(shape).join([], 0)
+        self._batches.pop(group).join([], 0)
         if self._graphs is not None:
-            self._graphs.drop(lambda key: key[0] == shape)
+            self._graphs.drop(lambda key: key[0] == group)
 
     def _came_often(self, key: _GraphKey) -> bool:
         """True from the time on that a key came so often that capturing it is worth its second."""
@@ -273,18 +277,19 @@ class ModelRunner:
 
     def leave(self, flight: InflightRequest) -> None:
         """Takes an image that needs no more evaluations out of its batch."""
-        if flight.shape in self._batches:
-            self._batches[flight.shape].leave(flight)
+        if flight.group in self._batches:
+            self._batches[flight.group].leave(flight)
 
-    def _denoise(self, shape: Shape, batch: InflightBatch, total: int) -> tuple[Tensor, set[int]]:
+    def _denoise(self, group: Group, batch: InflightBatch, total: int) -> tuple[Tensor, set[int]]:
         """The model's outputs, and the row counts of its calls: several, while memory is short."""
+        shape = group.shape
         done, calls = 0, set()
         outputs: list[Tensor] = []
         while done < total:
             size = self._rows.limit(shape, total - done)
             part = slice(done, done + size)
             try:
-                outputs.append(self._outputs(batch, part))
+                outputs.append(self._outputs(group, batch, part))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._rows.ran_out(shape, size):
                     raise
@@ -295,8 +300,14 @@ class ModelRunner:
         self._rows.went_well(shape)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs), calls
 
-    def _outputs(self, batch: InflightBatch, rows: slice) -> Tensor:
-        with adapted(self.model.unet.adapters, batch.adapters(rows)):
+    def _outputs(self, group: Group, batch: InflightBatch, rows: slice) -> Tensor:
+        unet, given = self.model.unet, batch.adapters(rows)
+        if group.apart:
+            changes = dict([*changes_of(unet, given), *batch.longer(rows)])
+            with placed(unet.adapters), beside(changes):
+                contexts = batch.placed_contexts(rows)
+                return self.model.denoise(batch.latents[rows], batch.times[rows], contexts)
+        with adapted(unet.adapters, given):
             contexts = batch.contexts(rows)
             return self.model.denoise(batch.latents[rows], batch.times[rows], contexts)
 
@@ -354,18 +365,10 @@ class ModelRunner:
         return Rendered(pixels, latents, len(table), seconds, exact)
 
 
-def _check_one_program(flight: InflightRequest) -> None:
-    """Raises `ValueError` for adapters, and for a prompt of several chunks. A compiled program is
-    one for each form of its arguments, and other images of the batch would have other bits in
-    another program.
-    """
-    if flight.loras is not None:
-        raise ValueError("LoRAs are not for execution compiled; take another")
-    if any(len(until.context) > 1 for row in flight.contexts for until in row):
-        raise ValueError(
-            "a prompt of more than 75 tokens is not for execution compiled; take another, or set "
-            "long_prompts to cut"
-        )
+def _has_additions(flight: InflightRequest) -> bool:
+    """True for adapters of the UNet, and for a prompt that has several chunks at any step."""
+    chunks = [len(until.context) for row in flight.contexts for until in row]
+    return max(chunks) > 1 or (flight.loras is not None and bool(flight.loras.others))
 
 
 def table_of(request: Request) -> StepTable:

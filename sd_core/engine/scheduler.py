@@ -1,21 +1,22 @@
 """Choice of the images that get the next evaluation: a pure decision, no tensors.
 
 An image in flight is a small value, so any of them can wait a step. Every tick therefore chooses
-again: first the latent shape, for a batch has one, then images of that shape until its rows are
-full. Higher priority goes first, and shapes of one priority take turns.
+again: first the group, images that may share a batch, for which they are of one latent shape, then
+images of that group until the batch's rows are full. Higher priority goes first, and groups of one
+priority take turns.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from sd_core.spec import Shape
 
 STARVED_TICKS = 16
-"""A shape that saw so many evaluations of others gets one, whatever its priority."""
+"""A group that saw so many evaluations of others gets one, whatever its priority."""
 
 MOST_OVERTAKEN = 256
 """Long images begin before short ones, so that the last batches of a job are full; an image that
@@ -23,8 +24,9 @@ so many younger ones overtook begins next."""
 
 
 class InflightRequest(Protocol):
-    """priority: higher goes first. shape: of the latent. rows: of the batch. left: evaluations to
-    go. started: it had evaluations. arrived: order of arrival. times_bypassed: by younger images.
+    """priority: higher goes first. shape: of the latent. group: the same for images that may share
+    a batch, which are of one shape. rows: of the batch. left: evaluations to go. started: it had
+    evaluations. arrived: order of arrival. times_bypassed: by younger images.
     """
 
     times_bypassed: int
@@ -33,6 +35,8 @@ class InflightRequest(Protocol):
     def priority(self) -> int: ...
     @property
     def shape(self) -> Shape: ...
+    @property
+    def group(self) -> Hashable: ...
     @property
     def rows(self) -> int: ...
     @property
@@ -50,7 +54,7 @@ F = TypeVar("F", bound=InflightRequest)
 class ScheduledBatch(Generic[F]):
     """Images of the next batch, best first."""
 
-    shape: Shape
+    group: Hashable
     flights: list[F]
 
 
@@ -60,19 +64,20 @@ class Scheduler(Generic[F]):
     def __init__(self, room: Callable[[Shape], int]) -> None:
         self._room = room
         self._tick = 0
-        self._served: dict[Shape, int] = {}  # tick of its last evaluation, or of its arrival
+        self._served: dict[Hashable, int] = {}  # tick of its last evaluation, or of its arrival
         self._starved_served = -1
 
     def choose(self, flights: Iterable[F]) -> ScheduledBatch[F] | None:
         """The next batch; None without flights. Nobody's turn passes until `served`."""
-        groups: dict[Shape, list[F]] = {}
+        groups: dict[Hashable, list[F]] = {}
         for flight in flights:
-            groups.setdefault(flight.shape, []).append(flight)
-        self._served = {shape: self._served.get(shape, self._tick) for shape in groups}
+            groups.setdefault(flight.group, []).append(flight)
+        self._served = {group: self._served.get(group, self._tick) for group in groups}
         if not groups:
             return None
-        shape = self._shape(groups)
-        return ScheduledBatch(shape, self._fill(groups[shape], self._room(shape)))
+        group = self._group(groups)
+        room = self._room(groups[group][0].shape)
+        return ScheduledBatch(group, self._fill(groups[group], room))
 
     def coming(self, flights: Iterable[F], most: int) -> Iterator[F]:
         """Images that have not begun, in the order in which they seem to begin."""
@@ -81,30 +86,30 @@ class Scheduler(Generic[F]):
     def served(self, choice: ScheduledBatch[F], flights: Iterable[F]) -> None:
         """The choice was evaluated. flights: all that it was made of."""
         self._tick += 1
-        if self._starving() == choice.shape:
+        if self._starving() == choice.group:
             self._starved_served = self._tick
-        self._served[choice.shape] = self._tick
+        self._served[choice.group] = self._tick
         began = [flight.arrived for flight in choice.flights if not flight.started]
         for flight in flights:
-            if not flight.started and flight.shape == choice.shape and flight.arrived not in began:
+            if not flight.started and flight.group == choice.group and flight.arrived not in began:
                 flight.times_bypassed += sum(flight.arrived < younger for younger in began)
 
-    def _shape(self, groups: dict[Shape, list[F]]) -> Shape:
+    def _group(self, groups: dict[Hashable, list[F]]) -> Hashable:
         starving = self._starving()
         # Not twice in a row: urgent work waits one step at most.
         if starving in groups and self._starved_served != self._tick:
             return starving
         return min(
             groups,
-            key=lambda shape: (-max(f.priority for f in groups[shape]), self._served[shape]),
+            key=lambda group: (-max(f.priority for f in groups[group]), self._served[group]),
         )
 
-    def _starving(self) -> Shape | None:
-        """The shape that waited longest, if that is too long."""
+    def _starving(self) -> Hashable | None:
+        """The group that waited longest, if that is too long."""
         if not self._served:
             return None
-        shape = min(self._served, key=self._served.__getitem__)
-        return shape if self._tick - self._served[shape] >= STARVED_TICKS else None
+        group = min(self._served, key=self._served.__getitem__)
+        return group if self._tick - self._served[group] >= STARVED_TICKS else None
 
     def _fill(self, flights: list[F], room: int) -> list[F]:
         best, *others = sorted(flights, key=_order)

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sd_core.model.beside import Change, change
 
 Product = Callable[[Tensor], Tensor]
 """A layer without its adapters."""
@@ -61,14 +64,27 @@ class RowShares(NamedTuple):
 class Adapters:
     """Adapters of one layer at the next evaluations; mostly none. A layer that takes the place of
     another takes over its `Adapters`.
+
+    place: where compiled programs look for them (`sd_core.model.beside`); None, as mostly, where
+    they are in `rows`.
     """
 
     def __init__(self) -> None:
         self.rows: tuple[RowShares, ...] = ()
+        self.place: str | None = None
 
     def added(self, out: Tensor, x: Tensor, product: Product) -> Tensor:
         """`out`, the layer of x or that plus a sum, with the adapters' products added in place."""
-        for rows, shares in self.rows:
+        if self.place is not None:
+            change(out, x, self.place)
+            return out
+        return self.added_to(self.rows, out, x, product)
+
+    def added_to(
+        self, all_rows: Sequence[RowShares], out: Tensor, x: Tensor, product: Product
+    ) -> Tensor:
+        """`added`, of these rows."""
+        for rows, shares in all_rows:
             self.add(out[rows], x[rows], shares, product)
         return out
 
@@ -122,7 +138,11 @@ class Linear(nn.Linear):
         self.adapters = Adapters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapters.added(super().forward(x), x, super().forward)
+        return self.adapters.added(self.product(x), x, self.product)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The layer without its adapters."""
+        return super().forward(x)
 
 
 class Conv2d(nn.Conv2d):
@@ -135,7 +155,11 @@ class Conv2d(nn.Conv2d):
         self.adapters = ConvAdapters(self.stride, (padding, padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapters.added(super().forward(x), x, super().forward)
+        return self.adapters.added(self.product(x), x, self.product)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The layer without its adapters."""
+        return super().forward(x)
 
 
 def adapters_of(layer: nn.Module) -> Adapters:
@@ -160,18 +184,14 @@ def make_adaptable(part: nn.Module) -> None:
             cast(Linear, layer).adapters = Adapters()
 
 
-@contextmanager
-def adapted(
-    places: Mapping[str, Adapters], given: Sequence[tuple[slice, Mapping[str, tuple[Share, ...]]]]
-) -> Iterator[None]:
-    """Has layers add adapters to rows of their batch meanwhile.
+Given = Sequence[tuple[slice, Mapping[str, tuple[Share, ...]]]]
+"""Rows of a batch, and their shares by the name of the layer."""
 
-    places: a part's layers. given: rows, and the shares by the name of the layer.
-    """
-    rows_of: dict[str, list[RowShares]] = {}
-    for rows, layers in given:
-        for name, shares in layers.items():
-            rows_of.setdefault(name, []).append(RowShares(rows, shares))
+
+@contextmanager
+def adapted(places: Mapping[str, Adapters], given: Given) -> Iterator[None]:
+    """Has layers add adapters to rows of their batch meanwhile. places: a part's layers."""
+    rows_of = _rows_of(given)
     try:
         for name, rows_shares in rows_of.items():
             places[name].rows = tuple(rows_shares)
@@ -179,6 +199,34 @@ def adapted(
     finally:
         for name in rows_of:
             places[name].rows = ()
+
+
+@contextmanager
+def placed(places: Mapping[str, Adapters]) -> Iterator[None]:
+    """Has layers look for adapters under their names in `sd_core.model.beside` meanwhile."""
+    try:
+        for name, adapters in places.items():
+            adapters.place = name
+        yield
+    finally:
+        for adapters in places.values():
+            adapters.place = None
+
+
+def changes_of(part: nn.Module, given: Given) -> Iterator[tuple[str, Change]]:
+    """Adapters as changes that compiled programs of a part make, by the names of the layers."""
+    for name, rows_shares in _rows_of(given).items():
+        layer = cast(Linear | Conv2d, part.get_submodule(name))
+        yield name, partial(layer.adapters.added_to, rows_shares, product=layer.product)
+
+
+def _rows_of(given: Given) -> dict[str, list[RowShares]]:
+    """By the name of the layer."""
+    rows_of: dict[str, list[RowShares]] = {}
+    for rows, layers in given:
+        for name, shares in layers.items():
+            rows_of.setdefault(name, []).append(RowShares(rows, shares))
+    return rows_of
 
 
 def gain_of(

@@ -9,7 +9,7 @@ more than the sum that goes into it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.model.adapters import Conv2d, Linear
+from sd_core.model.beside import change
 
 # The CompVis code uses two values, and images change visibly when they are mixed up.
 RES_NORM_EPS = 1e-5
@@ -94,7 +95,18 @@ class LongContext(NamedTuple):
     longer: tuple[LongRow, ...]
 
 
-Context = KeysValues | LongContext
+class PlacedContext(NamedTuple):
+    """The context of a batch whose longer ones a compiled program finds in `sd_core.model.beside`.
+
+    keys, values: as in `LongContext`. place: where the others are.
+    """
+
+    keys: Tensor
+    values: Tensor
+    place: str
+
+
+Context = KeysValues | LongContext | PlacedContext
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -106,10 +118,17 @@ def attend(kernel: Kernel, q: Tensor, context: Context) -> Tensor:
     """
     out = kernel(q, context[0], context[1])
     if isinstance(context, LongContext):
-        for row, keys, values in context.longer:
-            own = slice(row, row + 1)
-            out[own] = kernel(q[own], keys, values)
+        attend_longer(kernel, context.longer, out, q)
+    elif isinstance(context, PlacedContext):
+        change(out, q, context.place)
     return out
+
+
+def attend_longer(kernel: Kernel, longer: Sequence[LongRow], out: Tensor, q: Tensor) -> None:
+    """Puts the attention of longer rows where they are in `out`, that of the batch."""
+    for row, keys, values in longer:
+        own = slice(row, row + 1)
+        out[own] = kernel(q[own], keys, values)
 
 
 def split_heads(t: Tensor, heads: int) -> Tensor:

@@ -246,16 +246,6 @@ def test_what_the_model_cannot_read_fails_that_image_alone(plain):
         assert good.result(timeout=60).exact
 
 
-def test_a_compiled_model_reads_one_chunk(plain, monkeypatch):
-    """Programs differ in the last bits, so that others in the batch would notice."""
-    monkeypatch.setattr(plain, "execution", "compiled")
-    with Engine(plain, rows=4) as engine:
-        long, short = engine.submit(ask(LONG)), engine.submit(ask("[a|b] (c:1.2)"))
-        with pytest.raises(ValueError, match="more than 75 tokens is not for execution compiled"):
-            long.result(timeout=60)
-        assert short.result(timeout=60).exact
-
-
 def test_by_hand_is_what_the_engine_does_without_any_of_it(plain):
     request = ask("a red circle", syntax="plain", sampler="dpmpp_2m")
     states, empty = plain.encode_prompt(["a red circle"]), plain.encode_prompt([""])

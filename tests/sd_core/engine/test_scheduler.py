@@ -21,13 +21,18 @@ class Plane:
     priority: int = 0
     started: bool = False
     times_bypassed: int = 0
+    apart: bool = False
+
+    @property
+    def group(self) -> object:
+        return self.shape, self.apart
 
 
 def fly(scheduler: Scheduler[Plane], planes: list[Plane]) -> list[Plane]:
     """One evaluation; who had it. Those that are done leave the list."""
     choice = scheduler.choose(planes)
     assert choice is not None
-    assert {plane.shape for plane in choice.flights} == {choice.shape}
+    assert {plane.group for plane in choice.flights} == {choice.group}
     assert sum(plane.rows for plane in choice.flights) <= ROOM
     scheduler.served(choice, planes)
     for plane in choice.flights:
@@ -72,6 +77,13 @@ def test_shapes_of_one_priority_take_turns():
     scheduler = Scheduler[Plane](lambda shape: ROOM)
     seen = [fly(scheduler, planes)[0].arrived for _ in range(6)]
     assert seen in ([0, 1] * 3, [1, 0] * 3)
+
+
+def test_images_of_one_shape_that_may_share_no_batch_take_turns():
+    planes = [Plane(n, apart=n % 2 == 1) for n in range(4)]
+    scheduler = Scheduler[Plane](lambda shape: ROOM)
+    seen = [[plane.arrived for plane in fly(scheduler, planes)] for _ in range(4)]
+    assert sorted(seen) == [[0, 2], [0, 2], [1, 3], [1, 3]]
 
 
 def test_a_shape_of_low_priority_waits_only_so_long_and_never_delays_urgent_work_twice():

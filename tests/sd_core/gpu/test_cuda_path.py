@@ -80,7 +80,7 @@ class Run:
 
     def tick(self) -> None:
         shape = self.flights[0].shape
-        self.runner.evaluate(shape, [f for f in self.flights if f.shape == shape])
+        self.runner.evaluate([f for f in self.flights if f.shape == shape])
 
     def finish(self) -> list[torch.Tensor]:
         flights = list(self.flights)
@@ -413,7 +413,7 @@ class TestMemory:
         flights = [run.start(one) for one in asked]
         for _ in range(3):
             for flight in flights:
-                run.runner.evaluate(flight.shape, [flight])
+                run.runner.evaluate([flight])
         assert len(run.runner._batches) == 2
         assert len(run.runner._graphs._graphs) == 2
         for flight, wanted in zip(flights, alone, strict=True):
