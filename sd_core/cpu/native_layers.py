@@ -4,24 +4,23 @@ size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.cpu.adapted import adapted_geglu
+from sd_core.cpu.native_adapters import WIDTH, added_to_convolution, lay_out, shares_of
 from sd_core.cpu.native_products import (
-    WIDTH,
     WINOGRAD_CHANNELS,
     geglu,
-    in_halves,
     in_turns,
     linear,
     linear_weight,
     winograd,
     winograd_weight,
 )
-from sd_core.model.adapters import Adapters, adapters_of
+from sd_core.model.adapters import Adapters, Gain, LowRank, adapters_of
 from sd_core.model.layers import GEGLU
 
 
@@ -30,15 +29,18 @@ def copied(tensor: Tensor) -> nn.Parameter:
 
 
 class OwnLinear(nn.Module):
-    """A linear layer. weight: (out, in)."""
+    """A linear layer, or several of one size together. weight: (out, in). adapters: of each."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, adapters: Adapters | None = None
+        self, weight: Tensor, bias: Tensor | None, adapters: Sequence[Adapters] = ()
     ) -> None:
         super().__init__()
+        self._columns = len(weight) // max(1, len(adapters))
         self.weight = nn.Parameter(linear_weight(weight), requires_grad=False)
         self.bias = None if bias is None else copied(bias)
-        self.adapters = adapters or Adapters()
+        self.adapters = adapters
+        for one in adapters:
+            one.lay_out = lay_out
 
     @staticmethod
     def suits(out: int, into: int) -> bool:
@@ -46,14 +48,14 @@ class OwnLinear(nn.Module):
         return out % WIDTH == 0 and into % 2 == 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapters.added(self._product(x), x, self._product)
+        return self.plus(x, None)
 
-    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+    def plus(self, x: Tensor, added: Tensor | None) -> Tensor:
         """The layer of x, and what is added to it, in the same kernel."""
-        return self.adapters.added(linear(x, self.weight, self.bias, added), x, self._product)
-
-    def _product(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        columns = self._columns
+        parts = ((one.rows, n * columns, columns) for n, one in enumerate(self.adapters))
+        shares = shares_of(parts, x.shape[1:-1].numel(), x.shape[-1])
+        return linear(x, self.weight, self.bias, added, shares)
 
 
 class OwnGEGLU(nn.Module):
@@ -65,6 +67,7 @@ class OwnGEGLU(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = copied(in_turns(layer.proj.bias))
         self.adapters = adapters_of(layer.proj)
+        self.adapters.lay_out = _lay_out_in_turns
 
     @staticmethod
     def suits(layer: GEGLU) -> bool:
@@ -72,13 +75,16 @@ class OwnGEGLU(nn.Module):
         return OwnLinear.suits(layer.proj.out_features // 2, layer.proj.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return adapted_geglu(self.adapters, x, self._product, self._sums)
+        parts = [(self.adapters.rows, 0, len(self.bias))]
+        shares = shares_of(parts, x.shape[1:-1].numel(), x.shape[-1])
+        return geglu(x, self.weight, self.bias, shares)
 
-    def _product(self, x: Tensor) -> Tensor:
-        return geglu(x, self.weight, self.bias)
 
-    def _sums(self, x: Tensor) -> Tensor:
-        return in_halves(linear(x, self.weight, self.bias))
+def _lay_out_in_turns(low_rank: LowRank) -> LowRank:
+    down, up, scale, gain = low_rank
+    if gain is not None:
+        gain = Gain(in_turns(gain.factor), in_turns(gain.shift))
+    return lay_out(LowRank(down, in_turns(up), scale, gain))
 
 
 class PointwiseConv2d(nn.Module):
@@ -86,8 +92,7 @@ class PointwiseConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.linear = OwnLinear(conv.weight.flatten(1), conv.bias)
-        self.adapters = adapters_of(conv)
+        self.linear = OwnLinear(conv.weight.flatten(1), conv.bias, [adapters_of(conv)])
 
     @staticmethod
     def suits(conv: nn.Conv2d) -> bool:
@@ -96,15 +101,12 @@ class PointwiseConv2d(nn.Module):
         return geometry == ((1, 1), (1, 1), (0, 0), 1) and OwnLinear.suits(*conv.weight.shape[:2])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapters.added(self._product(x), x, self._product)
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The convolution of x, and what is added to it, in the same kernel."""
         sums = self.linear.plus(x.permute(0, 2, 3, 1), added.permute(0, 2, 3, 1))
-        return self.adapters.added(sums.permute(0, 3, 1, 2), x, self._product)
-
-    def _product(self, x: Tensor) -> Tensor:
-        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return sums.permute(0, 3, 1, 2)
 
 
 class WinogradConv2d(nn.Module):
@@ -120,6 +122,7 @@ class WinogradConv2d(nn.Module):
         self.weight = nn.Parameter(winograd_weight(conv.weight), requires_grad=False)
         self.bias = copied(cast(nn.Parameter, conv.bias))
         self.adapters = adapters_of(conv)
+        self.adapters.lay_out = lay_out
 
     @classmethod
     def suits(cls, conv: nn.Conv2d, side: int) -> bool:
@@ -136,12 +139,11 @@ class WinogradConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapters.added(self._product(x), x, self._product)
+        return self._adapted(self._product(x), x)
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The convolution of x, and what is added to it, in the same kernel."""
-        sums = winograd(x, self.weight, self.bias, added)
-        return self.adapters.added(sums, x, self._product)
+        return self._adapted(winograd(x, self.weight, self.bias, added), x)
 
     def of_enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The convolution of x enlarged to (height, width) by nearest neighbours."""
@@ -149,8 +151,11 @@ class WinogradConv2d(nn.Module):
             return self(F.interpolate(x, size=size, mode="nearest"))
         out = winograd(x, self.weight, self.bias, doubled=True)
         if self.adapters.rows:
-            self.adapters.added(out, F.interpolate(x, size=size, mode="nearest"), self._product)
+            self._adapted(out, F.interpolate(x, size=size, mode="nearest"))
         return out
+
+    def _adapted(self, out: Tensor, x: Tensor) -> Tensor:
+        return added_to_convolution(self.adapters, out, x, self._product, kernel=3)
 
     def _product(self, x: Tensor) -> Tensor:
         return winograd(x, self.weight, self.bias)

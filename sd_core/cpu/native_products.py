@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sd_core.cpu.kernels import call
+from sd_core.cpu.native_adapters import WIDTH, Shares
 
 
 class _WinogradSizes(ctypes.Structure):
@@ -23,11 +24,11 @@ class _WinogradSizes(ctypes.Structure):
 
 
 class _LinearSizes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("rows", "channels", "out", "threads")]
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("rows", "channels", "out", "threads")),
+        ("shares", Shares),
+    ]
 
-
-WIDTH = 64
-"""Divisor of the number of output channels of our products."""
 
 WINOGRAD_CHANNELS = 16
 """Divisor of the number of input channels of our convolutions."""
@@ -124,14 +125,18 @@ def plain_linear_weight(laid_out: Tensor) -> Tensor:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    shares: Shares | None = None,
 ) -> Tensor:
     """`torch.nn.functional.linear`, and a sum.
 
     x: (..., in); weight: as `linear_weight` lays it out; bias: (out,); added: (..., out), to the
-    result before it is rounded; all bfloat16 on a CPU. Returns (..., out), bfloat16, contiguous.
-    Numbers depend on no others but those that they are made of. Raises `ValueError` for other
-    types, devices and shapes, `MemoryError`.
+    result before it is rounded; all bfloat16 on a CPU; shares: adapters of the rows, which are
+    added then, too. Returns (..., out), bfloat16, contiguous. Numbers depend on no others but those
+    that they are made of. Raises `ValueError` for other types, devices and shapes, `MemoryError`.
     """
     x = x.contiguous()
     out = _out_of(x, weight)
@@ -140,7 +145,7 @@ def linear(
         added = _fitting(added, result.shape).contiguous()
     if bias is not None:
         bias = _fitting(bias, (out,)).contiguous()
-    sizes = _LinearSizes(x.shape[:-1].numel(), x.shape[-1], out, torch.get_num_threads())
+    sizes = _linear_sizes(x, out, shares)
     call("linear", (x, weight.contiguous(), bias, added, result), sizes)
     return result
 
@@ -157,13 +162,13 @@ def in_halves(in_turns: Tensor) -> Tensor:
     return turns.transpose(-3, -2).flatten(-3)
 
 
-def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def geglu(x: Tensor, weight: Tensor, bias: Tensor, shares: Shares | None = None) -> Tensor:
     """Values times GELU of gates (Shazeer 2020), two linear layers in one, and rounded once.
 
     x: (..., in); weight: of both, as `in_turns` and `linear_weight` lay it out; bias: (2 · out,),
-    as `in_turns` orders it; all bfloat16 on a CPU. Returns (..., out), bfloat16, contiguous.
-    Numbers depend on no others but those that they are made of. Raises `ValueError` for other
-    types, devices and shapes, `MemoryError`.
+    as `in_turns` orders it; all bfloat16 on a CPU; shares: adapters of the rows, whose columns are
+    in turns, too. Returns (..., out), bfloat16, contiguous. Numbers depend on no others but those
+    that they are made of. Raises `ValueError` for other types, devices and shapes, `MemoryError`.
     """
     x = x.contiguous()
     both = _out_of(x, weight)
@@ -171,9 +176,14 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         raise ValueError(f"a GEGLU of {both} values and gates; {WIDTH} of each are in turns")
     bias = _fitting(bias, (both,))
     result = torch.empty((*x.shape[:-1], both // 2), dtype=x.dtype)
-    sizes = _LinearSizes(x.shape[:-1].numel(), x.shape[-1], both // 2, torch.get_num_threads())
+    sizes = _linear_sizes(x, both // 2, shares)
     call("geglu", (x, weight.contiguous(), bias.contiguous(), result), sizes)
     return result
+
+
+def _linear_sizes(x: Tensor, out: int, shares: Shares | None) -> _LinearSizes:
+    rows = x.shape[:-1].numel()
+    return _LinearSizes(rows, x.shape[-1], out, torch.get_num_threads(), shares or Shares())
 
 
 def _out_of(x: Tensor, weight: Tensor) -> int:

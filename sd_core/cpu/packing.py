@@ -11,7 +11,7 @@ What is packed has no state dict any more, so pack last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import cast
@@ -24,6 +24,7 @@ from sd_core.cpu import kernels, mkldnn
 from sd_core.cpu.adapted import adapted_geglu
 from sd_core.cpu.fused_blocks import FusedCrossAttention, fuse, plus
 from sd_core.cpu.mkldnn import Geometry, Size
+from sd_core.cpu.native_adapters import added_to_convolution, can_add_to, lay_out
 from sd_core.cpu.native_layers import OwnGEGLU, OwnLinear, PointwiseConv2d, WinogradConv2d, copied
 from sd_core.cpu.packed_weight import ConvReorder, LinearReorder, PackedWeight
 from sd_core.model.adapters import Adapters, adapters_of
@@ -48,9 +49,10 @@ class PackedConv2d(nn.Module):
     """A convolution, its weight laid out for inputs of this size (B, C, H, W) at first.
 
     scratch: memory for a copy of the weight, of its type and at least as many elements.
+    own: adapters are added by a kernel of our own where it suits.
     """
 
-    def __init__(self, conv: nn.Conv2d, size: Size, scratch: Tensor) -> None:
+    def __init__(self, conv: nn.Conv2d, size: Size, scratch: Tensor, own: bool = False) -> None:
         super().__init__()
         self.bias = None if conv.bias is None else copied(conv.bias)
         self._geometry = Geometry(cast(Size, conv.padding), conv.stride, conv.dilation, conv.groups)
@@ -59,9 +61,15 @@ class PackedConv2d(nn.Module):
         weight = scratch[: conv.weight.numel()].view(out, height, width, into).permute(0, 3, 1, 2)
         self.weight = PackedWeight(weight.copy_(conv.weight), ConvReorder(self._geometry), size)
         self.adapters = adapters_of(conv)
+        self._own_kernel = height if own and can_add_to(conv) else None
+        if self._own_kernel is not None:
+            self.adapters.lay_out = lay_out
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapters.added(self._product(x), x, self._product)
+        out = self._product(x)
+        if self._own_kernel is None:
+            return self.adapters.added(out, x, self._product)
+        return added_to_convolution(self.adapters, out, x, self._product, self._own_kernel)
 
     def _product(self, x: Tensor) -> Tensor:
         weight = self.weight.laid_out(tuple(x.shape))
@@ -140,9 +148,11 @@ class PackedSelfAttention(nn.Module):
         self.attend = kernels.attention if fused else F.scaled_dot_product_attention
         together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
         out = cast(nn.Linear, attention.to_out[0])
-        self.to_qkv = _linear_of(together, None, tokens, own)
+        adapters = [adapters_of(p) for p in (attention.to_q, attention.to_k, attention.to_v)]
+        self.to_qkv = _linear_of(together, None, tokens, own, adapters)
         self.to_out = _linear(out, tokens, own)
-        self._adapters = [adapters_of(p) for p in (attention.to_q, attention.to_k, attention.to_v)]
+        # A layer of our own has them in its product.
+        self._adapters = adapters if isinstance(self.to_qkv, PackedLinear) else []
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_out(self._attended(x))
@@ -157,8 +167,8 @@ class PackedSelfAttention(nn.Module):
 
     def _attended(self, x: Tensor) -> Tensor:
         parts = self.to_qkv(x).chunk(3, dim=-1)
-        for number, (part, adapters) in enumerate(zip(parts, self._adapters, strict=True)):
-            adapters.added(part, x, partial(self._part, number))
+        for number, adapters in enumerate(self._adapters):
+            adapters.added(parts[number], x, partial(self._part, number))
         q, k, v = (split_heads(part, self.heads) for part in parts)
         return self.attend(q, k, v).transpose(1, 2).flatten(2)
 
@@ -205,7 +215,7 @@ def pack(
         elif own and PointwiseConv2d.suits(conv):
             replace(part, name, PointwiseConv2d(conv))
         else:
-            replace(part, name, PackedConv2d(conv, sizes[name], scratch))
+            replace(part, name, PackedConv2d(conv, sizes[name], scratch, own))
     if not linears:
         return
     blocks = [(n, m) for n, m in part.named_modules() if isinstance(m, TransformerBlock)]
@@ -216,15 +226,16 @@ def pack(
 
 
 def _linear_of(
-    weight: Tensor, bias: Tensor | None, tokens: int, own: bool, adapters: Adapters | None = None
+    weight: Tensor, bias: Tensor | None, tokens: int, own: bool, adapters: Sequence[Adapters]
 ) -> PackedLinear | OwnLinear:
+    """adapters: of the layers that the weight is of."""
     if own and OwnLinear.suits(*weight.shape):
         return OwnLinear(weight, bias, adapters)
-    return PackedLinear(weight, bias, tokens, adapters)
+    return PackedLinear(weight, bias, tokens, adapters[0] if len(adapters) == 1 else None)
 
 
 def _linear(linear: nn.Linear, tokens: int, own: bool) -> nn.Module:
-    return _linear_of(linear.weight, linear.bias, tokens, own, adapters_of(linear))
+    return _linear_of(linear.weight, linear.bias, tokens, own, [adapters_of(linear)])
 
 
 def _geglu(geglu: GEGLU, tokens: int, own: bool) -> nn.Module:

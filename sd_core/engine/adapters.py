@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from sd_core.cpu.plain_weight import plain_weight
 from sd_core.engine.request import Lora, check_file
 from sd_core.model.adapters import Gain, LowRank, Share, gain_of
 from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.text import TextEncoder
+from sd_core.model.unet import UNet
 from sd_core.weights.lora.read import LowRankLayer, read_lora
 
 Layers = Mapping[str, tuple[Share, ...]]
@@ -60,7 +61,7 @@ def set_of(number: int, loras: tuple[Lora, ...], loaded: Sequence[LoadedLora]) -
 
 
 def read_adapter(lora: Lora, model: LatentDiffusion) -> LoadedLora:
-    """The layers of a file, in the model's number type. Raises `CheckpointError`."""
+    """The layers of a file, as the model's layers take them. Raises `CheckpointError`."""
     check_file(lora)
     file = read_lora(lora.file, model.spec)
     unet = dict(_layers(model, model.unet, file.unet))
@@ -72,7 +73,7 @@ def read_adapter(lora: Lora, model: LatentDiffusion) -> LoadedLora:
 
 
 def _layers(
-    model: LatentDiffusion, part: nn.Module, layers: Mapping[str, LowRankLayer]
+    model: LatentDiffusion, part: UNet | TextEncoder, layers: Mapping[str, LowRankLayer]
 ) -> Iterator[tuple[str, LowRank]]:
     device, dtype = model.device, model.dtype
     for name, layer in layers.items():
@@ -82,7 +83,8 @@ def _layers(
             own = (t.to(weight.device) for t in (down, up.float() * scale, layer.magnitude))
             gain, up = gain_of(weight, bias, *own)
             gain, scale = Gain(*(t.to(device, dtype) for t in gain)), 1.0
-        yield name, LowRank(down.to(device, dtype), up.to(device, dtype), scale, gain)
+        low_rank = LowRank(down.to(device, dtype), up.to(device, dtype), scale, gain)
+        yield name, part.adapters[name].lay_out(low_rank)
 
 
 def _tensors(layer: LowRank) -> Iterator[torch.Tensor]:

@@ -61,17 +61,23 @@ class RowShares(NamedTuple):
     shares: tuple[Share, ...]
 
 
+def _as_it_is(low_rank: LowRank) -> LowRank:
+    return low_rank
+
+
 class Adapters:
     """Adapters of one layer at the next evaluations; mostly none. A layer that takes the place of
     another takes over its `Adapters`.
 
     place: where compiled programs look for them (`sd_core.model.beside`); None, as mostly, where
     they are in `rows`.
+    lay_out: makes of a file's adapter what the layer takes.
     """
 
     def __init__(self) -> None:
         self.rows: tuple[RowShares, ...] = ()
         self.place: str | None = None
+        self.lay_out: Callable[[LowRank], LowRank] = _as_it_is
 
     def added(self, out: Tensor, x: Tensor, product: Product) -> Tensor:
         """`out`, the layer of x or that plus a sum, with the adapters' products added in place."""
@@ -92,11 +98,15 @@ class Adapters:
         """Adds these shares to `y`, the layer of x, in place."""
         for (down, up, scale, gain), weight in shares:
             if gain is not None:
-                y.addcmul_(product(x), self._channels(gain.factor), value=weight)
-                y.add_(self._channels(gain.shift), alpha=weight)
+                self.add_gain(y, x, gain, weight, product)
             tokens = self._tokens(y).view(-1, len(up))  # a view, so it is added to `y`
             low = self._low(x, down)
             tokens.addmm_(low.reshape(-1, len(down)), up.t(), alpha=weight * scale)
+
+    def add_gain(self, y: Tensor, x: Tensor, gain: Gain, weight: float, product: Product) -> None:
+        """Adds what a gain adds to `y`, the layer of x, in place."""
+        y.addcmul_(product(x), self._channels(gain.factor), value=weight)
+        y.add_(self._channels(gain.shift), alpha=weight)
 
     def _channels(self, vector: Tensor) -> Tensor:
         """(out,) in a shape that fits the layer's output."""
@@ -116,7 +126,7 @@ class ConvAdapters(Adapters):
 
     def __init__(self, stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
         super().__init__()
-        self._stride, self._padding = stride, padding
+        self.stride, self.padding = stride, padding
 
     def _channels(self, vector: Tensor) -> Tensor:
         return vector[:, None, None]
@@ -127,7 +137,7 @@ class ConvAdapters(Adapters):
     def _low(self, x: Tensor, down: Tensor) -> Tensor:
         if down.dim() == 2:
             return F.linear(x.permute(0, 2, 3, 1), down)
-        return F.conv2d(x, down, None, self._stride, self._padding).permute(0, 2, 3, 1)
+        return F.conv2d(x, down, None, self.stride, self.padding).permute(0, 2, 3, 1)
 
 
 class Linear(nn.Linear):

@@ -27,6 +27,7 @@ from sd_core.demo import DEMO_SPEC
 from sd_core.device import DTYPES, resolve_dtype
 from sd_core.execution import make_ready
 from sd_core.model.adapters import LowRank, Share, adapted
+from sd_core.model.diffusion import LatentDiffusion
 from sd_core.spec import EXECUTIONS, ModelSpec
 from sd_core.weights.lora.names import layers_of
 from tests.bench.evaluation import ROWS, Inputs, sdbatch
@@ -41,17 +42,19 @@ WANTED = (
 )
 
 
-def shares(spec: ModelSpec, rank: int, dtype: torch.dtype) -> dict[str, tuple[Share, ...]]:
+def shares(model: LatentDiffusion, rank: int) -> dict[str, tuple[Share, ...]]:
     """Adapters of every layer of the UNet that is evaluated at each step."""
+    dtype = model.dtype
     generator = torch.Generator().manual_seed(rank)
     made_before = (".attn2.to_k", ".attn2.to_v", "time_embed.", ".emb_layers.")
     found = {}
-    for (component, name), (out, *into) in layers_of(spec)[1].items():
+    for (component, name), (out, *into) in layers_of(model.spec)[1].items():
         if component == "unet" and not any(part in f"{name}" for part in made_before):
             wide = into[:1] if math.prod(into[1:]) == 1 else into
             down = torch.randn(rank, *wide, generator=generator) / math.prod(wide) ** 0.5
             up = torch.randn(out, rank, generator=generator) / 100
-            found[name] = (Share(LowRank(down.to(dtype), up.to(dtype), 1.0), 1.0),)
+            low_rank = LowRank(down.to(dtype), up.to(dtype), 1.0)
+            found[name] = (Share(model.unet.adapters[name].lay_out(low_rank), 1.0),)
     return found
 
 
@@ -59,7 +62,7 @@ def evaluations(spec: ModelSpec, dtype: torch.dtype, execution: str, runs: int) 
     """Seconds without and with each rank, and how many times those without."""
     model = make_ready(random_model(spec, dtype), execution)
     evaluate, _ = sdbatch(model, Inputs(spec))
-    layers = {rank: shares(spec, rank, dtype) for rank in RANKS}
+    layers = {rank: shares(model, rank) for rank in RANKS}
 
     def with_rank(rank: int) -> Any:
         each = [(slice(row, row + 1), layers[rank]) for row in range(ROWS)]

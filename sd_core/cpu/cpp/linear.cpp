@@ -1,11 +1,11 @@
-// Linear layers in bfloat16 by AVX-512, with what follows in the same pass: a sum, or the gate of a
-// GEGLU (Shazeer 2020). Sums stay in float32 until then, and are rounded once. A row's numbers depend
+// Linear layers in bfloat16 by AVX-512, with what follows in the same pass: adapters, a sum, or the
+// gate of a GEGLU (Shazeer 2020). Sums stay in float32 until then, and are rounded once. A row's numbers depend
 // on no other row, and on no thread.
 
 #include <cmath>
 
 #include "blocks.h"
-#include "products.h"
+#include "low_rank.h"
 
 namespace {
 
@@ -14,6 +14,7 @@ constexpr int DEPTH = 1280;       // summed over at once: 160 KiB of a panel, 24
 
 struct Sizes {
     std::int32_t rows, in, out, threads;
+    Shares shares;
 };
 
 // x times the normal distribution function (Hendrycks & Gimpel 2016), that by 7.1.26 of Abramowitz &
@@ -43,6 +44,15 @@ void panel_sums(const bfloat16* x, int rows, const bfloat16* panel, int in, floa
     }
 }
 
+// Makes the middles of the adapters of a block. sums: room for (rows, WIDTH).
+void make_middles(BlockShares& shares, const bfloat16* block, int in, float* sums, Memory& memory) {
+    shares.make(in, sums, memory,
+                [&](int from, int rows, const bfloat16* panel, int vectors, float* sums) {
+                    const bfloat16* x = block + std::size_t(from) * in;
+                    add_products(vectors, x, rows, in, panel, in, sums);
+                });
+}
+
 inline __m512 with_bias(const float* sums, const bfloat16* bias) {
     const __m512 sum = _mm512_loadu_ps(sums);
     return bias ? _mm512_add_ps(sum, load(bias, first(LANES))) : sum;
@@ -56,11 +66,14 @@ extern "C" int sdbatch_linear(const bfloat16* x, const bfloat16* weight, const b
                               const bfloat16* added, bfloat16* result, const Sizes* sizes, float) {
     const Sizes& s = *sizes;
     return in_blocks(s.rows, BLOCK, s.threads, [&](int from, int rows, Memory& memory) {
-        memory.reset(std::size_t(rows) * WIDTH * sizeof(float));
+        BlockShares shares(s.shares, from, rows);
+        memory.reset(std::size_t(rows) * WIDTH * sizeof(float) + shares.bytes());
         float* sums = memory.take<float>(std::size_t(rows) * WIDTH);
         const bfloat16* block = x + std::size_t(from) * s.in;
+        make_middles(shares, block, s.in, sums, memory);
         for (int column = 0; column < s.out; column += WIDTH) {
             panel_sums(block, rows, weight + std::size_t(column) * s.in, s.in, sums);
+            shares.add(column, sums);
             for (int row = 0; row < rows; row++)
                 for (int i = 0; i < WIDTH; i += LANES) {
                     const std::size_t at = std::size_t(from + row) * s.out + column + i;
@@ -79,14 +92,18 @@ extern "C" int sdbatch_geglu(const bfloat16* x, const bfloat16* weight, const bf
     const Sizes& s = *sizes;
     return in_blocks(s.rows, BLOCK, s.threads, [&](int from, int rows, Memory& memory) {
         const std::size_t count = std::size_t(rows) * WIDTH, panel = std::size_t(WIDTH) * s.in;
-        memory.reset(2 * count * sizeof(float));
+        BlockShares shares(s.shares, from, rows);
+        memory.reset(2 * count * sizeof(float) + shares.bytes());
         float* values = memory.take<float>(count);
         float* gates = memory.take<float>(count);
         const bfloat16* block = x + std::size_t(from) * s.in;
+        make_middles(shares, block, s.in, values, memory);
         for (int column = 0; column < s.out; column += WIDTH) {
             const bfloat16* panels = weight + 2 * std::size_t(column) * s.in;
             panel_sums(block, rows, panels, s.in, values);
             panel_sums(block, rows, panels + panel, s.in, gates);
+            shares.add(2 * column, values);
+            shares.add(2 * column + WIDTH, gates);
             for (int row = 0; row < rows; row++)
                 for (int i = 0; i < WIDTH; i += LANES) {
                     const bfloat16* biases = bias + 2 * column + i;

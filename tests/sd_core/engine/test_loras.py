@@ -212,6 +212,34 @@ def test_close_in_kernels_of_our_own_too(tmp_path, way):
     assert (own - expected).abs().mean() < 0.2 * (without - expected).abs().mean()
 
 
+@pytest.mark.parametrize("way", [BFLOAT16], ids=str)
+def test_rows_in_one_call_of_kernels_of_our_own_never_notice_each_other(tmp_path, way):
+    """Neighbours of one set, of others and of none, also where batches move them."""
+    execution, dtype = way
+    kinds = {"all": {}, "high": {"rank": 20}, "dora": {"parts": "unet.", "dora": True}}
+    every, high, dora = (
+        Lora.of(lora_file(tmp_path, lora_tensors(SMALL, seed, **kind), name))
+        for seed, (name, kind) in enumerate(kinds.items())
+    )
+    model = make_ready(small_model(SMALL).to(getattr(torch, dtype)), execution)
+    large = {"width": 128, "height": 128, "sampler": "ddim"}
+    requests = [
+        ask("a ring", seed=1, steps=2, **large),
+        ask("a ring", every, seed=2, steps=3, **large),
+        ask("a star", every, seed=3, guidance=1.0, **large),
+        ask("a star", every, high, seed=4, steps=3, **large),
+        ask("a moon", dora, seed=5, **large),
+        ask("a moon", dora, dataclasses.replace(dora, weight=-0.3), seed=6, steps=2, **large),
+        ask("a moon", every, seed=7, guidance=1.0, **large),
+    ]
+    with Engine(model, rows=12) as engine:
+        alone = [rendered(engine, request)[0] for request in requests]
+        together = rendered(engine, *requests)
+        backwards = rendered(engine, *requests[::-1])[::-1]
+    for request, one, *others in zip(requests, alone, together, backwards, strict=True):
+        assert all(torch.equal(one, other) for other in others), request.loras
+
+
 def test_weight_0_is_the_picture_without(model, files):
     request = ask("a red circle", Lora.of(files["all"], 0.0), Lora.of(files["dora"], 0.0))
     with Engine(model, rows=4) as engine:
