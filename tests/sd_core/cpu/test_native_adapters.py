@@ -10,39 +10,13 @@ from torch import Tensor
 from sd_core.cpu.native_adapters import add_low_rank, lay_out, shares_of
 from sd_core.cpu.native_products import geglu, in_turns, linear, linear_weight
 from sd_core.model.adapters import Gain, LowRank, RowShares, Share
-from tests.sd_core.cpu.kernel_checks import error, needs_kernels
+from tests.sd_core.cpu.kernel_checks import Drawn, error, merged, needs_kernels
 
 RANKS = (1, 4, 16, 40, 100)
 
 
-class Drawn:
-    """Tensors from one seed."""
-
-    def __init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(0)
-
-    def whole(self, most: int, *shape: int) -> Tensor:
-        """Whole numbers, so small that products of them are exact."""
-        return torch.randint(-most, most + 1, shape, generator=self._generator).bfloat16()
-
-    def real(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self._generator).bfloat16()
-
-
 def low_rank_of(drawn: Drawn, rank: int, out: int, into: int, *kernel: int) -> LowRank:
     return LowRank(drawn.whole(1, rank, into, *kernel), drawn.whole(1, out, rank), 2.0)
-
-
-def merged(weight: Tensor, shares: tuple[Share, ...]) -> Tensor:
-    """The weight with adapters in it, float64."""
-    whole = weight.double()
-    for (down, up, scale, gain), share in shares:
-        low = scale * (up.double() @ down.double().flatten(1)).view(whole.shape)
-        if gain is not None:
-            own = gain.factor.double().view(-1, *[1] * (whole.dim() - 1)) * weight.double()
-            low = low + own
-        whole = whole + share * low
-    return whole
 
 
 def laid_out(all_rows: list[RowShares]) -> list[RowShares]:
