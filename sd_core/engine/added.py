@@ -61,7 +61,7 @@ class AddedWeights:
         self._files.give_back(added.files)
 
     def close(self) -> None:
-        """Ends every wait for room."""
+        """Ends every wait for room; no file is read from then on."""
         self._files.close()
 
     @property

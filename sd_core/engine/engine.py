@@ -173,8 +173,8 @@ class Engine:
         return future
 
     def _hold(self, request: Request, future: Future[Rendered]) -> Added:
-        """An image's own weights, until its future ends; those that fail end it. They are read on
-        the caller's thread, while batches go on.
+        """An image's own weights, until its future ends; those that fail end it. The caller waits
+        while they are read, and batches go on.
         """
         if not request.loras and request.vae is None:
             return Added()

@@ -1,6 +1,7 @@
 """Contents of files on the device: those of images in the engine, and the latest used.
 
-Nothing here runs on the engine's thread but giving back: so a batch goes on while a file is read.
+Nothing here runs on the engine's thread but giving back: so a batch goes on while a file is read,
+by a thread that gives way to it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from sd_core.engine.low_priority import low_priority_thread
 from sd_core.engine.request import EngineClosedError
 from sd_core.weights.errors import CheckpointError
 
@@ -48,6 +50,7 @@ class HeldFiles(Generic[F, C]):
         self._known: OrderedDict[str, C] = OrderedDict()  # oldest use first
         self._users: Counter[str] = Counter()
         self._closed = False
+        self._reader = low_priority_thread("sdbatch-read")
         self._holding = threading.Lock()
         self._changed = threading.Condition()
 
@@ -78,9 +81,10 @@ class HeldFiles(Generic[F, C]):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Ends every wait for room."""
+        """Ends every wait for room; no file is read from then on."""
         with self._changed:
             self._closed = True
+            self._reader.shutdown(wait=False)
             self._changed.notify_all()
 
     @property
@@ -112,7 +116,11 @@ class HeldFiles(Generic[F, C]):
             raise CheckpointError(f"{file.file}: cannot be read: {error.strerror}") from None
         if size > 2 * self._limit_bytes:  # float32 here may be 16 bits there
             raise MemoryError(_too_large(file.file, size, self._limit_bytes))
-        return self._read(file)
+        with self._changed:
+            if self._closed:
+                raise EngineClosedError("the engine is closed")
+            reading = self._reader.submit(self._read, file)
+        return reading.result()
 
     def _make_room(self, file: F, nbytes: int, held: Sequence[F]) -> None:
         """Drops contents that no image uses, those unused for longest first."""

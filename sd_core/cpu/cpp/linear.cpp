@@ -1,6 +1,6 @@
 // Linear layers in bfloat16 by AVX-512, with what follows in the same pass: adapters, a sum, or the
-// gate of a GEGLU (Shazeer 2020). Sums stay in float32 until then, and are rounded once. A row's numbers depend
-// on no other row, and on no thread.
+// gate of a GEGLU (Shazeer 2020). Sums stay in float32 until then, and are rounded once. A row's
+// numbers depend on no other row, and on no thread.
 
 #include <cmath>
 

@@ -12,7 +12,7 @@ import torch
 from sd_core.cpu.packing import can_pack
 from sd_core.engine.added import AddedWeights
 from sd_core.engine.engine import Batch, Engine
-from sd_core.engine.request import Lora, Request, Suspended
+from sd_core.engine.request import EngineClosedError, Lora, Request, Suspended
 from sd_core.execution import make_ready
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.spec import Sampling
@@ -306,9 +306,14 @@ class TestCache:
         cache.hold([every])
         tight = AddedWeights(model, cache.nbytes + 1)
         held = tight.hold([every])
-        tight.close()  # so that it does not wait for room
-        with pytest.raises(RuntimeError, match="closed"):
-            tight.hold([attention])
+        with ThreadPoolExecutor(1) as beside:
+            waiting = beside.submit(tight.hold, [attention])
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            assert tight.nbytes == cache.nbytes
+            tight.close()
+            with pytest.raises(EngineClosedError):
+                waiting.result(timeout=60)
         assert tight.hold([every]).loras is held.loras
 
     def test_two_that_have_no_room_together_are_refused_at_once(self, files):
