@@ -8,9 +8,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-NICENESS = 10
-"""Niceness of the thread, of 0 to 19. At 10 it has a tenth of a core that another one wants too:
-each step is a factor of about 1.25 (sched(7)).
+NICENESS = 5
+"""Niceness of the thread, of 0 to 19. At 5 it has a quarter of a core that another one wants too:
+each step is a factor of about 1.25 (sched(7)). More would have images wait longer for their
+weights, and batches for these images.
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 import torch._inductor.config
 
 from sd_core.device import device_kind, own_memory, release_memory
-from sd_core.engine import model_runner
+from sd_core.engine import held_files, model_runner
 from sd_core.engine.added import Added, AddedWeights
 from sd_core.engine.batch_rows import CHECKS, Rows
 from sd_core.engine.engine import Engine
@@ -253,10 +253,22 @@ def test_long_and_several_prompts_are_captured_once_they_stay(device, monkeypatc
     assert replays[1] >= 6
 
 
+class OnThisThread(Executor):
+    """Does its tasks at once: the stand-in for a device is one for this thread alone."""
+
+    def __init__(self, _: str) -> None: ...
+
+    def submit(self, task, /, *args, **options) -> Future:
+        future: Future = Future()
+        future.set_result(task(*args, **options))
+        return future
+
+
 def test_adapters_are_read_where_they_are_and_captured_once_they_stay(
     device, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(model_runner, "CAPTURE_AFTER", 2)
+    monkeypatch.setattr(held_files, "low_priority_thread", OnThisThread)
     path = lora_file(tmp_path, lora_tensors(ODD, 1))
     found, captures = [], []
     for execution in ("eager", "graphed"):
