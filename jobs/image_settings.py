@@ -10,20 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from sd_core.sampler_table import (
+    ETA_SAMPLERS,
+    KARRAS_SAMPLERS,
+    MOST_LEVEL,
+    MOST_LEVELS,
+    SAMPLERS,
+    SCHEDULES,
+    sampler_called,
+)
 from sd_core.spec import (
     DEMO_GUIDANCE,
     DEMO_NATIVE_SIZE,
     EMPHASES,
-    KARRAS_SAMPLERS,
     LATENT_FACTOR,
     LONG_PROMPTS,
     MAX_CLIP_SKIP,
     MAX_SIDE,
     MAX_STEPS,
     NATIVE_SIZE,
-    SAMPLERS,
     SYNTAXES,
     Sampling,
 )
@@ -36,7 +43,47 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=LATENT_FACTOR)]
 ClipSkip = Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP)]
-SamplerName = Literal[SAMPLERS]  # type: ignore[valid-type]
+
+
+def _sampler_name(text: str) -> str:
+    """Our name of a sampler, and behind it that of the schedule where `text` has one."""
+    called = sampler_called(text)
+    if called is None:
+        raise ValueError("unknown")
+    sampler, schedule = called
+    return sampler if schedule == SCHEDULES[0] else f"{sampler} {schedule}"
+
+
+def _schedule_text(value: object) -> object:
+    """A list of noise levels as text."""
+    if isinstance(value, list) and all(type(level) in (int, float) for level in value):
+        return " ".join(map(repr, value))
+    return value
+
+
+SamplerName = Annotated[
+    str,
+    AfterValidator(_sampler_name),
+    WithJsonSchema({"anyOf": [{"enum": list(SAMPLERS)}, {"type": "string"}]}),
+]
+ScheduleName = Annotated[
+    str,
+    BeforeValidator(_schedule_text),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(SCHEDULES)},
+                {
+                    "type": "array",
+                    "items": {"type": "number", "minimum": 0, "maximum": MOST_LEVEL},
+                    "minItems": 1,
+                    "maxItems": MOST_LEVELS,
+                },
+                {"type": "string"},
+            ]
+        }
+    ),
+]
 Syntax = Literal[SYNTAXES]  # type: ignore[valid-type]
 Emphasis = Literal[EMPHASES]  # type: ignore[valid-type]
 LongPrompts = Literal[LONG_PROMPTS]  # type: ignore[valid-type]
@@ -70,7 +117,8 @@ _A_SIDE = f"a multiple of {LATENT_FACTOR} within {MIN_SIDE} to {MAX_SIDE}"
 IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
     "sampler": ImageSetting(
         SamplerName,
-        f"Sampler, one of {', '.join(SAMPLERS)}. Default {Sampling.sampler}.",
+        f"Sampler, one of {', '.join(SAMPLERS)}; or another program's name of one, also with a "
+        f"schedule behind it, as DPM++ 2M Karras. Default {Sampling.sampler}.",
         f"one of {', '.join(SAMPLERS)}",
         "Sampler",
     ),
@@ -98,13 +146,15 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
     ),
     "eta": ImageSetting(
         Share,
-        "Share of fresh noise in sampler ddim, 0 to 1. Default 0.",
+        f"Share of fresh noise, 0 to 1, with {' and '.join(ETA_SAMPLERS)} (there it is gamma, and "
+        "0.3 is advised). Default 0.",
         "a number within 0 to 1",
         "Eta",
     ),
     "karras": ImageSetting(
         bool,
-        f"Karras spacing of the noise levels, with {', '.join(KARRAS_SAMPLERS)}. Default false.",
+        "Karras spacing of the noise levels: the same as schedule karras. With "
+        f"{', '.join(KARRAS_SAMPLERS)}. Default false.",
         "true or false",
         "Karras spacing",
     ),
@@ -136,6 +186,14 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
         f"leaves the rest out. Default {LONG_PROMPTS[0]}.",
         f"one of {', '.join(LONG_PROMPTS)}",
         "Long prompts",
+    ),
+    "schedule": ImageSetting(
+        ScheduleName,
+        f"Spacing of the steps, one of {', '.join(SCHEDULES)}; or a list of falling noise levels, "
+        "as many as steps. default is the sampler's own. Which go with which: docs/samplers.md. "
+        f"Default {SCHEDULES[0]}.",
+        f"one of {', '.join(SCHEDULES)}, or a list of falling noise levels",
+        "Schedule",
     ),
 }
 """Name of a setting -> what is to be known of it, in the order of the fields of `Sampling`. A new

@@ -9,10 +9,21 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, Literal, SupportsIndex, get_type_hints
+from typing import Any, SupportsIndex, get_type_hints
+
+from sd_core.sampler_table import (
+    DISTILLED_STEPS,
+    ETA_SAMPLERS,
+    KARRAS_SAMPLERS,
+    SAMPLER_TABLE,
+    SAMPLERS,
+    SCHEDULES,
+    levels_of,
+    sampler_called,
+    schedule_called,
+)
 
 Shape = tuple[int, int]
 """Height and width of a latent, in latent pixels."""
@@ -45,47 +56,6 @@ MOST_LORA_WEIGHT = 100.0
 MAX_STEPS = 1000
 """Number of the schedule's training timesteps; an image has at most as many steps."""
 
-
-@dataclass(frozen=True)
-class Sampler:
-    """A sampler, but for its mathematics: the function of its name in `sd_core.sampling.samplers`.
-
-    webui: its name in AUTOMATIC1111's menu.
-    diffusers: the class that computes the same.
-    grid: of timesteps, see `sd_core.sampling.samplers.grid_of`.
-    karras: whether it works in noise levels and so may use Karras spacing.
-    evaluations: of the model, from the number of grid points, which is at least 1.
-    aliases: other names that people know it by.
-    """
-
-    webui: str
-    diffusers: str
-    grid: Literal["leading", "leading to 1", "linspace", "dpm"] = "linspace"
-    karras: bool = False
-    evaluations: Callable[[int], int] = int
-    aliases: tuple[str, ...] = ()
-
-
-SAMPLER_TABLE: Mapping[str, Sampler] = {
-    "plms": Sampler(
-        "PLMS", "PNDMScheduler", "leading", evaluations=lambda points: points + 1, aliases=("pndm",)
-    ),
-    "ddim": Sampler("DDIM", "DDIMScheduler", "leading"),
-    "euler": Sampler("Euler", "EulerDiscreteScheduler", karras=True),
-    "euler_a": Sampler("Euler a", "EulerAncestralDiscreteScheduler", aliases=("euler_ancestral",)),
-    "heun": Sampler(
-        "Heun", "HeunDiscreteScheduler", karras=True, evaluations=lambda points: 2 * points - 1
-    ),
-    "lms": Sampler("LMS", "LMSDiscreteScheduler", karras=True),
-    "dpmpp_2m": Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", "dpm", karras=True),
-    "ddpm": Sampler("DDPM", "DDPMScheduler", "leading to 1"),
-}
-
-SAMPLERS = tuple(SAMPLER_TABLE)
-"""Names that `sd_core.sampling.samplers.step_table` accepts; the first is the default."""
-
-KARRAS_SAMPLERS = tuple(name for name, sampler in SAMPLER_TABLE.items() if sampler.karras)
-"""Samplers that may use Karras spacing."""
 
 EXECUTIONS = ("auto", "eager", "packed", "fused", "graphed", "compiled")
 """Ways of running a model that `sd_core.execution.make_ready` accepts; the first is the default."""
@@ -219,16 +189,20 @@ class Sampling:
 
     Numbers of other libraries, such as numpy's, become Python's own.
 
+    sampler: one of `SAMPLERS`; or another program's name of one, also with a schedule's behind it.
     strength: share of the schedule an init image is taken through, 0 (unchanged) to 1; ignored
         without one.
     guidance: classifier-free guidance scale (Ho & Salimans 2022); 1.0 costs one UNet row, not two.
-    eta: share of fresh noise in DDIM (Song et al. 2020, eq. 16); 0 is deterministic.
-    karras: space the noise levels as in Karras et al. 2022, eq. 5.
+    eta: share of fresh noise in DDIM (Song et al. 2020, eq. 16), and gamma of TCD (Zheng et al.
+        2024); 0 is deterministic.
+    karras: space the noise levels as in Karras et al. 2022, eq. 5: the same as that schedule.
     clip_skip: layer of the text encoder that the prompt is read from; 1 is the last, 2 the one
         before it.
     syntax: one of `SYNTAXES`.
     emphasis: one of `EMPHASES`; with syntax a1111.
     long_prompts: one of `LONG_PROMPTS`.
+    schedule: one of `SCHEDULES`, or another program's name of one; or noise levels, one a step, as
+        `sd_core.sampler_table.levels_of` reads them. "karras" becomes "default" with `karras`.
     """
 
     sampler: str = SAMPLERS[0]
@@ -244,14 +218,13 @@ class Sampling:
     syntax: str = SYNTAXES[0]
     emphasis: str = EMPHASES[0]
     long_prompts: str = LONG_PROMPTS[0]
+    schedule: str = SCHEDULES[0]
 
     def __post_init__(self) -> None:
         if tuple(map(type, vars(self).values())) != _PLAIN:  # they are, for all images of a plan
             self._check_types()
         if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
-            raise ValueError(
-                f"sampler {self.sampler!r:.80} is unknown; one of {', '.join(SAMPLERS)}"
-            )
+            self._find_sampler()
         if not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"steps {self.steps} is not within 1 to {MAX_STEPS}")
         if not math.isfinite(self.guidance):
@@ -268,13 +241,12 @@ class Sampling:
             raise ValueError(f"strength {self.strength} is not within 0 to 1")
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta {self.eta} is not within 0 to 1")
-        if self.eta and self.sampler != "ddim":
-            raise ValueError(f"eta {self.eta} goes with sampler ddim only, not {self.sampler}")
-        if self.karras and self.sampler not in KARRAS_SAMPLERS:
+        if self.eta and self.sampler not in ETA_SAMPLERS:
             raise ValueError(
-                f"karras spacing does not go with {self.sampler}; with {', '.join(KARRAS_SAMPLERS)}"
+                f"eta {self.eta} goes with sampler {' or '.join(ETA_SAMPLERS)} only, "
+                f"not {self.sampler}"
             )
-
+        self._check_schedule()
         if not 1 <= self.clip_skip <= MAX_CLIP_SKIP:
             raise ValueError(f"clip_skip {self.clip_skip} is not within 1 to {MAX_CLIP_SKIP}")
         for name, choices in _CHOICES.items():
@@ -282,6 +254,67 @@ class Sampling:
                 raise ValueError(f"{name} {value!r:.80} is unknown; one of {', '.join(choices)}")
         if self.emphasis != EMPHASES[0] and self.syntax == "plain":
             raise ValueError(f"emphasis {self.emphasis} goes with syntax a1111 only, not plain")
+
+    def _find_sampler(self) -> None:
+        """Takes a sampler by a name that other programs have for it."""
+        called = sampler_called(self.sampler) if isinstance(self.sampler, str) else None
+        if called is None:
+            raise ValueError(
+                f"sampler {self.sampler!r:.80} is unknown; one of {', '.join(SAMPLERS)}"
+            )
+        sampler, schedule = called
+        if schedule != SCHEDULES[0]:
+            if self.spacing not in (SCHEDULES[0], schedule):
+                raise ValueError(
+                    f"sampler {self.sampler!r:.80} has schedule {schedule} in its name, "
+                    f"which is not {self.spacing!r:.80}"
+                )
+            object.__setattr__(self, "schedule", schedule)
+        object.__setattr__(self, "sampler", sampler)
+
+    def _check_schedule(self) -> None:
+        row = SAMPLER_TABLE[self.sampler]
+        if self.karras and self.sampler not in KARRAS_SAMPLERS:
+            raise ValueError(
+                f"karras spacing does not go with {self.sampler}; with {', '.join(KARRAS_SAMPLERS)}"
+            )
+        if self.schedule != SCHEDULES[0]:
+            self._find_schedule()
+        if self.spacing == SCHEDULES[0] and row.grid == "lcm" and self.steps > DISTILLED_STEPS:
+            raise ValueError(
+                f"steps {self.steps} is too many for {self.sampler}; at most {DISTILLED_STEPS}"
+            )
+
+    def _find_schedule(self) -> None:
+        """Takes a schedule by its name, or a list of noise levels, in the one form of it."""
+        if not isinstance(self.schedule, str):
+            raise ValueError(f"schedule {self.schedule!r:.80} is no text")
+        schedule = schedule_called(self.schedule)
+        known = SAMPLER_TABLE[self.sampler].schedules
+        if schedule is None:
+            levels = levels_of(self.schedule)
+            if len(levels) != self.steps:
+                raise ValueError(
+                    f"schedule has {len(levels)} noise levels for steps {self.steps}; "
+                    "expected as many as steps"
+                )
+            if "karras" not in known:  # which is one of noise levels too
+                raise ValueError(
+                    f"schedule of noise levels does not go with {self.sampler}; "
+                    f"with {', '.join(KARRAS_SAMPLERS)}"
+                )
+            schedule = " ".join(map(repr, levels))
+        elif schedule not in known:
+            raise ValueError(
+                f"schedule {schedule} does not go with {self.sampler}; "
+                f"with it go {', '.join(known)}"
+            )
+        if self.karras and schedule not in (SCHEDULES[0], "karras"):
+            raise ValueError(f"schedule {schedule:.80} does not go with karras: true")
+        if schedule == "karras":  # two names of one thing: one picture has one form
+            object.__setattr__(self, "karras", True)
+            schedule = SCHEDULES[0]
+        object.__setattr__(self, "schedule", schedule)
 
     def _check_types(self) -> None:
         for name, allowed in _WHOLE.items():
@@ -294,6 +327,11 @@ class Sampling:
                 object.__setattr__(self, name, _number(name, value, allowed))
         if type(self.karras) is not bool:
             raise ValueError(f"karras {self.karras!r:.80} is neither True nor False")
+
+    @property
+    def spacing(self) -> str:
+        """`schedule`, also where `karras` says it."""
+        return "karras" if self.karras else self.schedule
 
     @property
     def latent_shape(self) -> tuple[int, int]:

@@ -87,15 +87,15 @@ print(json.dumps({
 
 def test_a_sampler_is_a_function_and_a_row_of_a_table(copy: Copy):
     copy.add(
-        "sd_core/sampling/samplers.py",
+        "sd_core/sampling/noise_levels.py",
         "\n\ndef midpoint(grid: Grid) -> StepTable:\n"
         '    """One for this test: Euler by another name."""\n'
         "    return euler(grid)\n",
     )
     copy.insert(
-        "sd_core/spec.py",
+        "sd_core/sampler_table.py",
         '    "lms": Sampler(',
-        '    "midpoint": Sampler("Midpoint", "MidpointScheduler", karras=True),\n',
+        '    "midpoint": Sampler("noise_levels", "Midpoint", None, 1),\n',
     )
     said = json.loads(copy.run("-c", USE_SAMPLER))
     assert (said["rows"], said["evaluations"], said["schema"]) == (5, 5, True)

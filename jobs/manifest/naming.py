@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from jobs.formatting import quote, suggest
 from jobs.limits import MAX_IMAGES
 from jobs.manifest.labels import NAME, PREFIX, Labels
-from sd_core.spec import MAX_SIDE, MAX_STEPS, SAMPLERS, SEED_LIMIT, Sampling
+from sd_core.sampler_table import SAMPLERS
+from sd_core.spec import MAX_SIDE, MAX_STEPS, SEED_LIMIT, Sampling
 
 DEFAULT_TEMPLATE = "{index:06d}-s{seed}"
 

@@ -250,7 +250,7 @@ class Resolver:
             values["seeds"] = self.matrix.seeds
         settings = tuple([values[name] for name in SETTINGS])
         for message in self._check(settings):
-            # Only eta and karras depend on another setting, which is the sampler.
+            # What depends on another setting depends on the sampler.
             self._report(layers, (message.split()[0], "sampler"), message)
         if len(self.problems) > before:
             return None

@@ -14,12 +14,12 @@ from jobs.image_settings import IMAGE_SETTINGS
 from jobs.limits import MAX_IMAGES, MAX_LABEL_CHARS, MAX_LABELS, MAX_PROMPT_CHARS
 from jobs.manifest.file_forms import LoraFile, LoraWeights
 from jobs.manifest.problems import Path, Place, ProblemList
-from jobs.manifest.sampler_names import sampler_called
 from jobs.manifest.scalars import unreadable
 from jobs.manifest.schema import KEYS
 from jobs.manifest.yaml_file import Node
 from jobs.webhook import MAX_URL_CHARS
-from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, SAMPLERS
+from sd_core.sampler_table import SAMPLERS
+from sd_core.spec import MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS
 
 _TAGS = ("(one)", "(list)", "(range)")  # of the forms of `seeds`, in pydantic's paths
 
@@ -35,6 +35,10 @@ _OTHER_NAMES = {  # other programs' names -> ours
     "h": "height",
     "w": "width",
     "scheduler": "sampler",
+    "sampler_name": "sampler",
+    "sampling_method": "sampler",
+    "schedule_type": "schedule",
+    "sigmas": "schedule",
     "n_iter": "seeds",
     "n_samples": "seeds",
     "batch_size": "seeds",
@@ -218,10 +222,7 @@ def _wrong_lora(path: Path, key: str, value: Any) -> str:
 def _advice(key: str, value: Any) -> str:
     """Advice on values that people bring from other programs; mostly empty."""
     if key == "sampler" and isinstance(value, str):
-        name, karras = sampler_called(value) or (None, False)
-        if karras:
-            return f"; here that is {name}, with karras: true"
-        close = name or suggest(value.replace("-", "_").replace(" ", "_"), SAMPLERS)
+        close = suggest(value.replace("-", "_").replace(" ", "_"), SAMPLERS)
         return f"; did you mean '{close}'?" if close is not None else ""
     if key in ("seed", "seeds", "start") and value in (-1, "random"):
         return (

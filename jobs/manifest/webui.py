@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.formatting import quote
-from jobs.manifest.sampler_names import sampler_called
 from jobs.manifest.scalars import scalar
-from sd_core.spec import SAMPLER_TABLE
+from sd_core.sampler_table import SAMPLER_TABLE, SCHEDULES, sampler_called
 
 _OPTION_LINE = re.compile(r"\s*--[A-Za-z]")
 
@@ -120,10 +119,10 @@ def _take(name: str, value: str | None, text: str, line: OptionLine) -> None:
             names = ", ".join(sampler.webui for sampler in SAMPLER_TABLE.values())
             message = f"sampler {quote(value)} is not here; expected one of {names}"
         else:
-            line.values["sampler"] = known[0]
-            if known[1]:
-                line.values["karras"] = True
-                line.columns["karras"] = column
+            line.values["sampler"], schedule = known
+            if schedule != SCHEDULES[0]:
+                line.values["schedule"] = schedule
+                line.columns["schedule"] = column
     elif key is not None:
         line.values[key] = value if name in _TEXTS else scalar(value)
     if key is not None:

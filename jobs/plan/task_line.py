@@ -27,14 +27,8 @@ from jobs.limits import (
 )
 from jobs.storage.base import MAX_KEY_BYTES, is_segment
 from jobs.task import IMAGE_FORMATS, EmbeddingUse, LoraUse, Task, VaeUse, fits, input_digest
-from sd_core.spec import (
-    ADDED_SETTINGS,
-    MOST_EMBEDDINGS,
-    MOST_LORA_WEIGHT,
-    MOST_LORAS,
-    SAMPLERS,
-    Sampling,
-)
+from sd_core.sampler_table import SAMPLERS
+from sd_core.spec import ADDED_SETTINGS, MOST_EMBEDDINGS, MOST_LORA_WEIGHT, MOST_LORAS, Sampling
 
 _MOST_FILES = MOST_LORAS + MOST_EMBEDDINGS + 1
 

@@ -73,7 +73,7 @@ def value_of(task: Task, axis: str) -> Value:
         return "none" if task.init_image is None else task.sampling.strength
     if axis in _OF_TASKS:
         return _OF_TASKS[axis](task)
-    value: Value = getattr(task.sampling, axis)
+    value: Value = getattr(task.sampling, "spacing" if axis == "schedule" else axis)
     return value
 
 
@@ -85,7 +85,10 @@ def varying(tasks: Sequence[Task]) -> list[Axis]:
         values = dict.fromkeys(value_of(task, name) for task in tasks)
         if len(values) > 1:
             found.append(Axis(name, _ordered(values)))
-    return found
+    schedules = next((set(axis.values) for axis in found if axis.name == "schedule"), set[Value]())
+    # Two names of one thing: `karras` where it says all, for it is the older.
+    twin = "schedule" if schedules == {"default", "karras"} else "karras"
+    return [axis for axis in found if not (schedules and axis.name == twin)]
 
 
 def _ordered(values: Iterable[Value]) -> tuple[Value, ...]:

@@ -34,8 +34,9 @@ from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.vae import AutoencoderKL
 from sd_core.pixels import NOT_FINITE, finite, to_uint8
 from sd_core.sampling.noise import draw_noise, generator_for
-from sd_core.sampling.samplers import MOST_HISTORY, StepTable, step_table
+from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Extent
+from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
 from sd_core.spec import LATENT_FACTOR, Sampling
 from sd_core.transfer import CopyOut, to_device
@@ -223,7 +224,7 @@ class ModelRunner:
                 return self._outputs(group, batch, slice(rows))
 
             # The step of a graph is one for any images of the batch.
-            any_images = Extent(len(batch.latents), MOST_HISTORY, True, extent.inpainted)
+            any_images = Extent(len(batch.latents), MOST_HISTORY, MOST_NOISE, extent.inpainted)
             key = group, rows, extent.inpainted, batch.variant
             if (batch.variant is None or self._came_often(key)) and self._graphs.run(
                 key, lambda: batch.step(evaluate(), any_images), evaluate
@@ -380,6 +381,7 @@ def table_of(request: Request) -> StepTable:
         strength=_strength(request),
         eta=sampling.eta,
         karras=sampling.karras,
+        schedule=sampling.schedule,
     )
 
 

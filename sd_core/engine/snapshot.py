@@ -1,7 +1,8 @@
 """A trajectory between two steps as bytes, and back: safetensors, small, the same everywhere.
 
 What is kept is what the next evaluation needs: latents, past outputs, position, the generator's
-state, and with a mask what is returned to outside it. Table and context follow from the request.
+state, noise that is read again, and with a mask what is returned to outside it. Table and context
+follow from the request.
 
 Bytes come back from a store, where anything may have happened to them. Every tensor must be of the
 name, type and shape that request and position ask for, and all together of the digest in the
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sd_core.sampling.samplers import MOST_HISTORY, StepTable
+from sd_core.sampling.step_table import MOST_HISTORY, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory
 from sd_core.spec import Shape
 from sd_core.transfer import to_device
@@ -52,6 +53,9 @@ def save_trajectory(trajectory: Trajectory, *, kind: str, exact: bool) -> bytes:
         _NUMBERS: torch.tensor([trajectory.position, int(exact)], dtype=torch.int64),
     }
     tensors |= {f"output.{n}": output for n, output in enumerate(trajectory.outputs)}
+    if trajectory.table.reads_noise_before(trajectory.position):
+        assert trajectory.noise_before is not None
+        tensors["noise_before"] = trajectory.noise_before
     if trajectory.inpainting is not None:
         known = trajectory.inpainting
         tensors |= {"known": known.known, "noise": known.noise, "mask": known.mask}
@@ -106,13 +110,16 @@ def load_trajectory(
     inpainting = None
     if inpainted:
         inpainting = Inpainting(there["known"], there["noise"], there["mask"])
-    trajectory = Trajectory(table, latents, generator, guidance, inpainting, position, past)
+    before = there.get("noise_before")
+    trajectory = Trajectory(table, latents, generator, guidance, inpainting, position, past, before)
     return trajectory, exact
 
 
 def most_bytes(table: StepTable, shape: Shape, *, inpainted: bool) -> int:
     """Size that no saved state of such a request exceeds."""
     form = _form(table, shape, len(table), inpainted=inpainted)
+    if table.C.shape[1] > 1:
+        form["noise_before"] = form["latents"]
     numbers = (torch.Size(sizes).numel() * dtype.itemsize for dtype, sizes in form.values())
     return sum(numbers) + MOST_HEADER_BYTES
 
@@ -135,6 +142,8 @@ def _form(table: StepTable, shape: Shape, position: int, *, inpainted: bool) -> 
         _NUMBERS: (torch.int64, (2,)),
     }
     form |= {f"output.{n}": latents for n in range(_outputs(table, position))}
+    if table.reads_noise_before(position):
+        form["noise_before"] = latents
     if inpainted:
         form |= {"known": latents, "noise": latents, "mask": (torch.float32, (1, *shape))}
     return form

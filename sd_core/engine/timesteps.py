@@ -16,7 +16,7 @@ from torch import Tensor
 from sd_core.engine.adapters import LoraSet
 from sd_core.model.adapters import adapted
 from sd_core.model.diffusion import LatentDiffusion
-from sd_core.sampling.samplers import StepTable
+from sd_core.sampling.step_table import StepTable
 
 LEAST = 256
 KEPT = 2048

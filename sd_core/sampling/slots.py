@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd_core.sampling.samplers import MOST_HISTORY, NUMBERS, Number
+from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, NUMBERS, Number
 from sd_core.sampling.trajectory import Inpainting, Trajectory
 from sd_core.spec import Shape
 from sd_core.transfer import Upload
@@ -30,12 +30,13 @@ class Extent:
 
     slots: the first so many may hold an image.
     history: past outputs that a table of them reads, the newest included.
-    noisy: one of them takes fresh noise. inpainted: one of them has a mask.
+    noise: draws of fresh noise that one of their rows reads, the newest included.
+    inpainted: one of them has a mask.
     """
 
     slots: int
     history: int
-    noisy: bool
+    noise: int
     inpainted: bool
 
 
@@ -51,6 +52,7 @@ class Slots:
         self._outputs = torch.zeros((MOST_HISTORY, *wide), device=device)  # newest first
         self._numbers = Upload((NUMBERS, count, 1, 1, 1), device)
         self._noise = Upload(wide, device)
+        self._noise_before = torch.zeros(wide, device=device)  # that of the row before
         self._inpainting: Inpainting | None = None  # of all slots; none until an image has one
         self._product = torch.zeros_like(self.latents)
         self._sum = torch.zeros_like(self.latents)
@@ -76,15 +78,24 @@ class Slots:
             past.zero_()
         else:
             past.copy_(trajectory.past)
+        noise_before = self._noise_before[slot]
+        if trajectory.noise_before is None:
+            noise_before.zero_()
+        else:
+            noise_before.copy_(trajectory.noise_before)
         trajectory.latents, trajectory.past = self.latents[slot], past
+        trajectory.noise_before = noise_before
         self._inside[slot] = trajectory
 
     def take(self, slot: int) -> None:
         """Frees a slot; its image keeps what it has there."""
         trajectory = self._inside.pop(slot)
         assert trajectory.past is not None
+        assert trajectory.noise_before is not None
+        reads = trajectory.table.reads_noise_before(trajectory.position)
         trajectory.latents = trajectory.latents.clone()
         trajectory.past = None if trajectory.done else trajectory.past.clone()
+        trajectory.noise_before = trajectory.noise_before.clone() if reads else None
         self.latents[slot].zero_()
         if self._inpainting is not None:
             self._inpainting.known[slot].zero_()
@@ -95,7 +106,7 @@ class Slots:
         """Writes the numbers and the fresh noise of every image's next row to the device."""
         self._drawn = []
         numbers, noise = self._numbers.host.numpy(), self._noise.host
-        history, inpainted = 1, False
+        history, draws, inpainted = 1, 0, False
         for slot in range(len(self.latents)):
             trajectory = self._inside.get(slot)
             if trajectory is None:
@@ -106,7 +117,9 @@ class Slots:
             numbers[Number.GUIDANCE, slot] = trajectory.guidance
             history = max(history, table.history)
             inpainted |= trajectory.inpainting is not None
-            if table.C[row]:
+            if table.reads_noise_before(row):
+                draws = MOST_NOISE
+            if table.C[row, 0]:
                 self._drawn.append((trajectory.generator, trajectory.generator.get_state()))
                 # With a batch axis of one, as `sd_core.sampling.noise.draw_noise` does.
                 noise[slot : slot + 1].normal_(generator=trajectory.generator)
@@ -114,7 +127,7 @@ class Slots:
         if self._drawn:
             self._noise.send()
         slots = max(self._inside, default=-1) + 1
-        return Extent(slots, history, bool(self._drawn), inpainted)
+        return Extent(slots, history, max(draws, bool(self._drawn)), inpainted)
 
     def withdraw(self) -> None:
         """Undoes `stage` where no step follows: the next one draws the same noise."""
@@ -143,9 +156,12 @@ class Slots:
         x.mul_(numbers[Number.A])
         for output, weights in zip(outputs, numbers[Number.B :], strict=False):
             x.add_(torch.mul(weights, output, out=product))
-        if extent.noisy:
-            noise = self._noise.tensor[count]
+        if extent.noise:
+            noise, before = self._noise.tensor[count], self._noise_before[count]
             x.add_(torch.mul(numbers[Number.C], noise, out=product))
+            if extent.noise > 1:
+                x.add_(torch.mul(numbers[Number.C + 1], before, out=product))
+            before.copy_(noise)
         if extent.inpainted and self._inpainting is not None:
             self._return_known(self._inpainting, count, numbers)
 

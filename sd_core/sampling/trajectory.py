@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sd_core.sampling.noise import draw_noise
-from sd_core.sampling.samplers import StepTable
+from sd_core.sampling.step_table import StepTable
 
 
 @dataclass
@@ -38,6 +38,8 @@ class Trajectory:
     latents: (4, h, w) float32; a view of the slot while the image is in one.
     past: (MOST_HISTORY - 1, 4, h, w) float32, past u of the table, newest first, zeros before the
         first; a view as latents are. None before the first evaluation.
+    noise_before: (4, h, w) float32, fresh noise of the last row, where the next one reads it; a
+        view too.
     """
 
     table: StepTable
@@ -47,6 +49,7 @@ class Trajectory:
     inpainting: Inpainting | None = None
     position: int = 0
     past: Tensor | None = None
+    noise_before: Tensor | None = None
 
     @property
     def done(self) -> bool:

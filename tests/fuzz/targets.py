@@ -32,7 +32,7 @@ from sd_core.engine.model_runner import table_of
 from sd_core.engine.request import Request
 from sd_core.engine.snapshot import StateError, load_trajectory, save_trajectory
 from sd_core.sampling.noise import generator_for
-from sd_core.sampling.samplers import MOST_HISTORY
+from sd_core.sampling.step_table import MOST_HISTORY
 from sd_core.sampling.trajectory import Trajectory, from_noise
 from sd_core.spec import Sampling
 from sd_core.weights.configs import compvis_spec, diffusers_text, diffusers_unet, diffusers_vae

@@ -16,9 +16,10 @@ from PIL import Image
 from sd_core.engine.engine import Engine
 from sd_core.engine.request import Request
 from sd_core.engine.sample import sample_latents
+from sd_core.sampler_table import SAMPLERS
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import start_point
-from sd_core.spec import SAMPLERS, ModelSpec, Sampling
+from sd_core.spec import ModelSpec, Sampling
 from sd_core.weights.export import save_diffusers
 from tests.parity import schedulers
 from tests.sd_core.small import SMALL, small_model
@@ -130,18 +131,28 @@ def img2img(peers: Peers, sampler: str, init: Image.Image) -> Image.Image:
     return peers.call(peers.img2img, sampler, 0, image=init, strength=STRENGTH)[0]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+PEERS = [
+    name
+    for name in SAMPLERS
+    # These draw noise in ways of their own, and bh1 has a flaw there: see test_samplers.
+    if schedulers.peer_class(name) is not None
+    and name not in ("dpmpp_sde", "sa_solver", "unipc_bh1")
+]
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # of DPM2 in diffusers
+
+
+@pytest.mark.parametrize("sampler", PEERS)
 def test_txt2img_latents(small, sampler):
     check_txt2img_latents(small, sampler)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", PEERS)
 def test_images(small, sampler):
     check_images(small, sampler)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", PEERS)
 def test_full_size_txt2img_latents(full, sampler):
     check_txt2img_latents(full, sampler)
 

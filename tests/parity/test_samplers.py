@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
+from sd_core.sampler_table import SAMPLER_TABLE, SAMPLERS
+from sd_core.sampling.grids import grid_of
 from sd_core.sampling.noise import draw_noise, generator_for
+from sd_core.sampling.predictor_corrector import unipc_bh1
 from sd_core.sampling.samplers import start_point, step_table
-from sd_core.sampling.schedule import alphas_cumprod
+from sd_core.sampling.schedule import alphas_cumprod, timestep_of
 from sd_core.sampling.slots import Slots
 from sd_core.sampling.trajectory import Trajectory, from_latents, from_noise
-from sd_core.spec import KARRAS_SAMPLERS, SAMPLERS
-from tests.parity import schedulers
+from tests.parity import noise_levels, schedulers
 
 SHAPE = (6, 5)
 
@@ -23,12 +26,12 @@ def model(x: torch.Tensor, t: float) -> torch.Tensor:
     return torch.tanh(mixed * (0.7 + t / 1500)) + 0.1 * torch.sin(x * 3 + t / 90)
 
 
-def ours(table, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def ours(table, latents: torch.Tensor, generator: torch.Generator, seen=model) -> torch.Tensor:
     trajectory = Trajectory(table, latents, generator)
     slots = Slots(1, SHAPE, latents.device)
     slots.put(0, trajectory)
     while not trajectory.done:
-        advance(slots, model(slots.latents, trajectory.timestep))
+        advance(slots, seen(slots.latents, trajectory.timestep))
     return trajectory.latents
 
 
@@ -42,51 +45,158 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+PEERS = [name for name in SAMPLERS if schedulers.peer_class(name) is not None]
+
+WRONG = {("ddim", "linspace"), ("plms", "linspace")}
+"""In diffusers these step to a timestep, and ask the model at another one: see below."""
+
+
+def blind(x: torch.Tensor, t: float) -> torch.Tensor:
+    """A model that does not see the timestep."""
+    return model(x, 400.0)
+
+
+def seen_by(sampler: str, schedule: str):
+    """The model to compare with: a blind one where diffusers rounds timesteps that are not whole.
+
+    It cuts the fractions off exponential ones of DPM++, UniPC, DEIS and SA-Solver, where ours are
+    the nearest; and it rounds Karras ones of DPM2, where ours have the fraction.
+    """
+    cut = schedule == "exponential" and SAMPLER_TABLE[sampler].grid == "dpm"
+    return blind if cut or (schedule == "karras" and sampler.startswith("dpm2")) else model
+
+
 CASES = [
-    *((name, steps, False, 0.0) for name in SAMPLERS for steps in (2, 3, 5, 20, 50, 30)),
-    *((name, steps, True, 0.0) for name in KARRAS_SAMPLERS for steps in (2, 10, 25)),
-    ("ddim", 20, False, 0.5),
-    ("ddim", 20, False, 1.0),
+    (name, steps, schedule, eta)
+    for name in PEERS
+    for schedule in schedulers.SCHEDULES
+    if name != "unipc_bh1"  # see below
+    and schedule in SAMPLER_TABLE[name].schedules
+    and schedulers.has(name, schedule)
+    and (name, schedule) not in WRONG
+    for steps in ((2, 3, 4, 5, 8, 20, 30, 50) if schedule == "default" else (4, 8, 20))
+    for eta in ((0.0, 0.3, 1.0) if SAMPLER_TABLE[name].eta else (0.0,))
 ]
 
 
-@pytest.mark.parametrize(("sampler", "steps", "karras", "eta"), CASES)
-def test_txt2img_latents_agree(sampler, steps, karras, eta):
+@pytest.mark.parametrize(("sampler", "steps", "schedule", "eta"), CASES)
+def test_txt2img_latents_agree(sampler, steps, schedule, eta):
+    seen = seen_by(sampler, schedule)
     generator = generator_for(7)
     noise = draw_noise(generator_for(7), (4, *SHAPE))
-    table = step_table(sampler, steps, karras=karras, eta=eta)
-    mine = ours(table, from_noise(table, generator, SHAPE), generator)
+    table = step_table(sampler, steps, schedule=schedule, eta=eta)
+    mine = ours(table, from_noise(table, generator, SHAPE), generator, seen)
 
     peer_generator = generator_for(7)
     draw_noise(peer_generator, (4, *SHAPE))
     peer = schedulers.run(
-        sampler, steps, model, noise[None], peer_generator, karras=karras, eta=eta
+        sampler, steps, seen, noise[None], peer_generator, schedule=schedule, eta=eta
     )
     assert relative(mine, peer[0]) < 1e-4
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.58, 0.75, 1.0])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_img2img_latents_agree(sampler, strength):
-    steps = 20
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "steps"),
+    [
+        (name, schedule, steps)
+        for name, steps, schedule, eta in CASES
+        if steps in (4, 8, 20) and not eta
+    ],
+)
+def test_img2img_latents_agree(sampler, schedule, steps, strength):
+    points = steps - start_point(steps, strength)
+    if not points or (sampler == "plms" and points == 1):
+        return  # nothing to compare, and no second timestep for PNDM's repetition
+    seen = seen_by(sampler, schedule)
     clean = draw_noise(generator_for(3), (4, *SHAPE)) * 0.8
     generator = generator_for(11)
     noise = draw_noise(generator, (4, *SHAPE))
-    table = step_table(sampler, steps, strength=strength)
-    mine = ours(table, from_latents(table, clean, noise), generator)
+    table = step_table(sampler, steps, schedule=schedule, strength=strength)
+    mine = ours(table, from_latents(table, clean, noise), generator, seen)
 
     peer_generator = generator_for(11)
     draw_noise(peer_generator, (4, *SHAPE))
     peer = schedulers.run(
         sampler,
         steps,
-        model,
+        seen,
         noise[None],
         peer_generator,
+        schedule=schedule,
         start=start_point(steps, strength),
         init=clean[None],
     )
     assert relative(mine, peer[0]) < 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["default", "karras", "exponential", "beta", "ays"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 20])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if hasattr(noise_levels, name)])
+def test_samplers_agree_with_their_authors_programs(sampler, steps, schedule):
+    """... where diffusers has none, or a wrong one."""
+    generator = generator_for(7)
+    table = step_table(sampler, steps, schedule=schedule)
+    start = from_noise(table, generator, SHAPE)
+    mine = ours(table, start, generator)
+
+    grid = grid_of(sampler, steps, schedule)
+    told = dict(zip(grid.sigmas.tolist(), grid.timesteps.tolist(), strict=True))
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        t = told.get(sigma, float(timestep_of(np.array(sigma))))
+        return x - sigma * model(x / (1 + sigma**2) ** 0.5, t)
+
+    peer_generator = generator_for(7)
+    draw_noise(peer_generator, (4, *SHAPE))
+
+    def noise() -> torch.Tensor:
+        return draw_noise(peer_generator, (4, *SHAPE))
+
+    sigmas = [*grid.sigmas.tolist(), 0.0]
+    first = start * (1 + sigmas[0] ** 2) ** 0.5
+    peer = getattr(noise_levels, sampler)(first, sigmas, denoise, noise)
+    assert relative(mine, peer) < 1e-4
+
+
+def test_third_order_sde_of_diffusers_does_not_settle():
+    """The weight of the oldest clean latent in a step must go to 0 with the step, as that only
+    corrects for how the newer ones bend: its integral over the step is of third order.
+
+    In diffusers' `sde-dpmsolver++` of order 3 it goes to half of the latent's scale: a 1/2 is
+    taken off ((1 - e^-2h - 2h)/(2h)² - 1/2, which tends to -1) where it is to be added.
+    """
+    for steps, most in ((50, 0.04), (500, 0.004)):
+        middle = steps // 2
+        table = step_table("dpmpp_3m_sde", steps)
+        assert abs(table.B[middle, 2]) < most
+        peer = diffusers.DPMSolverMultistepScheduler(
+            **schedulers.PUBLISHED, algorithm_type="sde-dpmsolver++", solver_order=3
+        )
+        peer.set_timesteps(steps)
+        peer._step_index = middle
+        zero, one = torch.zeros(1, 4, *SHAPE), torch.ones(1, 4, *SHAPE)
+        moved = peer.multistep_dpm_solver_third_order_update(
+            [one, zero, zero], sample=zero, noise=zero
+        )
+        scale = float(table.alphas[middle + 1]) ** 0.5
+        assert float(moved[0, 0, 0, 0]) / scale < -0.4
+
+
+@pytest.mark.parametrize("schedule", ["default", "leading", "trailing"])
+@pytest.mark.parametrize("steps", [2, 4, 8, 20])
+def test_unipc_bh1_agrees_where_diffusers_has_a_number(steps, schedule):
+    """Its last step to no noise is infinity times nothing there; so both end at timestep 0 here."""
+    table = unipc_bh1(grid_of("deis", steps, schedule))
+    noise = draw_noise(generator_for(7), (4, *SHAPE))
+    mine = ours(table, from_noise(table, generator_for(7), SHAPE), generator_for(7))
+
+    peer = schedulers.scheduler("unipc_bh1", schedule=schedule, final_sigmas_type="sigma_min")
+    peer.set_timesteps(steps)
+    x = noise[None]
+    for t in peer.timesteps:
+        x = peer.step(model(x, float(t)), t, x).prev_sample
+    assert relative(mine, x[0]) < 1e-4
 
 
 def told_and_real(advance_one, timesteps, latents):
@@ -135,3 +245,26 @@ def test_plms_img2img_asks_the_model_at_the_timestep_its_latents_have():
     np.testing.assert_allclose(told[:2], real[:2], atol=1e-5)
     assert real[2] == pytest.approx(alphas_cumprod()[int(sliced[2]) + stride], abs=1e-5)
     assert (told[2:] - real[2:] > 5e-3).all()
+
+
+def test_linspace_steps_lead_to_where_the_model_is_asked_next():
+    """... where diffusers' DDIM and PNDM go 1000 // steps on, whatever the next timestep is."""
+    steps = 20
+    noise = draw_noise(generator_for(5), (4, *SHAPE))
+    for sampler in ("ddim", "plms"):
+        table = step_table(sampler, steps, schedule="linspace")
+        again = np.flatnonzero(np.diff(table.steps, prepend=0) == 0)
+        told = np.delete(table.t, again)
+        np.testing.assert_allclose(np.diff(told), -999 / 19, atol=1.0)
+        np.testing.assert_allclose(table.alphas[:-1], alphas_cumprod()[table.t.astype(int)])
+
+    peer = schedulers.scheduler("ddim", schedule="linspace")
+    peer.set_timesteps(steps)
+
+    def peer_once(x, t):
+        return peer.step(noise[None], t, x).prev_sample
+
+    start = peer.add_noise(torch.zeros_like(noise)[None], noise[None], peer.timesteps[:1])
+    told, real = told_and_real(peer_once, peer.timesteps, start)
+    assert real[1] == pytest.approx(alphas_cumprod()[999 - 50], abs=1e-5)
+    assert (np.abs(told[1:] - real[1:]) > 2e-4).all()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.image_settings import IMAGE_SETTINGS
-from sd_core.spec import SAMPLER_TABLE
+from sd_core.sampler_table import KARRAS_SAMPLERS, SAMPLER_TABLE, SCHEDULE_TABLE
 
 MODEL_HASH_DIGITS = 10  # of the file's sha256, as the web UI shortens it
 
@@ -36,12 +36,25 @@ def _tag(lora: Mapping[str, Any]) -> str:
     return f"<lora:{lora['name']}:{weights}>"
 
 
+def _schedule_type(record: Mapping[str, Any]) -> str | None:
+    """The web UI's name of the schedule; None where it has none, or none that differs.
+
+    Its own default is said too, but for Euler a: of DPM++ 2M that is Karras.
+    """
+    sampler = record["sampler"]
+    if record["karras"]:
+        return SCHEDULE_TABLE["karras"].webui
+    if "schedule" in record:
+        known = SCHEDULE_TABLE.get(record["schedule"])
+        return None if known is None else known.webui
+    return "Uniform" if sampler in KARRAS_SAMPLERS and sampler != "euler_a" else None
+
+
 def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     sampler = SAMPLER_TABLE[record["sampler"]]
     pairs = [("Steps", str(record["steps"])), ("Sampler", sampler.webui)]
-    if sampler.karras:
-        # Said either way: left out, the web UI takes its own default, for DPM++ 2M that is Karras.
-        pairs.append(("Schedule type", "Karras" if record["karras"] else "Uniform"))
+    if (schedule := _schedule_type(record)) is not None:
+        pairs.append(("Schedule type", schedule))
     pairs += [
         ("CFG scale", _number(record["guidance"])),
         ("Seed", str(record["seed"])),

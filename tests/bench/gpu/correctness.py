@@ -18,8 +18,9 @@ from sd_core.engine.sample import sample_latents
 from sd_core.execution import make_ready
 from sd_core.loading import load_model
 from sd_core.model.diffusion import LatentDiffusion
+from sd_core.sampler_table import SAMPLERS
 from sd_core.sampling.noise import draw_noise, generator_for
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.spec import Sampling
 from tests.bench.gpu.bench import DTYPES, Bench, Inputs, relative, sha
 
 

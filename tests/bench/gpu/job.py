@@ -13,7 +13,8 @@ from typing import Any
 from sd_core.engine.engine import Engine
 from sd_core.engine.request import Batch, Rendered, Request
 from sd_core.pixels import to_pil
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.sampler_table import SAMPLERS
+from sd_core.spec import Sampling
 from tests.bench.gpu.bench import Bench
 
 IN_FLIGHT = 32  # as many as a worker submits ahead

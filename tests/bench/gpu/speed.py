@@ -18,7 +18,8 @@ from sd_core.engine.memory import Capacity, decode_bytes, evaluation_bytes
 from sd_core.engine.model_runner import ModelRunner
 from sd_core.engine.request import Request
 from sd_core.model.diffusion import LatentDiffusion
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.sampler_table import SAMPLERS
+from sd_core.spec import Sampling
 from tests.bench.gpu.bench import Bench, Inputs, graph_of
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from jobs import limits
 from jobs.errors import ManifestError
 from jobs.manifest.load import load_manifest
+from sd_core import sampler_table
 from tests.jobs.manifests import HEAD, load, messages, picture, problems, write
 
-SAMPLERS = "plms, ddim, euler, euler_a, heun, lms, dpmpp_2m, ddpm"
+SAMPLERS = ", ".join(sampler_table.SAMPLERS)
 
 
 def one(folder, body):
@@ -82,17 +83,24 @@ colour: red
         ("strength: 0.5", "3:15: prompts[0].strength: strength needs an init_image"),
         ("mask: a.png", "prompts[0].mask: mask needs an init_image"),
         ("init_image: a.png, strength: 1.5", "found 1.5, expected a number within 0 to 1"),
-        ("eta: 0.5", "prompts[0].eta: eta 0.5 goes with sampler ddim only, not plms"),
+        ("eta: 0.5", "prompts[0].eta: eta 0.5 goes with sampler ddim or tcd only, not plms"),
         ("karras: true", "prompts[0].karras: karras spacing does not go with plms"),
         ("karras: 1", "found 1, expected true or false"),
         ("karras: yes", "found 'yes', expected true or false"),
         ("sampler: [plms]", "found a list, expected one of plms"),
-        ("sampler: Euler-A", "did you mean 'euler_a'?"),
-        ("sampler: DPM++ 2M Karras", "ddpm; here that is dpmpp_2m, with karras: true"),
-        ("sampler: k_lms_ka", "; here that is lms, with karras: true"),
-        ("sampler: PNDMScheduler", "; did you mean 'plms'?"),
-        ("sampler: euler_ancestral", "; did you mean 'euler_a'?"),
-        ("sampler: Euler a Karras", "; did you mean 'euler_a'?"),
+        ("sampler: Eular-A", "did you mean 'euler_a'?"),
+        ("sampler: PLMS Karras", "found 'PLMS Karras', expected one of plms, ddim"),
+        ("sampler: lcm, steps: 51", "prompts[0].steps: steps 51 is too many for lcm; at most 50"),
+        ("schedule: karras", "prompts[0].schedule: schedule karras does not go with plms; with it"),
+        ("sampler: tcd, schedule: beta", "schedule beta does not go with tcd; with it go default"),
+        ("sampler: lms, schedule: bata", "schedule: schedule 'bata' is unknown; one of default,"),
+        ("sampler: lms, schedule: 7", "schedule: found 7, expected one of default, karras,"),
+        ("sampler: lms, schedule: [9, x]", "expected one of default, karras, exponential"),
+        ("sampler: lms, schedule: [5, 7], steps: 2", "noise level 5 before 7; expected levels"),
+        ("sampler: lms, schedule: [15, 7], steps: 2", "noise level 15 before 7; expected level"),
+        ("sampler: lms, schedule: [9, 7, 0]", "schedule: schedule has 2 noise levels for steps 50"),
+        ("sampler: lms Karras, schedule: ays", "has schedule karras in its name, which is not"),
+        ("sampler: lms, karras: true, schedule: ays", "ays does not go with karras: true"),
         ("seed: random", "2^64 - 1; none is random here, so that"),
         ("seeds: -1", "a list of seeds, or {start, count}; none is random"),
         ("seeds: [-1]", "seeds[0]: found -1, expected a whole number within 0"),
@@ -215,7 +223,8 @@ def test_an_items_problem(tmp_path, item, expected):
             "matrix: {prompt: {from: cat, to: [dog], by: x}}\nprompts: [a cat]",
             "matrix.prompt.by: unknown key 'by'",
         ),
-        ("matrix: {sampler: [DPM++ 2M Karras]}\nprompts: [a]", "dpmpp_2m, with karras: true"),
+        ("matrix: {sampler: [DPM++ 2M, k_dpmpp_2m]}\nprompts: [a]", "'dpmpp_2m' is in the list tw"),
+        ("matrix: {schedule: [leading, ays]}\nprompts: [a]", "2:20: matrix.schedule: schedule ays"),
         ("matrix: {steps: []}\nprompts: [a]", "found an empty list, expected a list of values"),
         ("matrix: {steps: [5, 6, 5]}\nprompts: [a]", "matrix.steps[2]: 5 is in the list twice"),
         ("matrix: {eta: [0, 0.5]}\nprompts: [a, b]", "2:15: matrix.eta: eta 0.5 goes with"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pytest
 from PIL import Image
 
 from jobs.manifest.load import load_manifest
 from jobs.manifest.sources import FileSource
+from jobs.plan.task_line import read_task
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, Sampling
 from tests.jobs.manifests import load, messages, picture, tasks, write
 
@@ -108,6 +110,39 @@ prompts:
     assert (first.sampling.seed, second.sampling.seed) == (1, 2)
     assert (own.sampling.steps, own.sampling.guidance, own.negative) == (20, 3.0, "")
     assert own.sampling.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("written", "sampler", "karras", "schedule"),
+    [
+        ("sampler: DPM++ 2M Karras", "dpmpp_2m", True, "default"),
+        ("sampler: dpmpp_2m\n  schedule: karras", "dpmpp_2m", True, "default"),
+        ("sampler: dpmpp_2m\n  karras: true", "dpmpp_2m", True, "default"),
+        ("sampler: dpmpp_2m\n  karras: true\n  schedule: karras", "dpmpp_2m", True, "default"),
+        ("sampler: DPM++ 3M SDE Exponential", "dpmpp_3m_sde", False, "exponential"),
+        ("sampler: dpm++_2m_sde", "dpmpp_2m_sde", False, "default"),
+        ("sampler: k_euler_a", "euler_a", False, "default"),
+        ("sampler: Euler-A", "euler_a", False, "default"),
+        ("sampler: DPM++ 2S a Karras", "dpmpp_2s_a", True, "default"),
+        ("sampler: DPM++ SDE", "dpmpp_sde", False, "default"),
+        ("sampler: uni_pc_bh2", "unipc", False, "default"),
+        ("sampler: dpm_2_ancestral", "dpm2_a", False, "default"),
+        ("sampler: DPMSolverMultistepScheduler", "dpmpp_2m", False, "default"),
+        ("sampler: LCMScheduler", "lcm", False, "default"),
+        ("sampler: Euler Align Your Steps", "euler", False, "ays"),
+        ("sampler: Euler\n  schedule: SGM Uniform", "euler", False, "sgm_uniform"),
+        ("sampler: euler\n  schedule: normal", "euler", False, "uniform"),
+        ("sampler: euler\n  steps: 3\n  schedule: [9, 2.50, 1, 0]", "euler", False, "9.0 2.5 1.0"),
+        ("sampler: euler\n  steps: 3\n  schedule: 9 2.50 1", "euler", False, "9.0 2.5 1.0"),
+    ],
+)
+def test_names_of_samplers_and_schedules(tmp_path, written, sampler, karras, schedule):
+    """One picture has one form in the plan, however its settings are written."""
+    (task,) = tasks(tmp_path, f"prompts:\n- prompt: a\n  {written}")
+    found = task.sampling
+    assert (found.sampler, found.karras, found.schedule) == (sampler, karras, schedule)
+    assert ("schedule" in task.canonical()) == (schedule != "default")
+    assert read_task(json.dumps(task.to_json()).encode(), 0) == task
 
 
 def test_matrix_order_and_precedence(tmp_path):

@@ -70,6 +70,8 @@ class TestWebui:
             ("k_lms", "lms", False),
             ("k_dpmpp_2m_ka", "dpmpp_2m", True),
             ("PLMS", "plms", False),
+            ("UniPC", "unipc", False),
+            ("Euler a Karras", "euler_a", True),
         ],
     )
     def test_names_of_samplers(self, tmp_path, name, sampler, karras):
@@ -96,8 +98,8 @@ class TestWebui:
             ("--steps 5", "2:1: prompt is missing"),
             ("--prompt a --n_iter 0", "2:12: --n_iter: found '0', expected a whole number from 1"),
             ("--prompt a --batch_size 10000001", "2:12: seeds.count: found 10000001, expected"),
-            ("--prompt a --sampler_name UniPC", "'UniPC' is not here; expected one of PLMS"),
-            ("--prompt a --sampler_name 'Euler a Karras'", "'Euler a Karras' is not here"),
+            ("--prompt a --sampler_name Restart", "'Restart' is not here; expected one of PLMS"),
+            ("--prompt a --sampler_name 'PLMS Karras'", "'PLMS Karras' is not here"),
             ("--prompt a --tiling true", "2:12: --tiling has no equivalent here; take it out"),
             ("--prompt a --subseed 3", "2:12: --subseed has no equivalent here; take it out"),
             ("--prompt a --sd_model x", "a job has one model, which is under model"),

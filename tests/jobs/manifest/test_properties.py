@@ -20,7 +20,7 @@ from jobs.manifest.load import load_manifest
 from jobs.manifest.schema import PROMPT_KEYS, TOP_KEYS
 from jobs.manifest.warnings import WarningList
 from jobs.manifest.yaml_file import YamlFile
-from sd_core.spec import SAMPLERS
+from sd_core.sampler_table import DISTILLED_STEPS, SAMPLERS
 from tests.jobs.manifests import picture, write
 
 GOOD = {
@@ -260,7 +260,7 @@ def test_rows_of_random_cells(folder, rows):
             {"prompt": st.text(st.characters(exclude_categories=["C"]), max_size=20)},
             optional={
                 "seeds": st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3, unique=True),
-                "steps": st.integers(1, 1000),
+                "steps": st.integers(1, DISTILLED_STEPS),
                 "guidance": st.floats(-50, 50),
                 "width": st.integers(8, 32).map(lambda n: 8 * n),
                 "sampler": st.sampled_from(SAMPLERS),

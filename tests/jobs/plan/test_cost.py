@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from jobs.plan.cost import CostFold, PlanSummary
 from jobs.task import Task
+from sd_core.sampler_table import SAMPLERS
 from sd_core.sampling.samplers import evaluations
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.spec import Sampling
 from tests.jobs.manifests import load, picture
 
 ROW = Task(0, "000000-s0", "a ring", "", Sampling(seed=0, width=128, height=128))
@@ -69,7 +70,7 @@ def test_output_bytes_are_of_the_right_size(format, low, high):
     assert low < cost_of([task]).output_bytes / 512**2 < high
 
 
-@given(st.lists(st.tuples(st.sampled_from(SAMPLERS), st.integers(1, 60)), max_size=20))
+@given(st.lists(st.tuples(st.sampled_from(SAMPLERS), st.integers(1, 50)), max_size=20))
 def test_evaluations_add_up(kinds):
     tasks = [replace(ROW, sampling=Sampling(sampler=s, steps=n)) for s, n in kinds]
     assert cost_of(tasks).evaluations == sum(evaluations(s, n) for s, n in kinds)

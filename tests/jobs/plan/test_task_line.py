@@ -105,7 +105,7 @@ def test_the_longest_prompts_of_a_manifest_fit():
         ({"seed": -1}, "seed -1 is not within"),
         ({"seed": "7"}, "seed: Input should be a valid integer"),
         ({"strength": 2}, "strength 2.0 is not within 0 to 1"),
-        ({"eta": 0.5}, "goes with sampler ddim only"),
+        ({"eta": 0.5}, "goes with sampler ddim or tcd only"),
         ({"karras": 1}, "karras: Input should be a valid boolean"),
         ({"sampler": "euler-b"}, "sampler: Input should be 'plms'"),
         ({"name": "../../secret"}, "'../../secret' is no name of an image"),

@@ -25,10 +25,11 @@ from sd_core.engine.request import Request
 from sd_core.engine.sample import sample_latents
 from sd_core.execution import make_ready
 from sd_core.pixels import to_uint8
+from sd_core.sampler_table import SAMPLERS
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import step_table
 from sd_core.sampling.trajectory import from_noise
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.spec import Sampling
 from sd_core.transfer import CopyOut
 from tests.sd_core.small import LEVEL, ODD, numbers, small_model
 
@@ -79,6 +80,8 @@ KINDS = {
     "one row": {"guidance": 1.0},
     "guidance 0": {"guidance": 0.0},
     "fresh noise": {"sampler": "euler_a", "steps": 5},
+    "noise of two rows": {"sampler": "dpmpp_sde", "steps": 4, "schedule": "karras"},
+    "corrected": {"sampler": "unipc", "steps": 6, "schedule": "beta"},
     "other shape": {"width": 96},
     "img2img": {"init": True, "sampler": "heun", "strength": 0.6},
     "inpainting": {"init": True, "mask": True, "sampler": "dpmpp_2m"},

@@ -14,11 +14,12 @@ from sd_core.engine.request import Request, Suspended
 from sd_core.engine.sample import sample_latents
 from sd_core.execution import make_ready
 from sd_core.model.layers import LongContext
+from sd_core.sampler_table import SAMPLERS
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Slots
 from sd_core.sampling.trajectory import Trajectory, from_noise
-from sd_core.spec import SAMPLERS, Sampling
+from sd_core.spec import Sampling
 from tests.sd_core.engine.test_engine import BFLOAT16
 from tests.sd_core.small import ODD, numbers, small_model
 

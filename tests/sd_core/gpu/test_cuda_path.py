@@ -27,7 +27,7 @@ from sd_core.execution import make_ready, run_as
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import pace_of
 from sd_core.prompt.conditions import Condition, PromptReader
-from sd_core.spec import SAMPLERS
+from sd_core.sampler_table import SAMPLERS
 from sd_core.transfer import AHEAD, CopyOut, Upload, to_device
 from tests.sd_core.engine.test_engine import request
 from tests.sd_core.gpu import stand_in

@@ -4,36 +4,64 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
+from sd_core.sampler_table import SAMPLER_TABLE, SAMPLERS
+from sd_core.sampling.grids import ALIGN_YOUR_STEPS, grid_of, karras_sigmas
 from sd_core.sampling.samplers import evaluations, start_point, step_table
-from sd_core.sampling.schedule import alphas_cumprod, karras_sigmas, sigma_of, timestep_of
-from sd_core.spec import KARRAS_SAMPLERS, SAMPLERS
+from sd_core.sampling.schedule import alphas_cumprod, sigma_of, timestep_of
+from sd_core.sampling.step_table import StepTable
 
-FRESH_NOISE = {"euler_a", "ddpm"}
+STEPS = (1, 2, 7, 50, 999, 1000)
 
 
-@pytest.mark.parametrize("karras", [False, True])
-@pytest.mark.parametrize("steps", [1, 2, 7, 50, 999, 1000])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_model_that_sees_through_the_noise_stays_on_the_schedule(sampler, steps, karras):
-    """With eps the noise really there, x has the signal and noise of `alphas` after each row."""
-    if karras and sampler not in KARRAS_SAMPLERS:
-        return
-    table = step_table(sampler, steps, karras=karras)
-    # A latent as its share of a clean latent, of the noise in it, and the power of fresh noise.
-    signal, noise, fresh = np.sqrt(table.alphas[0]), np.sqrt(1 - table.alphas[0]), 0.0
-    outputs: list[tuple[float, float]] = []
-    for i in range(len(table)):
-        if sampler in FRESH_NOISE:
-            noise, fresh = np.sqrt(1 - table.alphas[i]), 0.0
-        outputs.insert(0, (table.p[i] * signal, table.p[i] * noise + table.q[i]))
-        moved = np.array([table.A[i] * signal, table.A[i] * noise])
-        for weight, u in zip(table.B[i], outputs, strict=False):
-            moved += weight * np.array(u)
-        signal, noise = moved
-        fresh = table.C[i] ** 2
-        assert signal == pytest.approx(np.sqrt(table.alphas[i + 1]), abs=1e-6)
-        assert noise**2 + fresh == pytest.approx(1 - table.alphas[i + 1], abs=1e-6)
+PAIRS = [(name, schedule) for name, row in SAMPLER_TABLE.items() for schedule in row.schedules]
+
+
+def tables(sampler: str, schedule: str) -> list[StepTable]:
+    """Of many counts of steps that the two have."""
+    few = SAMPLER_TABLE[sampler].grid == "lcm" and schedule == "default"
+    counts = [steps for steps in STEPS if steps <= 50 or not few]
+    return [step_table(sampler, steps, schedule=schedule) for steps in counts]
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_a_model_that_sees_through_the_noise_stays_on_the_schedule(sampler, schedule):
+    """With eps the noise really there, x has the signal and noise of `alphas` after each row.
+
+    A latent is its shares of the clean latent, of the noise it began with, and of the fresh noise
+    of each row.
+    """
+    for table in tables(sampler, schedule):
+        x = np.zeros(2 + len(table))
+        x[:2] = np.sqrt(table.alphas[0]), np.sqrt(1 - table.alphas[0])
+        outputs: list[np.ndarray] = []
+        for i in range(len(table)):
+            eps = x / np.sqrt(1 - table.alphas[i])
+            eps[0] = 0
+            outputs = [table.p[i] * x + table.q[i] * eps, *outputs[: table.history - 1]]
+            x = table.A[i] * x
+            for weight, u in zip(table.B[i], outputs, strict=False):
+                x += weight * u
+            for ago, weight in enumerate(table.C[i]):
+                x[2 + i - ago] += weight
+            assert x[0] == pytest.approx(np.sqrt(table.alphas[i + 1]), abs=1e-5)
+            assert np.sum(x[1:] ** 2) == pytest.approx(1 - table.alphas[i + 1], abs=1e-5)
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_tables_have_their_steps_and_read_what_there_is(sampler, schedule):
+    """Noise levels fall, and no row reads outputs or noise that no row made."""
+    for table in tables(sampler, schedule):
+        steps = int(table.steps[-1])
+        grid = grid_of(sampler, steps, schedule)
+        assert len(grid) == steps
+        assert (np.diff(grid.alphas) > 0).all()
+        assert (np.diff(grid.timesteps) <= 0).all()
+        assert np.isfinite(table.numbers).all()
+        for i in range(len(table)):
+            assert not table.B[i, i + 1 :].any()
+            assert not table.reads_noise_before(i) or table.C[i - 1, 0]
 
 
 @pytest.mark.parametrize("strength", [None, 0.0, 0.01, 0.3, 0.75, 1.0])
@@ -77,6 +105,45 @@ def test_karras_levels_span_the_schedule():
     assert not float(step_table("euler", 10, karras=True).t[3]).is_integer()
 
 
+def sigmas(schedule: str, steps: int, sampler: str = "euler") -> list[float]:
+    return grid_of(sampler, steps, schedule).sigmas.tolist()
+
+
+def test_align_your_steps_are_the_published_levels():
+    assert sigmas("ays", 10) == pytest.approx(ALIGN_YOUR_STEPS[:10], rel=1e-14)
+    at = np.interp(np.linspace(0, 10, 5), np.arange(11), np.log(ALIGN_YOUR_STEPS))
+    assert sigmas("ays", 4) == pytest.approx(np.exp(at)[:-1].tolist(), rel=1e-12)
+    assert sigmas("ays", 20)[::2] == pytest.approx(ALIGN_YOUR_STEPS[:10], rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 20, 50, 300])
+def test_beta_timesteps_are_quantiles(steps):
+    """Of Beta(0.6, 0.6), as ComfyUI has them; diffusers takes them of σ, with which it visits
+    little but the noisiest half."""
+    shares = 1 - np.linspace(0, 1, steps, endpoint=False)
+    wanted = scipy.stats.beta.ppf(shares, 0.6, 0.6) * 999
+    if steps < 300:  # of so many some would be the same when rounded
+        wanted = wanted.round()
+    np.testing.assert_allclose(grid_of("euler", steps, "beta").timesteps, wanted, atol=1e-4)
+
+
+def test_simple_timesteps_and_ddim_uniform():
+    """By ComfyUI's rules: every 1000/n-th level from the top; strides of 1000 // n from 1."""
+    assert grid_of("euler", 30, "simple").timesteps.tolist() == [
+        999 - int(n * (1000 / 30)) for n in range(30)
+    ]
+    assert grid_of("euler", 20, "ddim_uniform").timesteps.tolist() == [*range(951, 0, -50)]
+    assert grid_of("euler", 8, "sgm_uniform").timesteps == pytest.approx(
+        np.linspace(999, 0, 9)[:-1]
+    )
+
+
+def test_a_list_of_levels_is_the_grid():
+    table = step_table("dpmpp_2m", 3, schedule="14.6 3.5 0.2 0")
+    assert sigma_of(table.alphas).tolist() == pytest.approx([14.6, 3.5, 0.2, 0])
+    assert table is not step_table("dpmpp_2m", 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -84,8 +151,27 @@ def test_karras_levels_span_the_schedule():
         ({"steps": 0}, "1 to 1000"),
         ({"steps": 1001}, "1 to 1000"),
         ({"strength": 1.5}, "0 to 1"),
-        ({"eta": 0.5}, "ddim only"),
-        ({"karras": True}, "does not go with plms"),
+        ({"eta": 0.5}, "eta 0.5 goes with sampler ddim or tcd only, not plms"),
+        ({"karras": True}, "does not go with plms; with euler, euler_a"),
+        ({"schedule": "karras"}, "schedule karras does not go with plms; with it go default, trai"),
+        ({"sampler": "tcd", "schedule": "beta"}, "does not go with tcd; with it go default$"),
+        ({"sampler": "euler", "schedule": "linaer"}, "'linaer' is unknown; one of default, karras"),
+        ({"sampler": "euler", "schedule": 3}, "schedule 3 is no text"),
+        ({"sampler": "euler", "schedule": "5 4", "steps": 3}, "2 noise levels for steps 3"),
+        ({"sampler": "euler", "schedule": "4 5", "steps": 2}, "level 4 before 5; expected .* fall"),
+        ({"sampler": "euler", "schedule": "15 5", "steps": 2}, "from at most 14.7"),
+        ({"sampler": "euler", "schedule": "5 -1", "steps": 2}, "level -1 before 0; .*above 0"),
+        ({"sampler": "euler", "schedule": "5 nan", "steps": 2}, "level 5 before nan"),
+        ({"sampler": "euler", "schedule": "inf 5", "steps": 2}, "level inf before 5"),
+        ({"sampler": "euler", "schedule": "0", "steps": 1}, "'0' is unknown"),
+        (
+            {"sampler": "plms", "schedule": "5 4", "steps": 2},
+            "of noise levels does not go with plms",
+        ),
+        ({"sampler": "euler", "schedule": "beta", "karras": True}, "beta does not go with karras"),
+        ({"sampler": "DPM++ 2M Karras", "schedule": "beta"}, "has schedule karras in its name"),
+        ({"sampler": "PLMS Karras"}, "'PLMS Karras' is unknown"),
+        ({"sampler": "lcm", "steps": 51}, "steps 51 is too many for lcm; at most 50"),
     ],
 )
 def test_impossible_settings_name_what_is_allowed(arguments, said):

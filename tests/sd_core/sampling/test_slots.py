@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sd_core.sampler_table import SAMPLER_TABLE, SAMPLERS
 from sd_core.sampling.noise import draw_noise, generator_for
-from sd_core.sampling.samplers import MOST_HISTORY, StepTable, step_table
+from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Extent, Slots
+from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
-from sd_core.spec import KARRAS_SAMPLERS, SAMPLERS
 
 SHAPE = (6, 5)
 CPU = torch.device("cpu")
@@ -40,6 +41,7 @@ def by_hand(image: Trajectory) -> list[Tensor]:
     generator.set_state(image.generator.get_state())
     outputs: list[Tensor] = []
     found = []
+    noise = torch.zeros_like(x)
     for i in range(len(table)):
         without, given = (model(x, table, i, prompt) for prompt in (0, 1))
         eps = without + image.guidance * (given - without)
@@ -47,8 +49,12 @@ def by_hand(image: Trajectory) -> list[Tensor]:
         x = float(table.A[i]) * x
         for weight, output in zip(table.B[i], outputs, strict=False):
             x = x + float(weight) * output
-        if table.C[i]:
-            x = x + float(table.C[i]) * draw_noise(generator, (4, *SHAPE))
+        noise, before = torch.zeros_like(x), noise
+        if table.C[i, 0]:
+            noise = draw_noise(generator, (4, *SHAPE))
+            x = x + float(table.C[i, 0]) * noise
+        if table.reads_noise_before(i):
+            x = x + float(table.C[i, 1]) * before
         if (known := image.inpainting) is not None:
             alpha = 1.0 if i + 1 == len(table) else float(table.alphas[i + 1])
             back = alpha**0.5 * known.known + (1 - alpha) ** 0.5 * known.noise
@@ -71,7 +77,7 @@ def tick(slots: Slots, inside: dict[int, Trajectory], extent: Extent | None = No
 
 TABLES = [
     *(step_table(name, 7) for name in SAMPLERS),
-    *(step_table(name, 5, karras=True) for name in KARRAS_SAMPLERS),
+    *(step_table(name, 5, schedule=row.schedules[-1]) for name, row in SAMPLER_TABLE.items()),
     step_table("ddim", 6, eta=0.7),
     step_table("euler_a", 9, strength=0.5),
 ]
@@ -112,7 +118,7 @@ def test_images_come_go_and_come_again_in_any_slot(seed, whole):
                 inside[slot] = waiting.pop(rng.randrange(len(waiting)))
                 slots.put(slot, inside[slot])
         if inside:
-            tick(slots, inside, Extent(5, MOST_HISTORY, True, True) if whole else None)
+            tick(slots, inside, Extent(5, MOST_HISTORY, MOST_NOISE, True) if whole else None)
         for image in inside.values():
             assert torch.equal(image.latents, wanted[id(image)][image.position - 1])
     assert all(torch.equal(image.latents, wanted[id(image)][-1]) for image in everyone)
@@ -144,7 +150,7 @@ def test_what_was_not_finite_is_gone_with_its_image():
     wanted = by_hand(good)
     slots.put(0, good)
     for _ in wanted:
-        tick(slots, {0: good}, Extent(2, MOST_HISTORY, True, True))
+        tick(slots, {0: good}, Extent(2, MOST_HISTORY, MOST_NOISE, True))
     assert torch.equal(good.latents, wanted[-1])
 
 
