@@ -31,6 +31,9 @@ from sd_core.spec import (
     MAX_SIDE,
     MAX_STEPS,
     NATIVE_SIZE,
+    NOISES,
+    SEED_LIMIT,
+    STRENGTH_RULES,
     SYNTAXES,
     Sampling,
 )
@@ -87,6 +90,9 @@ ScheduleName = Annotated[
 Syntax = Literal[SYNTAXES]  # type: ignore[valid-type]
 Emphasis = Literal[EMPHASES]  # type: ignore[valid-type]
 LongPrompts = Literal[LONG_PROMPTS]  # type: ignore[valid-type]
+StrengthRule = Literal[STRENGTH_RULES]  # type: ignore[valid-type]
+NoiseSource = Literal[NOISES]  # type: ignore[valid-type]
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,44 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
         f"Default {SCHEDULES[0]}.",
         f"one of {', '.join(SCHEDULES)}, or a list of falling noise levels",
         "Schedule",
+    ),
+    "strength_rule": ImageSetting(
+        StrengthRule,
+        "Steps that a strength leaves of an init image's: int(steps·strength) as in diffusers, or "
+        f"one more as in AUTOMATIC1111's web UI. Default {STRENGTH_RULES[0]}.",
+        f"one of {', '.join(STRENGTH_RULES)}",
+        "Strength rule",
+    ),
+    "noise": ImageSetting(
+        NoiseSource,
+        "Generator of noise, by what it imitates: cpu gives the noise of diffusers with a CPU "
+        "generator, gpu that of a CUDA device, which AUTOMATIC1111's web UI has by default. Either "
+        f"is drawn on any device. Default {NOISES[0]}.",
+        f"one of {', '.join(NOISES)}",
+        "Noise",
+    ),
+    "variation_seed": ImageSetting(
+        Seed,
+        "Seed of noise that is mixed into that of the seed, with variation_strength. Default 0.",
+        "a whole number within 0 to 2^64 - 1",
+        "Variation seed",
+        webui="Variation seed",
+    ),
+    "variation_strength": ImageSetting(
+        Share,
+        "How far noise goes from that of the seed to that of variation_seed, 0 (not at all) to 1. "
+        "Default 0.",
+        "a number within 0 to 1",
+        "Variation strength",
+        webui="Variation seed strength",
+    ),
+    "eta_noise_seed_delta": ImageSetting(
+        Seed,
+        "What the seed of fresh noise in the steps is above that of the noise to start from; 31337 "
+        "for pictures of NovelAI. Default 0, which goes on with the same generator.",
+        "a whole number within 0 to 2^64 - 1",
+        "Eta noise seed delta",
+        webui="ENSD",
     ),
 }
 """Name of a setting -> what is to be known of it, in the order of the fields of `Sampling`. A new

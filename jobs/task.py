@@ -179,6 +179,8 @@ class Task:
         if self.init_image is not None:
             values["init_image"] = self.init_image
             values["strength"] = sampling.strength
+        else:
+            values.pop("strength_rule", None)
         if self.mask is not None:
             values["mask"] = self.mask
         if self.loras:

@@ -74,6 +74,13 @@ EMPHASES = ("a1111", "comfy", "none")
 LONG_PROMPTS = ("chunk", "cut")
 """Ways with prompts of more than 75 tokens; the first is the default."""
 
+STRENGTH_RULES = ("diffusers", "a1111")
+"""Ways of counting the steps that a strength leaves (`sd_core.sampling.samplers.start_point`); the
+first is the default."""
+
+NOISES = ("cpu", "gpu")
+"""Generators of noise: PyTorch's on CPUs, or on CUDA devices; the first is the default."""
+
 MAX_CLIP_SKIP = 12
 """Layers of the text encoder of Stable Diffusion v1."""
 
@@ -172,15 +179,26 @@ class ModelSpec:
         )
 
 
+_A_SEED = "within 0 to 2^64 - 1"
 _WHOLE = {
     "steps": f"within 1 to {MAX_STEPS}",
     "width": f"that is a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}",
     "height": f"that is a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}",
-    "seed": "within 0 to 2^64 - 1",
+    "seed": _A_SEED,
+    "variation_seed": _A_SEED,
+    "eta_noise_seed_delta": _A_SEED,
     "clip_skip": f"within 1 to {MAX_CLIP_SKIP}",
 }
-_CHOICES = {"syntax": SYNTAXES, "emphasis": EMPHASES, "long_prompts": LONG_PROMPTS}
-_NUMBERS = {"guidance": "that is finite", "strength": "within 0 to 1", "eta": "within 0 to 1"}
+_CHOICES = {
+    "syntax": SYNTAXES,
+    "emphasis": EMPHASES,
+    "long_prompts": LONG_PROMPTS,
+    "strength_rule": STRENGTH_RULES,
+    "noise": NOISES,
+}
+_SEEDS = ("seed", "variation_seed", "eta_noise_seed_delta")
+_SHARES = ("strength", "eta", "variation_strength")
+_NUMBERS = {"guidance": "that is finite", **dict.fromkeys(_SHARES, "within 0 to 1")}
 
 
 @dataclass(frozen=True)
@@ -203,6 +221,12 @@ class Sampling:
     long_prompts: one of `LONG_PROMPTS`.
     schedule: one of `SCHEDULES`, or another program's name of one; or noise levels, one a step, as
         `sd_core.sampler_table.levels_of` reads them. "karras" becomes "default" with `karras`.
+    strength_rule: one of `STRENGTH_RULES`.
+    noise: one of `NOISES`.
+    variation_seed, variation_strength: of the noise that is mixed into that of the seed, and how
+        far, 0 (not at all) to 1 (`sd_core.sampling.noise.mixed`).
+    eta_noise_seed_delta: what the seed of fresh noise in the steps is above that of the noise to
+        start from; 0 goes on with the same generator.
     """
 
     sampler: str = SAMPLERS[0]
@@ -219,6 +243,11 @@ class Sampling:
     emphasis: str = EMPHASES[0]
     long_prompts: str = LONG_PROMPTS[0]
     schedule: str = SCHEDULES[0]
+    strength_rule: str = STRENGTH_RULES[0]
+    noise: str = NOISES[0]
+    variation_seed: int = 0
+    variation_strength: float = 0.0
+    eta_noise_seed_delta: int = 0
 
     def __post_init__(self) -> None:
         if tuple(map(type, vars(self).values())) != _PLAIN:  # they are, for all images of a plan
@@ -235,12 +264,14 @@ class Sampling:
                 raise ValueError(
                     f"{name} {side} is not a multiple of {LATENT_FACTOR} within 64 to {MAX_SIDE}"
                 )
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise ValueError(f"seed {self.seed} is not within 0 to 2^64 - 1")
-        if not 0.0 <= self.strength <= 1.0:
-            raise ValueError(f"strength {self.strength} is not within 0 to 1")
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta {self.eta} is not within 0 to 1")
+        for name in _SEEDS:
+            if not 0 <= (seed := getattr(self, name)) < SEED_LIMIT:
+                raise ValueError(f"{name} {seed} is not {_A_SEED}")
+        for name in _SHARES:
+            if not 0.0 <= (share := getattr(self, name)) <= 1.0:
+                raise ValueError(f"{name} {share} is not within 0 to 1")
+        if not self.variation_strength and self.variation_seed:  # one picture has one form
+            object.__setattr__(self, "variation_seed", 0)
         if self.eta and self.sampler not in ETA_SAMPLERS:
             raise ValueError(
                 f"eta {self.eta} goes with sampler {' or '.join(ETA_SAMPLERS)} only, "

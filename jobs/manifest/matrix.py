@@ -17,7 +17,7 @@ from jobs.manifest.lora_lists import Problem, sets_of
 from jobs.manifest.loras import written
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
-from jobs.manifest.seeds import take_seeds
+from jobs.manifest.seeds import Seeds, drawn, take_seeds
 from jobs.manifest.vaes import vae_name
 
 
@@ -43,7 +43,8 @@ class Matrix:
         self.values = dict(given)
         if "seeds" in given:
             take_seeds(self.values, place, ("matrix",), problems)
-        self.seeds: list[int] | tuple[int, int] | None = self.values.pop("seeds", None)
+        seeds: Seeds | None = self.values.pop("seeds", None)
+        self.seeds = None if seeds is None else drawn(seeds)
         self.models: Sequence[str] | None = self.values.pop("model", None)
         self._unlike("model", self.models or (), ("matrix", "model"))
         if "loras" in given:

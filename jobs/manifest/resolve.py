@@ -32,7 +32,7 @@ from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.seeds import take_seeds
+from jobs.manifest.seeds import Seeds, drawn, random_in, take_seeds, take_variation
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, Sampling
 
 _TEXTS = ("prompt", "negative", "init_image", "mask", "vae", "name")
@@ -96,6 +96,8 @@ class Resolver:
             prefix=("defaults",),
             valid=self.valid,
         )
+        self._seeds = {"seeds": self._defaults.values.get("seeds", [Sampling.seed])}
+        self._draws = random_in(self._seeds["seeds"])
         self._bases: dict[str, dict[str, Any]] = {}
         self._reported: set[tuple[object, ...]] = set()
         self._plain: list[Entry] = []
@@ -132,6 +134,8 @@ class Resolver:
                 self._look(values, values[key], place, (*prefix, key))
         if "seeds" in given or "seed" in given:
             take_seeds(values, place, prefix, self.problems)
+        if "variation" in given:
+            take_variation(values, place, prefix, self.problems)
         if "loras" in given:
             problem = self._problem_in(place, (*prefix, "loras"))
             values["loras"] = uses_of(self.files.loras, given["loras"], folder, problem)
@@ -174,7 +178,7 @@ class Resolver:
                 return []
         prompt = prompt.strip()
         self._look({}, prompt, place, ())
-        if self._plain[0].meta:  # which stand in the prompt
+        if self._plain[0].meta or self._draws:  # labels stand in the prompt; seeds are its own
             return self.entries(Layer({"prompt": prompt}, place))
         entries = [Entry(prompt, *plain[1:]) for plain in self._plain]
         flaws = self._flaws.of(entries[0])
@@ -210,10 +214,11 @@ class Resolver:
         if models is None:
             above = {**self.head, **(under.values if under else {}), **own.values}
             models = [above.get("model", "demo")]
-        first = self._entry(own, under, models[0])
+        seeds = drawn({**self._seeds, **(under.values if under else {}), **own.values}["seeds"])
+        first = self._entry(own, under, models[0], seeds)
         if first is None:
             return []
-        others = (self._entry(own, under, model) for model in models[1:])
+        others = (self._entry(own, under, model, seeds) for model in models[1:])
         return [first, *(entry for entry in others if entry is not None)]
 
     def _base(self, model: str) -> dict[str, Any]:
@@ -229,7 +234,7 @@ class Resolver:
             self._bases[model] = {**base, **self._defaults.values}
         return self._bases[model]
 
-    def _entry(self, own: Layer, under: Layer | None, model: str) -> Entry | None:
+    def _entry(self, own: Layer, under: Layer | None, model: str, seeds: Seeds) -> Entry | None:
         """One prompt for one of its models."""
         before = len(self.problems)
         values = {**self._base(model), **(under.values if under else {}), **own.values}
@@ -246,8 +251,6 @@ class Resolver:
             self._report(layers, ("mask", "init_image"), message)
         if not all(layer.valid for layer in layers):
             return None
-        if self.matrix.seeds is not None:
-            values["seeds"] = self.matrix.seeds
         settings = tuple([values[name] for name in SETTINGS])
         for message in self._check(settings):
             # What depends on another setting depends on the sampler.
@@ -265,7 +268,7 @@ class Resolver:
         entry = Entry(
             texts["prompt"],
             texts["negative"],
-            values["seeds"],
+            seeds if self.matrix.seeds is None else self.matrix.seeds,
             settings,
             init_image.name if init_image else None,
             mask.name if mask else None,

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Required
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, with_config
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    WithJsonSchema,
+    with_config,
+)
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
-from jobs.image_settings import IMAGE_SETTINGS
+from jobs.image_settings import IMAGE_SETTINGS, Seed, Share
 from jobs.limits import (
     MAX_IMAGES,
     MAX_LABEL_CHARS,
@@ -28,6 +36,7 @@ from jobs.limits import (
 )
 from jobs.manifest.file_forms import STRICT, LoraAxis, LoraFiles, LoraItem, LoraList, LoraText
 from jobs.manifest.labels import NAME
+from jobs.manifest.seeds import RANDOM
 from jobs.task import Reproducible
 from jobs.webhook import MAX_URL_CHARS
 from sd_core.spec import MOST_EMBEDDINGS, SEED_LIMIT, Sampling
@@ -52,7 +61,25 @@ LabelName = Annotated[str, Field(pattern=f"^{NAME}$")]
 LabelText = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
 Version = Annotated[int, Field(ge=1, le=1, json_schema_extra={"const": 1})]  # Literal takes true
-Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+
+
+def _random_seed(value: object) -> object:
+    return RANDOM if value == "random" else value
+
+
+SeedOrRandom = Annotated[
+    int,
+    BeforeValidator(_random_seed),
+    Field(ge=RANDOM, lt=SEED_LIMIT),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "exclusiveMaximum": SEED_LIMIT},
+                {"enum": ["random", RANDOM]},
+            ]
+        }
+    ),
+]
 
 Dynamic = Literal["none", "random", "combinatorial"]
 
@@ -63,7 +90,9 @@ _NEGATIVE = "Negative prompt: what to steer away from. Default empty."
 class SeedRange(TypedDict, total=False):
     """Seeds start, start + 1, … as many as count."""
 
-    start: Annotated[Seed, Field(description=f"First seed. Default {Sampling.seed}.")]
+    start: Annotated[
+        SeedOrRandom, Field(description=f"First seed, or random. Default {Sampling.seed}.")
+    ]
     count: Required[
         Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many seeds.", examples=[8])]
     ]
@@ -76,11 +105,19 @@ def _seeds_form(value: object) -> str:
 
 
 Seeds = Annotated[
-    Annotated[Seed, Tag("(one)")]
+    Annotated[SeedOrRandom, Tag("(one)")]
     | Annotated[list[Seed], Field(min_length=1), Tag("(list)")]
     | Annotated[SeedRange, Tag("(range)")],
     Discriminator(_seeds_form),
 ]
+
+
+@with_config(STRICT)
+class Variation(TypedDict, total=False):
+    """The same as variation_seed and variation_strength."""
+
+    seed: Required[Annotated[Seed, Field(description="Seed of the noise that is mixed in.")]]
+    strength: Required[Annotated[Share, Field(description="How far, 0 to 1.", examples=[0.2])]]
 
 
 _LORAS = (
@@ -97,12 +134,18 @@ class _Seeds(TypedDict, total=False):
     seeds: Annotated[
         Seeds,
         Field(
-            description="One image a seed: one seed, a list of seeds, or {start, count}. "
+            description="One image a seed: one seed, a list of seeds, or {start, count}. random, "
+            "or -1, draws one for each prompt when the job is planned; plan and records have it. "
             f"Default {Sampling.seed}.",
             examples=[[1, 2, 3], {"start": 42, "count": 8}],
         ),
     ]
-    seed: Annotated[Seed, Field(description="The same as seeds, for one.", examples=[42])]
+    seed: Annotated[
+        SeedOrRandom, Field(description="The same as seeds, for one.", examples=[42, "random"])
+    ]
+    variation: Annotated[
+        Variation, Field(description="variation_seed and variation_strength in one.")
+    ]
     loras: Annotated[
         LoraList,
         Field(description=_LORAS, examples=[["ink", {"name": "hollow", "weight": 0.5}]]),

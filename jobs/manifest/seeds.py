@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
 from sd_core.spec import SEED_LIMIT, Sampling
+
+RANDOM = -1
+"""Stands for a seed that is drawn when the job is planned."""
+
+RANDOM_LIMIT = 2**32
+"""Random seeds are below, for more bits give no other noise (`jobs.manifest.seed_warnings`)."""
+
+Seeds = list[int] | tuple[int, int]
 
 
 def take_seeds(
@@ -24,7 +33,7 @@ def take_seeds(
     elif isinstance(seeds, dict):
         start, count = seeds.get("start", Sampling.seed), seeds["count"]
         values["seeds"] = (start, count)
-        if start + count > SEED_LIMIT:
+        if start != RANDOM and start + count > SEED_LIMIT:
             problems.at(place, path, f"the last seed is {start + count - 1}, over 2^64 - 1")
     elif len(set(seeds)) < len(seeds):
         seen: set[int] = set()
@@ -33,3 +42,29 @@ def take_seeds(
                 message = f"seed {value} is in the list twice"
                 problems.at(place, (*path, number), message)
             seen.add(value)
+
+
+def take_variation(
+    values: dict[str, Any], place: Place, prefix: ValuePath, problems: ProblemList
+) -> None:
+    """Replace `variation` by the settings that it stands for."""
+    variation = values.pop("variation")
+    for name in ("seed", "strength"):
+        key = f"variation_{name}"
+        if key in values:
+            message = f"variation and {key} are both given; take one of them out"
+            problems.at(place, (*prefix, "variation"), message, of_key=True)
+        values[key] = variation[name]
+
+
+def random_in(seeds: Seeds) -> bool:
+    """True for seeds in the form of entries that are still to be drawn."""
+    return seeds[0] == RANDOM
+
+
+def drawn(seeds: Seeds) -> Seeds:
+    """Seeds in the form of entries, with what is random drawn."""
+    if not random_in(seeds):
+        return seeds
+    first = secrets.randbelow(RANDOM_LIMIT)
+    return [first] if isinstance(seeds, list) else (first, seeds[1])

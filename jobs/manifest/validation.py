@@ -38,6 +38,9 @@ _OTHER_NAMES = {  # other programs' names -> ours
     "sampler_name": "sampler",
     "sampling_method": "sampler",
     "schedule_type": "schedule",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
+    "ensd": "eta_noise_seed_delta",
     "sigmas": "schedule",
     "n_iter": "seeds",
     "n_samples": "seeds",
@@ -71,9 +74,10 @@ EXPECTED = {
     "file": "the path of a .txt, .csv or .jsonl file",
     "from": "a text that is in every prompt",
     "to": "a list of texts to put there",
-    "seeds": f"a seed ({_WHOLE} 0 to 2^64 - 1), a list of seeds, or {{start, count}}",
-    "seed": f"{_WHOLE} 0 to 2^64 - 1",
-    "start": f"{_WHOLE} 0 to 2^64 - 1",
+    "seeds": f"a seed ({_WHOLE} 0 to 2^64 - 1), a list of seeds, {{start, count}}, or random",
+    "seed": f"{_WHOLE} 0 to 2^64 - 1, or random",
+    "start": f"{_WHOLE} 0 to 2^64 - 1, or random",
+    "variation": "a mapping of seed and strength",
     "count": f"{_WHOLE} 1 to {MAX_IMAGES:,}",
     **{name: setting.expected for name, setting in IMAGE_SETTINGS.items()},
     "init_image": "the path of a PNG, JPEG or WebP file",
@@ -152,7 +156,7 @@ def without_errors(values: dict[str, Any], error: ValidationError) -> dict[str, 
 def _wrong_value(path: Path, value: Any) -> str:
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     if key == "seeds" and isinstance(path[-1], int):
-        key = "seed"
+        key = "variation_seed"  # a listed seed is none to be drawn either
     if path[0] == "embeddings" or path[:2] == ("defaults", "embeddings"):
         return _wrong_embedding(path, value)
     if "meta" in path[:2]:
@@ -224,11 +228,6 @@ def _advice(key: str, value: Any) -> str:
     if key == "sampler" and isinstance(value, str):
         close = suggest(value.replace("-", "_").replace(" ", "_"), SAMPLERS)
         return f"; did you mean '{close}'?" if close is not None else ""
-    if key in ("seed", "seeds", "start") and value in (-1, "random"):
-        return (
-            "; none is random here, so that a job can be made again: {start: 0, count: 8} gives "
-            "eight seeds"
-        )
     if key == "seeds" and isinstance(value, str) and _NUMBERS.fullmatch(value):
         return "; several are written [1, 2, 3], in a .csv file with spaces between them"
     if key in ("init_image", "mask") and isinstance(value, list):

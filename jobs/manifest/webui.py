@@ -29,6 +29,8 @@ _KEYS = {
     "width": "width",
     "height": "height",
     "sampler_name": "sampler",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
 }
 """Option -> key of a prompt."""
 
@@ -47,8 +49,6 @@ _REFUSED = {
     "prompt_for_display": "an image's record has the prompt that it was made from",
     "styles": "write their words into the prompt",
     "sampler_index": "give the sampler's name, with --sampler_name",
-    "subseed": "take it out",
-    "subseed_strength": "take it out",
     "seed_resize_from_h": "take it out",
     "seed_resize_from_w": "take it out",
 }

@@ -69,7 +69,7 @@ def evaluations_of(task: Task) -> int:
     """Model evaluations that the task's image takes."""
     sampling = task.sampling
     strength = None if task.init_image is None else sampling.strength
-    return _evaluations(sampling.sampler, sampling.steps, strength)
+    return _evaluations(sampling.sampler, sampling.steps, strength, sampling.strength_rule)
 
 
 class CostFold:
@@ -91,8 +91,8 @@ class CostFold:
             self._inputs.add(task.init_image)
             if task.mask is not None:
                 self._inputs.add(task.mask)
-        kind = sampling.sampler, sampling.steps, strength, sampling.guidance
-        self._kinds[*kind, sampling.width, sampling.height, task.format] += 1
+        kind = sampling.sampler, sampling.steps, strength, sampling.strength_rule
+        self._kinds[*kind, sampling.guidance, sampling.width, sampling.height, task.format] += 1
         if len(self._kinds) > _MAX_KINDS:
             self._settle()
 
@@ -105,8 +105,8 @@ class CostFold:
     def _settle(self) -> None:
         summary = self._summary
         for kind, images in self._kinds.items():
-            sampler, steps, strength, guidance, width, height, format = kind
-            cost = images * _evaluations(sampler, steps, strength)
+            sampler, steps, strength, rule, guidance, width, height, format = kind
+            cost = images * _evaluations(sampler, steps, strength, rule)
             summary.images += images
             summary.evaluations += cost
             summary.rows += cost if guidance == 1.0 else 2 * cost

@@ -101,7 +101,9 @@ class InflightRequest:
         if self.trajectory is not None:
             return len(self.trajectory.table) - self.trajectory.position
         sampling = self.request.sampling
-        return evaluations(sampling.sampler, sampling.steps, _strength(self.request))
+        return evaluations(
+            sampling.sampler, sampling.steps, _strength(self.request), sampling.strength_rule
+        )
 
     @property
     def flying(self) -> Trajectory:

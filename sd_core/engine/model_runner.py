@@ -33,7 +33,7 @@ from sd_core.model.beside import beside
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.vae import AutoencoderKL
 from sd_core.pixels import NOT_FINITE, finite, to_uint8
-from sd_core.sampling.noise import draw_noise, generator_for
+from sd_core.sampling.noise import generator_for, noise_of
 from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Extent
 from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, StepTable
@@ -101,6 +101,7 @@ class ModelRunner:
                 kind=self._kind(request),
                 guidance=request.sampling.guidance,
                 shape=flight.shape,
+                noise=request.sampling.noise,
                 inpainted=request.mask is not None,
                 device=self.model.device,
             )
@@ -135,14 +136,16 @@ class ModelRunner:
 
     def _begin(self, request: Request, table: StepTable, vae: AutoencoderKL | None) -> Trajectory:
         sampling, device = request.sampling, self.model.device
-        generator = generator_for(sampling.seed)
         if request.init_image is None:
-            latents = to_device(from_noise(table, generator, sampling.latent_shape), device)
+            drawn, generator = noise_of(sampling)
+            latents = to_device(from_noise(table, drawn), device)
             return Trajectory(table, latents, generator, sampling.guidance)
         # First the autoencoder's sample, then the noise, from one generator, as diffusers does.
+        # Noise of GPUs is for those who know the web UI's, where the sample is from another.
         images = _to_tensor(request.init_image)[None]
-        clean = self.model.encode_image(images, [generator], vae)[0]
-        noise = to_device(draw_noise(generator, (4, *sampling.latent_shape)), device)
+        clean = self.model.encode_image(images, [generator_for(sampling.seed)], vae)[0]
+        drawn, generator = noise_of(sampling, after=1 if sampling.noise == "cpu" else 0)
+        noise = to_device(drawn, device)
         inpainting = None
         if request.mask is not None:
             inpainting = Inpainting(clean, noise, to_device(_latent_mask(request.mask), device))
@@ -379,6 +382,7 @@ def table_of(request: Request) -> StepTable:
         sampling.sampler,
         sampling.steps,
         strength=_strength(request),
+        strength_rule=sampling.strength_rule,
         eta=sampling.eta,
         karras=sampling.karras,
         schedule=sampling.schedule,
@@ -387,8 +391,10 @@ def table_of(request: Request) -> StepTable:
 
 def largest_state(request: Request) -> int:
     """Bytes that no saved state of this request exceeds: more of them are none."""
-    shape = request.sampling.latent_shape
-    return most_bytes(table_of(request), shape, inpainted=request.mask is not None)
+    sampling = request.sampling
+    return most_bytes(
+        table_of(request), sampling.latent_shape, sampling.noise, inpainted=request.mask is not None
+    )
 
 
 def _to_tensor(pixels: Pixels) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sd_core.model.unet import stack_contexts
-from sd_core.sampling.noise import generator_for
+from sd_core.sampler_table import SCHEDULES
+from sd_core.sampling.noise import Generator, generator_for
 from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Slots
 from sd_core.sampling.trajectory import Trajectory
@@ -31,15 +32,16 @@ def sample_latents(
     guidance: float = 7.5,
     eta: float = 0.0,
     karras: bool = False,
-    generators: Sequence[torch.Generator] | None = None,
+    schedule: str = SCHEDULES[0],
+    generators: Sequence[Generator] | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Clean latents (B, 4, h, w) float32 from unit noise, all images by the same sampler.
 
     x_T: (B, 4, h, w) unit normal noise. cond: (B, 77, d) encoded prompts; uncond: the same of the
     negative prompts, or None with guidance 1.0, which costs half the rows. generators: one an
-    image, for the samplers that draw fresh noise (ddim with eta, euler_a, ddpm); seeded by
-    position where not given. on_step is called after each evaluation with (done, all).
+    image, for the samplers that draw fresh noise; seeded by position where not given. on_step is
+    called after each evaluation with (done, all).
     Raises ValueError for settings out of range and shapes that do not fit.
     """
     if len(cond) != len(x_T):
@@ -49,7 +51,7 @@ def sample_latents(
         raise ValueError(f"guidance {guidance} needs uncond; only 1.0 goes without")
     if generators is None:
         generators = [generator_for(n) for n in range(len(x_T))]
-    table = step_table(sampler, steps, eta=eta, karras=karras)
+    table = step_table(sampler, steps, eta=eta, karras=karras, schedule=schedule)
     slots = Slots(len(x_T), (x_T.shape[-2], x_T.shape[-1]), model.device)
     for slot, (x, generator) in enumerate(zip(x_T.float(), generators, strict=True)):
         slots.put(slot, Trajectory(table, x * table.initial_noise, generator, guidance))

@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sd_core.sampling.noise import generator_for
 from sd_core.sampling.step_table import MOST_HISTORY, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory
-from sd_core.spec import Shape
+from sd_core.spec import NOISES, Shape
 from sd_core.transfer import to_device
 
 FORMAT = "1"
@@ -33,7 +34,7 @@ MOST_HEADER_BYTES = 16 * 2**10
 # What is not a tensor of the picture, as tensors too: safetensors' text header is for people.
 _NUMBERS = "numbers"
 
-_GENERATOR_BYTES = torch.Generator("cpu").get_state().numel()
+_GENERATOR_BYTES = {noise: generator_for(0, noise).get_state().numel() for noise in NOISES}
 
 Form = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Name -> type and shape of each tensor of a state."""
@@ -72,15 +73,16 @@ def load_trajectory(
     kind: str,
     guidance: float,
     shape: Shape,
+    noise: str,
     inpainted: bool,
     device: torch.device,
 ) -> tuple[Trajectory, bool]:
     """The trajectory and `exact`, as they were saved.
 
-    shape: (h, w) of the latents. inpainted: whether the request has a mask. Raises `StateError`
-    for all but the bytes that `save_trajectory` gave for such a request.
+    shape: (h, w) of the latents. noise: one of `NOISES`. inpainted: whether the request has a mask.
+    Raises `StateError` for all but the bytes that `save_trajectory` gave for such a request.
     """
-    most = most_bytes(table, shape, inpainted=inpainted)
+    most = most_bytes(table, shape, noise, inpainted=inpainted)
     if len(state) > most:
         raise StateError(f"a saved state of {len(state)} bytes, larger than the {most} of this one")
     try:
@@ -91,11 +93,11 @@ def load_trajectory(
     if header.get("format") != FORMAT or header.get("kind") != kind:
         raise StateError("saved by another version, or of another request, model or arithmetic")
     position, exact = _numbers(tensors, table)
-    _check_form(tensors, _form(table, shape, position, inpainted=inpainted))
+    _check_form(tensors, _form(table, shape, position, noise, inpainted=inpainted))
     if header.get("digest") != digest_of(tensors):
         raise StateError("the saved tensors are not those of the digest beside them")
     _check_values(tensors)
-    generator = torch.Generator("cpu")
+    generator = generator_for(0, noise)
     try:
         generator.set_state(tensors["generator"])
     except RuntimeError as error:
@@ -115,9 +117,9 @@ def load_trajectory(
     return trajectory, exact
 
 
-def most_bytes(table: StepTable, shape: Shape, *, inpainted: bool) -> int:
+def most_bytes(table: StepTable, shape: Shape, noise: str, *, inpainted: bool) -> int:
     """Size that no saved state of such a request exceeds."""
-    form = _form(table, shape, len(table), inpainted=inpainted)
+    form = _form(table, shape, len(table), noise, inpainted=inpainted)
     if table.C.shape[1] > 1:
         form["noise_before"] = form["latents"]
     numbers = (torch.Size(sizes).numel() * dtype.itemsize for dtype, sizes in form.values())
@@ -133,12 +135,12 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _form(table: StepTable, shape: Shape, position: int, *, inpainted: bool) -> Form:
+def _form(table: StepTable, shape: Shape, position: int, noise: str, *, inpainted: bool) -> Form:
     """The tensors that a state at this position has."""
     latents = torch.float32, (4, *shape)
     form: Form = {
         "latents": latents,
-        "generator": (torch.uint8, (_GENERATOR_BYTES,)),
+        "generator": (torch.uint8, (_GENERATOR_BYTES[noise],)),
         _NUMBERS: (torch.int64, (2,)),
     }
     form |= {f"output.{n}": latents for n in range(_outputs(table, position))}

@@ -19,7 +19,7 @@ from sd_core.model.text import TextEncoder
 from sd_core.model.tokenizer import MAX_TOKENS, PromptTokenizer
 from sd_core.model.unet import UNet
 from sd_core.model.vae import AutoencoderKL
-from sd_core.sampling.noise import draw_noise
+from sd_core.sampling.noise import Generator, draw_noise
 from sd_core.spec import LATENT_FACTOR, ModelSpec
 from sd_core.transfer import to_device
 from sd_core.vocab.bpe import tokens_over
@@ -197,12 +197,12 @@ class LatentDiffusion(nn.Module):
     def encode_image(
         self,
         images: Tensor,
-        generators: Sequence[torch.Generator] | None = None,
+        generators: Sequence[Generator] | None = None,
         vae: AutoencoderKL | None = None,
     ) -> Tensor:
         """Images to latents, times the scale factor.
 
-        images: (B, 3, 8h, 8w) in [-1, 1]. generators: one CPU generator an image, from which a
+        images: (B, 3, 8h, 8w) in [-1, 1]. generators: one an image, from which a
         sample of the posterior is drawn as diffusers draws it; without them, its mean.
         vae: instead of the model's own. Returns (B, 4, h, w).
         """

@@ -12,7 +12,9 @@ from importlib import import_module
 from sd_core.sampler_table import SAMPLER_TABLE, SAMPLERS, SCHEDULES
 from sd_core.sampling.grids import grid_of
 from sd_core.sampling.step_table import StepTable
-from sd_core.spec import Sampling
+from sd_core.spec import STRENGTH_RULES, Sampling
+
+WEBUI_MOST_STRENGTH = 0.999
 
 
 @lru_cache(maxsize=1024)
@@ -21,18 +23,19 @@ def step_table(
     steps: int = 50,
     *,
     strength: float | None = None,
+    strength_rule: str = STRENGTH_RULES[0],
     eta: float = 0.0,
     karras: bool = False,
     schedule: str = SCHEDULES[0],
 ) -> StepTable:
     """The table of a sampler by name.
 
-    strength: None starts from noise. Otherwise the latent of an init image enters where
-        `min(int(steps * strength), steps)` points are left (diffusers' rule), noised to
-        `alphas[0]`; the table is that of the remaining grid, so multistep samplers start there
-        without a history, on the timesteps at which the latent really is. (diffusers' PLMS and LMS
-        do not: from the third evaluation on its PNDM scheduler asks the model one timestep too far,
-        and its LMS uses fourth-order weights before it has four outputs.)
+    strength: None starts from noise. Otherwise the latent of an init image enters at its
+        `start_point`, noised to `alphas[0]`; the table is that of the remaining grid, so multistep
+        samplers start there without a history, on the timesteps at which the latent really is.
+        (diffusers' PLMS and LMS do not: from the third evaluation on its PNDM scheduler asks the
+        model one timestep too far, and its LMS uses fourth-order weights before it has four
+        outputs.)
     eta, karras, schedule: see `sd_core.spec.Sampling`.
     Raises ValueError for an unknown sampler or a value out of range.
     """
@@ -43,22 +46,31 @@ def step_table(
         karras=karras,
         schedule=schedule,
         strength=1.0 if strength is None else strength,
+        strength_rule=strength_rule,
     )
     grid = grid_of(sampler, steps, checked.spacing)
     if strength is not None:
-        grid = grid.after(start_point(steps, strength))
+        grid = grid.after(start_point(steps, strength, strength_rule))
     row = SAMPLER_TABLE[sampler]
     module = import_module(f"sd_core.sampling.{row.module}")
     table: Callable[..., StepTable] = getattr(module, sampler)
     return table(grid, eta) if row.eta else table(grid)
 
 
-def start_point(steps: int, strength: float) -> int:
-    """Grid point at which an init image of this strength enters: 0 is pure noise, `steps` none."""
+def start_point(steps: int, strength: float, rule: str = STRENGTH_RULES[0]) -> int:
+    """Grid point at which an init image of this strength enters: 0 is pure noise, `steps` none.
+
+    rule: "diffusers" leaves int(steps·strength) points; "a1111", as that web UI, one more, with a
+        strength of at most 0.999.
+    """
+    if rule == "a1111":
+        return steps - 1 - int(steps * min(strength, WEBUI_MOST_STRENGTH))
     return steps - min(int(steps * strength), steps)
 
 
-def evaluations(sampler: str, steps: int, strength: float | None = None) -> int:
+def evaluations(
+    sampler: str, steps: int, strength: float | None = None, rule: str = STRENGTH_RULES[0]
+) -> int:
     """Model evaluations of a whole trajectory; strength is None without an init image."""
-    points = steps if strength is None else steps - start_point(steps, strength)
+    points = steps if strength is None else steps - start_point(steps, strength, rule)
     return SAMPLER_TABLE[sampler].evaluations(points) if points else 0

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sd_core.sampling.noise import Generator, fill
 from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, NUMBERS, Number
 from sd_core.sampling.trajectory import Inpainting, Trajectory
 from sd_core.spec import Shape
@@ -58,7 +59,7 @@ class Slots:
         self._sum = torch.zeros_like(self.latents)
         self._kept = torch.zeros_like(self.latents[:, :1])
         self._inside: dict[int, Trajectory] = {}
-        self._drawn: list[tuple[torch.Generator, Tensor]] = []
+        self._drawn: list[tuple[Generator, Tensor]] = []
 
     def put(self, slot: int, trajectory: Trajectory) -> None:
         """Lets an image begin, or go on, in a free slot.
@@ -122,7 +123,7 @@ class Slots:
             if table.C[row, 0]:
                 self._drawn.append((trajectory.generator, trajectory.generator.get_state()))
                 # With a batch axis of one, as `sd_core.sampling.noise.draw_noise` does.
-                noise[slot : slot + 1].normal_(generator=trajectory.generator)
+                fill(noise[slot : slot + 1], trajectory.generator)
         self._numbers.send()
         if self._drawn:
             self._noise.send()

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from sd_core.sampling.noise import draw_noise
+from sd_core.sampling.noise import Generator
 from sd_core.sampling.step_table import StepTable
 
 
@@ -44,7 +43,7 @@ class Trajectory:
 
     table: StepTable
     latents: Tensor
-    generator: torch.Generator
+    generator: Generator
     guidance: float = 7.5
     inpainting: Inpainting | None = None
     position: int = 0
@@ -68,9 +67,9 @@ class Trajectory:
         return float(self.table.t[self.position])
 
 
-def from_noise(table: StepTable, generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
-    """Latents (4, h, w) to start from without an init image. shape: (h, w)."""
-    return draw_noise(generator, (4, *shape)) * table.initial_noise
+def from_noise(table: StepTable, noise: Tensor) -> Tensor:
+    """Latents (4, h, w) to start from without an init image."""
+    return noise * table.initial_noise
 
 
 def from_latents(table: StepTable, clean: Tensor, noise: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from jobs.task import Task
 from sd_core.engine.model_runner import table_of
 from sd_core.engine.request import Request
 from sd_core.engine.snapshot import StateError, load_trajectory, save_trajectory
-from sd_core.sampling.noise import generator_for
+from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.step_table import MOST_HISTORY
 from sd_core.sampling.trajectory import Trajectory, from_noise
 from sd_core.spec import Sampling
@@ -232,7 +232,7 @@ STATE = Request("a", Sampling(width=64, height=64, steps=4, sampler="lms", seed=
 @cache
 def _states() -> list[bytes]:
     table, generator = table_of(STATE), generator_for(1)
-    latents = from_noise(table, generator, (8, 8))
+    latents = from_noise(table, draw_noise(generator, (4, 8, 8)))
     states = []
     for position in range(3):
         past = latents.repeat(MOST_HISTORY - 1, 1, 1, 1)
@@ -248,6 +248,7 @@ def _read_state(data: bytes, _folder: Path) -> None:
         kind="this",
         guidance=7.5,
         shape=(8, 8),
+        noise="cpu",
         inpainted=False,
         device=CPU,
     )

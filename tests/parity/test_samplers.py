@@ -85,7 +85,7 @@ def test_txt2img_latents_agree(sampler, steps, schedule, eta):
     generator = generator_for(7)
     noise = draw_noise(generator_for(7), (4, *SHAPE))
     table = step_table(sampler, steps, schedule=schedule, eta=eta)
-    mine = ours(table, from_noise(table, generator, SHAPE), generator, seen)
+    mine = ours(table, from_noise(table, draw_noise(generator, (4, *SHAPE))), generator, seen)
 
     peer_generator = generator_for(7)
     draw_noise(peer_generator, (4, *SHAPE))
@@ -137,7 +137,7 @@ def test_samplers_agree_with_their_authors_programs(sampler, steps, schedule):
     """... where diffusers has none, or a wrong one."""
     generator = generator_for(7)
     table = step_table(sampler, steps, schedule=schedule)
-    start = from_noise(table, generator, SHAPE)
+    start = from_noise(table, draw_noise(generator, (4, *SHAPE)))
     mine = ours(table, start, generator)
 
     grid = grid_of(sampler, steps, schedule)
@@ -189,7 +189,7 @@ def test_unipc_bh1_agrees_where_diffusers_has_a_number(steps, schedule):
     """Its last step to no noise is infinity times nothing there; so both end at timestep 0 here."""
     table = unipc_bh1(grid_of("deis", steps, schedule))
     noise = draw_noise(generator_for(7), (4, *SHAPE))
-    mine = ours(table, from_noise(table, generator_for(7), SHAPE), generator_for(7))
+    mine = ours(table, from_noise(table, noise), generator_for(7))
 
     peer = schedulers.scheduler("unipc_bh1", schedule=schedule, final_sigmas_type="sigma_min")
     peer.set_timesteps(steps)

@@ -77,7 +77,8 @@ def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "template" in record:  # as the web UI's extension for dynamic prompts calls it
         pairs.append(("Template", record["template"]))
     # The noise is drawn on the CPU; without this line the web UI would draw it on the GPU.
-    pairs += [("RNG", "CPU"), ("Version", "sdbatch")]
+    rng = "NV" if record.get("noise") == "gpu" else "CPU"
+    pairs += [("RNG", rng), ("Version", "sdbatch")]
     return pairs
 
 

@@ -113,6 +113,55 @@ prompts:
 
 
 @pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        ("seed: random", 1),
+        ("seed: -1", 1),
+        ("seeds: random", 1),
+        ("seeds: {start: random, count: 3}", 3),
+        ("seeds: {start: -1, count: 3}", 3),
+    ],
+)
+def test_random_seeds_are_drawn_once_and_planned(tmp_path, written, count):
+    path = write(tmp_path, f"version: 1\nprompts:\n- {{prompt: a, {written}}}\n- b")
+    manifest, again = load_manifest(path), load_manifest(path)
+    seeds = [task.sampling.seed for task in manifest.tasks()]
+    first = seeds[0]
+    assert seeds == [*range(first, first + count), 42]
+    assert seeds == [task.sampling.seed for task in manifest.tasks()]
+    assert first < 2**32
+    assert manifest.job_id() != again.job_id()  # one time of four milliards it is
+
+
+def test_random_seeds_in_defaults_are_drawn_for_each_prompt(tmp_path):
+    body = "defaults: {seed: random}\nprompts: [a, a, {prompt: a, seed: 7}]"
+    first, second, given = (task.sampling.seed for task in tasks(tmp_path, body))
+    assert (first != second, given) == (True, 7)
+    body = "matrix: {seeds: random, guidance: [1, 2]}\nprompts: [a, b]"
+    assert len({task.sampling.seed for task in tasks(tmp_path, body)}) == 1
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "variation: {seed: 5, strength: 0.25}",
+        "variation_seed: 5\n  variation_strength: 0.25",
+    ],
+)
+def test_variations(tmp_path, written):
+    (task,) = tasks(tmp_path, f"prompts:\n- prompt: a\n  {written}")
+    assert (task.sampling.variation_seed, task.sampling.variation_strength) == (5, 0.25)
+    assert task.canonical()["variation_seed"] == 5
+
+
+def test_what_does_nothing_names_no_picture(tmp_path):
+    """A variation of strength 0, and a rule of strength without an init image."""
+    body = "prompts: [a, {prompt: a, variation_seed: 5, strength_rule: a1111}]"
+    plain, other = tasks(tmp_path, body)
+    assert plain.canonical() == other.canonical()
+
+
+@pytest.mark.parametrize(
     ("written", "sampler", "karras", "schedule"),
     [
         ("sampler: DPM++ 2M Karras", "dpmpp_2m", True, "default"),

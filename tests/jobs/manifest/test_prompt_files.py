@@ -89,7 +89,7 @@ class TestWebui:
         [
             ("--prompt a --steps 0", "2:12: steps: found 0, expected a whole number within 1"),
             ("--prompt a --cfg_scale x", "2:12: guidance: found 'x', expected a finite number"),
-            ("--prompt a --seed -1", "2:12: seed: found -1, expected a whole number"),
+            ("--prompt a --seed -2", "2:12: seed: found -2, expected a whole number"),
             ("--prompt a --seed", "2:12: --seed has no value"),
             ("--prompt a --seed ''", "2:12: --seed has no value"),
             ("--prompt --seed 5", "2:1: --prompt has no value"),
@@ -101,7 +101,7 @@ class TestWebui:
             ("--prompt a --sampler_name Restart", "'Restart' is not here; expected one of PLMS"),
             ("--prompt a --sampler_name 'PLMS Karras'", "'PLMS Karras' is not here"),
             ("--prompt a --tiling true", "2:12: --tiling has no equivalent here; take it out"),
-            ("--prompt a --subseed 3", "2:12: --subseed has no equivalent here; take it out"),
+            ("--prompt a --tiling", "2:12: --tiling has no equivalent here; take it out"),
             ("--prompt a --sd_model x", "a job has one model, which is under model"),
             ("--prompt a --styles x", "--styles has no equivalent here; write their words"),
             ("--ar 16:9", "unknown option '--ar'; expected one of --prompt, --negative_pro"),
@@ -113,8 +113,8 @@ class TestWebui:
         assert expected in flaw(tmp_path, "p.txt", f"a\n{line}\n")
 
     def test_every_bad_option_of_a_line_is_told(self, tmp_path):
-        found = flaws(tmp_path, "p.txt", "--prompt a --subseed 3 --styles x --seed 1")
-        assert [message.partition(" ")[0] for message in found] == ["1:12:", "1:24:"]
+        found = flaws(tmp_path, "p.txt", "--prompt a --tiling x --styles x --seed 1")
+        assert [message.partition(" ")[0] for message in found] == ["1:12:", "1:23:"]
 
 
 class TestSpreadsheets:

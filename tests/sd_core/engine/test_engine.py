@@ -27,8 +27,6 @@ from sd_core.execution import make_ready
 from sd_core.pixels import to_uint8
 from sd_core.sampler_table import SAMPLERS
 from sd_core.sampling.noise import draw_noise, generator_for
-from sd_core.sampling.samplers import step_table
-from sd_core.sampling.trajectory import from_noise
 from sd_core.spec import Sampling
 from sd_core.transfer import CopyOut
 from tests.sd_core.small import LEVEL, ODD, numbers, small_model
@@ -82,6 +80,9 @@ KINDS = {
     "fresh noise": {"sampler": "euler_a", "steps": 5},
     "noise of two rows": {"sampler": "dpmpp_sde", "steps": 4, "schedule": "karras"},
     "corrected": {"sampler": "unipc", "steps": 6, "schedule": "beta"},
+    "noise of GPUs": {"sampler": "euler_a", "steps": 5, "noise": "gpu"},
+    "variation": {"variation_seed": 5, "variation_strength": 0.4, "eta_noise_seed_delta": 31337},
+    "strength rule": {"init": True, "sampler": "lcm", "strength_rule": "a1111", "noise": "gpu"},
     "other shape": {"width": 96},
     "img2img": {"init": True, "sampler": "heun", "strength": 0.6},
     "inpainting": {"init": True, "mask": True, "sampler": "dpmpp_2m"},
@@ -188,15 +189,15 @@ def test_a_failing_image_fails_alone(engine):
 def misshapen(real):
     """Latents of another size for the image with seed 9."""
 
-    def from_noise(table, generator, shape):
-        size = (8, 9) if generator.initial_seed() == 9 else shape
-        return real(table, generator, size)
+    def noise_of(sampling, **more):
+        noise, generator = real(sampling, **more)
+        return noise.new_zeros(4, 8, 9) if sampling.seed == 9 else noise, generator
 
-    return from_noise
+    return noise_of
 
 
 FLAWS = {
-    "latents": ("from_noise", misshapen, {}),
+    "latents": ("noise_of", misshapen, {}),
     "mask": ("_latent_mask", lambda real: lambda mask: real(mask)[:, 1:], {"mask": True}),
 }
 
@@ -242,7 +243,7 @@ class Picky:
 
 def test_an_evaluation_that_fails_is_the_failure_of_one_image(model, monkeypatch):
     picky = Picky(model)
-    picky.marked = from_noise(step_table("plms", 6), generator_for(9), (8, 8))
+    picky.marked = draw_noise(generator_for(9), (4, 8, 8))
     with Engine(model, rows=8) as engine:
         others = [request(seed=n) for n in range(2)]
         calm = render(engine, *others)

@@ -15,7 +15,7 @@ from sd_core.engine.sample import sample_latents
 from sd_core.execution import make_ready
 from sd_core.model.layers import LongContext
 from sd_core.sampler_table import SAMPLERS
-from sd_core.sampling.noise import draw_noise, generator_for
+from sd_core.sampling.noise import draw_noise, generator_for, noise_of
 from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Slots
 from sd_core.sampling.trajectory import Trajectory, from_noise
@@ -124,7 +124,7 @@ def sampled_by_hand(model, request: Request, contexts) -> torch.Tensor:
     table = table_of(request)
     trajectory = Trajectory(
         table,
-        from_noise(table, generator_for(sampling.seed), sampling.latent_shape),
+        from_noise(table, noise_of(sampling)[0]),
         generator_for(sampling.seed + 10**6),  # the samplers here take no more noise
         sampling.guidance,
     )

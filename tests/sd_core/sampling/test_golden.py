@@ -40,7 +40,7 @@ def latents(task: dict[str, Any]) -> Tensor:
         clean, noise = (draw_noise(generator, (4, *SHAPE)) for _ in range(2))
         start = from_latents(table, clean, noise)
     else:
-        start = from_noise(table, generator, SHAPE)
+        start = from_noise(table, draw_noise(generator, (4, *SHAPE)))
     image = Trajectory(table, start, generator, guidance)
     slots = Slots(1, SHAPE, start.device)
     slots.put(0, image)

@@ -27,7 +27,9 @@ def model(x: Tensor, table: StepTable, row: int, prompt: int) -> Tensor:
 def trajectory(n: int, table: StepTable, *, masked: bool = False) -> Trajectory:
     generator = generator_for(n)
     if not masked:
-        return Trajectory(table, from_noise(table, generator, SHAPE), generator, 1.0 + n)
+        return Trajectory(
+            table, from_noise(table, draw_noise(generator, (4, *SHAPE))), generator, 1.0 + n
+        )
     clean, noise = (draw_noise(generator, (4, *SHAPE)) for _ in range(2))
     mask = (draw_noise(generator, (1, *SHAPE)) > 0).float()
     latents = from_latents(table, clean, noise)
