@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
@@ -37,12 +37,15 @@ class ModelSource:
 
     source: of a model, as `sd_core.load_model` takes it; of a LoRA, a path, s3://bucket/key or
     hf:owner/name/file. digest: 64 hex digits, of a model's weights, of a LoRA's file.
-    loras: merged into a model, in this order.
+    loras: merged into a model, in this order. prediction, zero_snr: of a model, as
+    `sd_core.load_model` takes them.
     """
 
     source: str
     digest: str | None = None
     loras: tuple[MergedLora, ...] = ()
+    prediction: str = "auto"
+    zero_snr: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class _Merged(TypedDict, total=False):
 
 
 class _Model(_Pinned, total=False):
+    prediction: Literal["auto", "epsilon", "v"]
+    zero_snr: bool
     loras: Annotated[list[_Text | _Merged], Field(max_length=MOST_LORAS)]
 
 
@@ -164,7 +169,12 @@ def _sources(
         try:
             value = (_FILE if loras is None else _MODEL).validate_python(given)
         except ValidationError as error:
-            merged = "" if loras is None else ", loras: [files to merge]"
+            merged = (
+                ""
+                if loras is None
+                else ", loras: [files to merge], prediction: auto, epsilon or v, "
+                "zero_snr: true or false"
+            )
             message = (
                 f"found {found(given)}, expected a source ({expected}) or "
                 f"{{source: …, digest: 64 hex digits{merged}}}"
@@ -174,11 +184,13 @@ def _sources(
                 message = f"its loras are {found(given['loras'])}; expected {_MERGED}"
             problems.at(place, (*prefix, name), message)
             continue
-        pinned = {"source": value} if isinstance(value, str) else value
+        pinned: dict[str, Any] = {"source": value} if isinstance(value, str) else value
         sources[name] = ModelSource(
             _located(pinned["source"], folder),
             pinned.get("digest"),
             tuple(_merged(one, folder, loras or {}) for one in pinned.get("loras", ())),
+            pinned.get("prediction", "auto"),
+            pinned.get("zero_snr"),
         )
     return sources
 

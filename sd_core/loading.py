@@ -34,7 +34,7 @@ from sd_core.weights.assemble import Filling, Matched, WeightLoader, digest, mat
 from sd_core.weights.checkpoint import Checkpoint
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.merged import merged, merged_digest
-from sd_core.weights.open import open_checkpoint, open_vae, with_vae
+from sd_core.weights.open import open_checkpoint, open_vae, with_prediction, with_vae
 from sd_core.weights.stored import Shape
 from sd_core.weights.validate_sizes import check_depth, check_sizes
 
@@ -68,6 +68,8 @@ def load_model(
     execution: str = "eager",
     cache: Path | None = None,
     loras: Sequence[Lora] = (),
+    prediction: str = "auto",
+    zero_snr: bool | None = None,
 ) -> LatentDiffusion:
     """Loads a Stable Diffusion v1 model, ready for inference.
 
@@ -81,6 +83,10 @@ def load_model(
     vae: another autoencoder to use instead: a file, a folder or `hf:owner/name[@revision]`.
     loras: adapters of any kind, LoHa, LoKr and differences too, that are merged into the weights,
         in this order; the model has another digest then.
+    prediction: what the UNet gives, "epsilon" (noise) or "v" (velocity); "auto" takes what the
+        files say, and noise where they say nothing.
+    zero_snr: whether its last timestep has no signal, as some models for v are trained; None takes
+        what the files say.
     execution, cache: see `sd_core.make_ready`; made ready while it loads, a model takes less time
         and memory.
 
@@ -92,6 +98,7 @@ def load_model(
     number_type = resolve_dtype(dtype, target)
     execution = resolve_execution(execution, target, number_type)
     checkpoint = open_checkpoint(source, None if config is None else Path(config))
+    checkpoint = with_prediction(checkpoint, prediction, zero_snr)
     vae_revision = None
     if vae is not None:
         replacement, vae_revision = open_vae(vae)

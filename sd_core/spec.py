@@ -78,6 +78,9 @@ STRENGTH_RULES = ("diffusers", "a1111")
 """Ways of counting the steps that a strength leaves (`sd_core.sampling.samplers.start_point`); the
 first is the default."""
 
+PREDICTIONS = ("epsilon", "v")
+"""Predictions of UNets: noise, or the velocity of Salimans & Ho 2022; the first is v1's."""
+
 NOISES = ("cpu", "gpu")
 """Generators of noise: PyTorch's on CPUs, or on CUDA devices; the first is the default."""
 
@@ -150,12 +153,18 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole latent diffusion model. `ModelSpec()` is Stable Diffusion v1."""
+    """A whole latent diffusion model. `ModelSpec()` is Stable Diffusion v1.
+
+    prediction: what the UNet gives, one of `PREDICTIONS`.
+    zero_snr: whether its last timestep has no signal (Lin et al. 2023).
+    """
 
     unet: UNetSpec = field(default_factory=UNetSpec)
     vae: VAESpec = field(default_factory=VAESpec)
     text: TextSpec = field(default_factory=TextSpec)
     native_size: int = 512
+    prediction: str = PREDICTIONS[0]
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
         if self.unet.context_dim != self.text.width:
@@ -176,6 +185,8 @@ class ModelSpec:
             vae=VAESpec(**tuples(values["vae"])),
             text=TextSpec(**values["text"]),
             native_size=values["native_size"],
+            prediction=values.get("prediction", PREDICTIONS[0]),
+            zero_snr=values.get("zero_snr", False),
         )
 
 

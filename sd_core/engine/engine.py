@@ -156,7 +156,7 @@ class Engine:
         if state is not None and not isinstance(state, bytes):
             raise ValueError(f"state is a {type(state).__name__}; expected bytes, of Suspended")
         # Kept in a cache. On the engine's thread, the device would wait: some take 25 ms to make.
-        _ = table_of(request).numbers
+        _ = table_of(request, self.model.spec).numbers
         future: Future[Rendered] = Future()
         added = self._hold(request, future)
         embeddings = self._read(request, future)

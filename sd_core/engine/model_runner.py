@@ -38,7 +38,7 @@ from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Extent
 from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
-from sd_core.spec import LATENT_FACTOR, Sampling
+from sd_core.spec import LATENT_FACTOR, ModelSpec, Sampling
 from sd_core.transfer import CopyOut, to_device
 
 BATCHES_KEPT = 4  # groups; at v1 size about 4 MB a row, for the prompts
@@ -91,7 +91,7 @@ class ModelRunner:
         flight.admitted = time.monotonic()
         flight.contexts = self._prompts.get(request.conditions, flight.loras, flight.embeddings)
         flight.apart = self.model.execution == "compiled" and _has_additions(flight)
-        table = table_of(request)
+        table = table_of(request, self.model.spec)
         if flight.state is None:
             flight.trajectory = self._begin(request, table, flight.added.vae)
         else:
@@ -375,7 +375,7 @@ def _has_additions(flight: InflightRequest) -> bool:
     return max(chunks) > 1 or (flight.loras is not None and bool(flight.loras.others))
 
 
-def table_of(request: Request) -> StepTable:
+def table_of(request: Request, model: ModelSpec) -> StepTable:
     """The steps that a request goes through."""
     sampling: Sampling = request.sampling
     return step_table(
@@ -386,6 +386,8 @@ def table_of(request: Request) -> StepTable:
         eta=sampling.eta,
         karras=sampling.karras,
         schedule=sampling.schedule,
+        prediction=model.prediction,
+        zero_snr=model.zero_snr,
     )
 
 
@@ -393,7 +395,10 @@ def largest_state(request: Request) -> int:
     """Bytes that no saved state of this request exceeds: more of them are none."""
     sampling = request.sampling
     return most_bytes(
-        table_of(request), sampling.latent_shape, sampling.noise, inpainted=request.mask is not None
+        table_of(request, ModelSpec()),
+        sampling.latent_shape,
+        sampling.noise,
+        inpainted=request.mask is not None,
     )
 
 

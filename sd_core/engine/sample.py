@@ -51,7 +51,15 @@ def sample_latents(
         raise ValueError(f"guidance {guidance} needs uncond; only 1.0 goes without")
     if generators is None:
         generators = [generator_for(n) for n in range(len(x_T))]
-    table = step_table(sampler, steps, eta=eta, karras=karras, schedule=schedule)
+    table = step_table(
+        sampler,
+        steps,
+        eta=eta,
+        karras=karras,
+        schedule=schedule,
+        prediction=model.spec.prediction,
+        zero_snr=model.spec.zero_snr,
+    )
     slots = Slots(len(x_T), (x_T.shape[-2], x_T.shape[-1]), model.device)
     for slot, (x, generator) in enumerate(zip(x_T.float(), generators, strict=True)):
         slots.put(slot, Trajectory(table, x * table.initial_noise, generator, guidance))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sd_core.sampling.dpm import clean_latent
-from sd_core.sampling.schedule import Grid, alphas_cumprod
+from sd_core.sampling.schedule import Grid
 from sd_core.sampling.step_table import Rows, StepTable, last_alpha
 
 
@@ -31,12 +31,11 @@ def tcd(grid: Grid, eta: float = 0.0) -> StepTable:
 
     eta: the gamma of the paper, 0 for no fresh noise; 0.3 is what its authors advise.
     """
-    alphas = alphas_cumprod()
     targets = np.append(grid.timesteps[1:], 0.0)
     rows = Rows()
     for n, target in enumerate(targets[: len(grid)]):
         a, a_next = grid.alphas[n], grid.alphas_next[n]
-        between = alphas[int((1 - eta) * target)]
+        between = grid.known[int((1 - eta) * target)]
         A, back = np.sqrt(between / a), np.sqrt(a_next / between)
         b = np.sqrt(1 - between) - A * np.sqrt(1 - a)
         c = np.sqrt(max(1 - a_next / between, 0.0))

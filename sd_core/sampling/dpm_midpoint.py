@@ -38,7 +38,7 @@ def dpmpp_2s_a(grid: Grid) -> StepTable:
         rows.add(grid.timesteps[n], grid.alphas[n], a, b, p=p, q=q)
         back = whole / half
         a, b = scale[n] * back / unit, [scale[n] * (1 - whole), -scale[n] * back * (1 - half)]
-        t, (p, q) = float(timestep_of(middle)), clean_latent(unit**2)
+        t, (p, q) = float(timestep_of(middle, grid.known)), clean_latent(unit**2)
         rows.add(t, unit**2, a, b, scale[n] * up[n], p, q, again=True)
     return rows.table(last_alpha(grid), noise_alone(grid))
 
@@ -64,7 +64,7 @@ def dpmpp_sde(grid: Grid) -> StepTable:
         back = whole / half
         first, second = np.sqrt(np.array([sigma - middle, middle - target]) / (sigma - target))
         a, b = scale[n] * back / unit, [scale[n] * (1 - whole), -scale[n] * back * (1 - half)]
-        t, (p, q) = float(timestep_of(middle)), clean_latent(unit**2)
+        t, (p, q) = float(timestep_of(middle, grid.known)), clean_latent(unit**2)
         before = scale[n] * (up * first - back * up_half)
         c = scale[n] * up * second
         rows.add(t, unit**2, a, b, c, p, q, c_before=before, again=True)

@@ -27,59 +27,60 @@ ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.3
 """Noise levels for Stable Diffusion 1.5 in ten steps (Sabour et al. 2024, as published)."""
 
 
-def grid_of(sampler: str, steps: int, schedule: str) -> Grid:
+def grid_of(sampler: str, steps: int, schedule: str, *, zero_snr: bool = False) -> Grid:
     """The grid of a sampler's table.
 
-    schedule: one of `SCHEDULES`, or noise levels as `levels_of` reads them.
+    schedule: one of `SCHEDULES`, or noise levels as `levels_of` reads them. zero_snr: see
+        `sd_core.sampling.schedule.alphas_cumprod`.
     """
-    row = SAMPLER_TABLE[sampler]
-    end = float(alphas_cumprod()[0]) if row.end is None else row.end
+    row, known = SAMPLER_TABLE[sampler], alphas_cumprod(zero_snr=zero_snr)
+    end = float(known[0]) if row.end is None else row.end
     if schedule in LEVELS or schedule not in SCHEDULES:
-        sigmas = LEVELS[schedule](steps) if schedule in LEVELS else np.array(levels_of(schedule))
-        timesteps = timestep_of(sigmas)
-        return _grid(timesteps.round() if row.grid == "dpm" else timesteps, sigmas, end)
-    if schedule in TIMESTEPS:
-        return _grid_at(TIMESTEPS[schedule](steps), end=end)
+        listed = schedule not in LEVELS
+        sigmas = np.array(levels_of(schedule)) if listed else LEVELS[schedule](steps, known)
+        timesteps = timestep_of(sigmas, known)
+        return _grid(timesteps.round() if row.grid == "dpm" else timesteps, sigmas, end, known)
     if schedule == "default":
         schedule = _DEFAULTS[row.grid]
-    if schedule == "distilled":
-        return _grid_at(_distilled(steps), end=end)
-    if schedule == "linspace":
-        return _grid_at(_LINSPACE[row.grid](steps), end=end)
-    if row.grid == "leading":
-        return _strided(steps, end=end)
-    points = min(steps + 1, TRAIN_TIMESTEPS) if row.grid == "dpm" else steps
-    return _grid_at(_leading(points)[:steps], end=end, noise_alone=False)
+    if schedule == "leading":
+        if row.grid == "leading":
+            return _strided(steps, end, known)
+        points = min(steps + 1, TRAIN_TIMESTEPS) if row.grid == "dpm" else steps
+        return _grid_at(_leading(points)[:steps], end, known, noise_alone=False)
+    timesteps = (_LINSPACE[row.grid] if schedule == "linspace" else TIMESTEPS[schedule])(steps)
+    return _grid_at(timesteps, end, known)
 
 
 _DEFAULTS = {"leading": "leading", "linspace": "linspace", "dpm": "linspace", "lcm": "distilled"}
 
 
-def _grid_at(timesteps: Array, end: float, noise_alone: bool = True) -> Grid:
+def _grid_at(timesteps: Array, end: float, known: Array, *, noise_alone: bool = True) -> Grid:
     """The grid of timesteps, at the noise levels that the schedule has there."""
-    sigmas = np.interp(timesteps, np.arange(TRAIN_TIMESTEPS), sigma_of(alphas_cumprod()))
-    return _grid(timesteps, sigmas, end, noise_alone)
+    sigmas = np.interp(timesteps, np.arange(TRAIN_TIMESTEPS), sigma_of(known))
+    return _grid(timesteps, sigmas, end, known, noise_alone=noise_alone)
 
 
-def _grid(timesteps: Array, sigmas: Array, end: float, noise_alone: bool = True) -> Grid:
+def _grid(
+    timesteps: Array, sigmas: Array, end: float, known: Array, *, noise_alone: bool = True
+) -> Grid:
     """end: cumulative alpha that the last step leads to."""
     alphas = 1 / (1 + sigmas**2)
-    return Grid(timesteps, alphas, np.append(alphas[1:], end), noise_alone)
+    return Grid(timesteps, alphas, np.append(alphas[1:], end), known, noise_alone)
 
 
-def karras_sigmas(steps: int) -> Array:
+def karras_sigmas(steps: int, known: Array) -> Array:
     """`steps` noise levels, the schedule's largest to smallest (Karras et al. 2022, eq. 5)."""
-    smallest, *_, largest = sigma_of(alphas_cumprod()) ** (1 / KARRAS_RHO)
+    smallest, *_, largest = sigma_of(known) ** (1 / KARRAS_RHO)
     return (largest + np.linspace(0, 1, steps) * (smallest - largest)) ** KARRAS_RHO
 
 
-def exponential_sigmas(steps: int) -> Array:
+def exponential_sigmas(steps: int, known: Array) -> Array:
     """Noise levels in equal steps of log σ (k-diffusion, diffusers)."""
-    smallest, *_, largest = np.log(sigma_of(alphas_cumprod()))
+    smallest, *_, largest = np.log(sigma_of(known))
     return np.exp(np.linspace(largest, smallest, steps))
 
 
-def ays_sigmas(steps: int) -> Array:
+def ays_sigmas(steps: int, _known: Array) -> Array:
     """Align your steps; for other counts than ten, interpolated in log σ as its authors do."""
     at = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
     if steps == len(ALIGN_YOUR_STEPS) - 1:
@@ -121,15 +122,14 @@ def _leading(steps: int) -> Array:
     return (np.arange(steps) * (TRAIN_TIMESTEPS // steps) + first)[::-1].astype(np.float64)
 
 
-def _strided(steps: int, end: float) -> Grid:
+def _strided(steps: int, end: float, alphas: Array) -> Grid:
     """The leading grid of samplers over cumulative alphas: a step leads `1000 // steps` on, and to
     `end` where that passes timestep 0.
     """
     timesteps = _leading(steps).astype(np.int64)
     targets = timesteps - TRAIN_TIMESTEPS // steps
-    alphas = alphas_cumprod()
     alphas_next = np.where(targets >= 0, alphas[np.maximum(targets, 0)], end)
-    return Grid(timesteps.astype(np.float64), alphas[timesteps], alphas_next, False)
+    return Grid(timesteps.astype(np.float64), alphas[timesteps], alphas_next, alphas, False)
 
 
 def _trailing(steps: int) -> Array:
@@ -178,7 +178,7 @@ def _distilled(steps: int) -> Array:
     return (DISTILLED_STEPS - at) * (TRAIN_TIMESTEPS // DISTILLED_STEPS) - 1
 
 
-LEVELS: dict[str, Callable[[int], Array]] = {
+LEVELS: dict[str, Callable[[int, Array], Array]] = {
     "karras": karras_sigmas,
     "exponential": exponential_sigmas,
     "ays": ays_sigmas,
@@ -192,5 +192,6 @@ TIMESTEPS: dict[str, Callable[[int], Array]] = {
     "simple": _simple,
     "ddim_uniform": _leading,
     "beta": _beta,
+    "distilled": _distilled,
 }
 """Schedules of timesteps."""

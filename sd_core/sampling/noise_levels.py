@@ -154,7 +154,7 @@ def _midpoint(grid: Grid, down: Array, up: Array) -> StepTable:
         first, whole = middle - sigma, down[n] - sigma
         rows.add(grid.timesteps[n], grid.alphas[n], of_middle / root[n], [of_middle * first])
         rows.add(
-            *(float(timestep_of(middle)), of_middle**2, scale[n] / of_middle),
+            *(float(timestep_of(middle, grid.known)), of_middle**2, scale[n] / of_middle),
             [scale[n] * whole, -scale[n] * first],
             c=scale[n] * up[n],
             again=True,

@@ -9,12 +9,18 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 
+import numpy as np
+
 from sd_core.sampler_table import SAMPLER_TABLE, SAMPLERS, SCHEDULES
 from sd_core.sampling.grids import grid_of
 from sd_core.sampling.step_table import StepTable
-from sd_core.spec import STRENGTH_RULES, Sampling
+from sd_core.spec import PREDICTIONS, STRENGTH_RULES, Sampling
 
 WEBUI_MOST_STRENGTH = 0.999
+
+
+MOST_NUMBER = 500.0
+"""Coefficients above cancel each other to less than four digits in float32."""
 
 
 @lru_cache(maxsize=1024)
@@ -27,6 +33,8 @@ def step_table(
     eta: float = 0.0,
     karras: bool = False,
     schedule: str = SCHEDULES[0],
+    prediction: str = PREDICTIONS[0],
+    zero_snr: bool = False,
 ) -> StepTable:
     """The table of a sampler by name.
 
@@ -37,6 +45,7 @@ def step_table(
         model one timestep too far, and its LMS uses fourth-order weights before it has four
         outputs.)
     eta, karras, schedule: see `sd_core.spec.Sampling`.
+    prediction, zero_snr: of the model, see `sd_core.spec.ModelSpec`.
     Raises ValueError for an unknown sampler or a value out of range.
     """
     checked = Sampling(
@@ -48,13 +57,24 @@ def step_table(
         strength=1.0 if strength is None else strength,
         strength_rule=strength_rule,
     )
-    grid = grid_of(sampler, steps, checked.spacing)
+    grid = grid_of(sampler, steps, checked.spacing, zero_snr=zero_snr)
     if strength is not None:
         grid = grid.after(start_point(steps, strength, strength_rule))
     row = SAMPLER_TABLE[sampler]
     module = import_module(f"sd_core.sampling.{row.module}")
-    table: Callable[..., StepTable] = getattr(module, sampler)
-    return table(grid, eta) if row.eta else table(grid)
+    make: Callable[..., StepTable] = getattr(module, sampler)
+    table = make(grid, eta) if row.eta else make(grid)
+    if zero_snr:
+        table = table.without_signal()
+    if prediction == "v":
+        table = table.for_velocity()
+        if zero_snr and np.abs(table.numbers).max(initial=0) > MOST_NUMBER:
+            raise ValueError(
+                f"sampler {sampler} loses its numbers where the first timestep has no signal, as "
+                f"with this model and steps {steps}; take euler, dpmpp_2m or another with one "
+                "evaluation a step, or schedule leading"
+            )
+    return table
 
 
 def start_point(steps: int, strength: float, rule: str = STRENGTH_RULES[0]) -> int:

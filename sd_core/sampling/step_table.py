@@ -11,7 +11,7 @@ coefficients. Torch-free, float64.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -79,6 +79,39 @@ class StepTable:
     def reads_noise_before(self, row: int) -> bool:
         """True for a row that reads the noise of the row before. row: up to N, which does not."""
         return row < len(self) and self.C.shape[1] > 1 and bool(self.C[row, 1])
+
+    def for_velocity(self) -> StepTable:
+        """The same steps with a model that predicts the velocity v = √a·noise - √(1 - a)·x_0
+        (Salimans & Ho 2022), for eps = √a·v + √(1 - a)·x.
+        """
+        a = self.alphas[:-1]
+        return replace(self, p=self.p + self.q * np.sqrt(1 - a), q=self.q * np.sqrt(a))
+
+    def without_signal(self) -> StepTable:
+        """The same steps where the first row has next to no signal, for which eps is useless.
+
+        The first output becomes the clean latent. Later rows that read the eps which was there take
+        it from x: every row is linear, so that the first x, and with it that eps, is a sum of a
+        later x and of the outputs between.
+        """
+        if not len(self) or self.p[0] != 0:  # there is no row, or its output is no eps
+            return self
+        A, B, p, q = self.A.copy(), self.B.copy(), self.p.copy(), self.q.copy()
+        root, noise = np.sqrt(self.alphas[0]), np.sqrt(1 - self.alphas[0])
+        # eps = share·x + Σ outputs[k]·u_k, with x before the row, and u_0 the clean latent.
+        share, outputs = 1 / noise, np.zeros(len(self))
+        outputs[0] = -root / noise
+        p[0], q[0] = 1 / root, -noise / root
+        for i in range(len(self)):
+            if i < self.history and self.B[i, i]:
+                weight, B[i, i] = self.B[i, i], 0.0
+                A[i] += weight * share
+                B[i, : i + 1] += weight * outputs[i::-1]
+            if i + 1 >= self.history:
+                break
+            share /= A[i]
+            outputs[: i + 1] -= share * B[i, i::-1]
+        return replace(self, A=A, B=B, p=p, q=q)
 
     @cached_property
     def numbers(self) -> NDArray[np.float32]:

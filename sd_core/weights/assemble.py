@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_core.model.tokenizer import TokenizerSpec
-from sd_core.spec import ModelSpec
+from sd_core.spec import PREDICTIONS, ModelSpec
 from sd_core.weights.checkpoint import COMPONENTS, Checkpoint, Part
 from sd_core.weights.errors import CheckpointError, named
 from sd_core.weights.extras import harmless_kind, is_routine, left_out
@@ -113,6 +113,9 @@ def spec_bytes(spec: ModelSpec) -> bytes:
     """The sizes as canonical JSON, without `native_size`: advice, that changes no image."""
     values = dataclasses.asdict(spec)
     del values["native_size"]
+    for name, default in (("prediction", PREDICTIONS[0]), ("zero_snr", False)):
+        if values[name] == default:  # so that models that came before them keep their digests
+            del values[name]
     return json.dumps(values, sort_keys=True).encode()
 
 

@@ -69,6 +69,7 @@ def compvis_spec(path: Path, text: TextSpec) -> ModelSpec:
             ),
             text=text,
             native_size=native_size(params.get("image_size", NATIVE_LATENT), LATENT_FACTOR),
+            prediction=_COMPVIS_PREDICTIONS[params.get("parameterization", "eps")],
         )
     except CheckpointError:
         raise
@@ -80,27 +81,34 @@ def compvis_spec(path: Path, text: TextSpec) -> ModelSpec:
         raise CheckpointError(f"{path}: not a v1 model's configuration: {error}") from None
 
 
+_COMPVIS_PREDICTIONS = {"eps": "epsilon", "v": "v"}
+_DIFFUSERS_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+"""Name of a prediction in the format -> one of `PREDICTIONS`."""
+
 _SCHEDULE_COMPVIS: Mapping[str, tuple[Any, ...]] = {
-    "parameterization": ("eps",),
+    "parameterization": tuple(_COMPVIS_PREDICTIONS),
     "timesteps": (TRAIN_TIMESTEPS,),
     "linear_start": (BETA_START,),
     "linear_end": (BETA_END,),
 }
 
 _SCHEDULE_DIFFUSERS: Mapping[str, tuple[Any, ...]] = {
-    "prediction_type": ("epsilon",),
+    "prediction_type": tuple(_DIFFUSERS_PREDICTIONS),
     "beta_schedule": ("scaled_linear",),
     "beta_start": (BETA_START,),
     "beta_end": (BETA_END,),
     "num_train_timesteps": (TRAIN_TIMESTEPS,),
     "trained_betas": (None,),
-    "rescale_betas_zero_snr": (False, None),
+    "rescale_betas_zero_snr": (False, None, True),
 }
 
 
-def check_scheduler(path: Path) -> None:
-    """A diffusers `scheduler_config.json` describes v1's noise schedule and noise prediction."""
-    _require(path, read_json(path), _SCHEDULE_DIFFUSERS)
+def diffusers_prediction(path: Path) -> tuple[str, bool]:
+    """(prediction, zero_snr) of `ModelSpec`, from a `scheduler_config.json` with v1's schedule."""
+    config = read_json(path)
+    _require(path, config, _SCHEDULE_DIFFUSERS)
+    prediction = _DIFFUSERS_PREDICTIONS[config.get("prediction_type", "epsilon")]
+    return prediction, bool(config.get("rescale_betas_zero_snr"))
 
 
 def diffusers_unet(path: Path) -> tuple[UNetSpec, int]:

@@ -11,7 +11,12 @@ from typing import Any
 from sd_core.spec import ModelSpec
 from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
 from sd_core.weights.config_files import read_json
-from sd_core.weights.configs import check_scheduler, diffusers_text, diffusers_unet, diffusers_vae
+from sd_core.weights.configs import (
+    diffusers_prediction,
+    diffusers_text,
+    diffusers_unet,
+    diffusers_vae,
+)
 from sd_core.weights.errors import SHOWN, CheckpointError, named
 from sd_core.weights.folder_layout import FOLDERS, INDEX, SCHEDULER, shards, weight_candidates
 from sd_core.weights.identify import PIPELINES
@@ -40,10 +45,10 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
     unet, native_size = diffusers_unet(folder / "unet" / "config.json")
     vae = diffusers_vae(folder / "vae" / "config.json")
     text = diffusers_text(folder / "text_encoder" / "config.json")
-    if (folder / SCHEDULER).is_file():
-        check_scheduler(folder / SCHEDULER)
+    said = (folder / SCHEDULER).is_file()
+    prediction = diffusers_prediction(folder / SCHEDULER) if said else ("epsilon", False)
     try:
-        spec = ModelSpec(unet=unet, vae=vae, text=text, native_size=native_size)
+        spec = ModelSpec(unet, vae, text, native_size, *prediction)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: its components do not go together: {error}") from None
 
@@ -63,6 +68,7 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
             "vae": part("vae", lambda n: diffusers_vae_names(n, len(vae.channel_mult))),
         },
         revision=revision,
+        prediction_said=said,
         tokenizer=read_tokenizer(folder, _class_name(index.get("tokenizer"))),
     )
 

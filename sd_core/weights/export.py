@@ -97,7 +97,7 @@ def save_diffusers(
         _write_json(inside / "config.json", config)
     model.tokenizer.library.save_pretrained(str(folder / TOKENIZER))
     (folder / SCHEDULER).parent.mkdir(exist_ok=True)
-    _write_json(folder / SCHEDULER, _SCHEDULER_CONFIG)
+    _write_json(folder / SCHEDULER, _scheduler_config(spec))
     _write_json(folder / INDEX, _MODEL_INDEX)
 
 
@@ -107,6 +107,13 @@ def _is_attention(name: str, tensor: Tensor) -> bool:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _scheduler_config(spec: ModelSpec) -> dict[str, Any]:
+    """Schedule of v1 as it is published, with the prediction of this UNet."""
+    prediction = "v_prediction" if spec.prediction == "v" else spec.prediction
+    rescaled = {"rescale_betas_zero_snr": True} if spec.zero_snr else {}
+    return {**_SCHEDULER_CONFIG, "prediction_type": prediction, **rescaled}
 
 
 def unet_config(spec: ModelSpec) -> dict[str, Any]:

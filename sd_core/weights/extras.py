@@ -53,6 +53,8 @@ _NAMED = {
     "denoiser.sigmas": r"denoiser\.sigmas",
     # Compared with the sizes where the file is opened.
     "scale_factor": r"scale_factor",
+    # Say what the UNet predicts, and are looked at where the file is opened.
+    "v_pred and ztsnr": r"v_pred|ztsnr",
 }
 _NAMED_PATTERNS = {kind: re.compile(pattern) for kind, pattern in _NAMED.items()}
 

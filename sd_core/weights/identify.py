@@ -71,8 +71,6 @@ def foreign_model(shapes: Mapping[str, Shape]) -> str | None:
         return "a ControlNet with the model it steers"
     if has("cond_stage_model.model."):
         return "a Stable Diffusion 2 model"
-    if has("v_pred"):
-        return "a model that predicts velocity (v-prediction), not noise"
     first = shapes.get(unet + "input_blocks.0.0.weight", ())
     context = shapes.get(unet + "middle_block.1.transformer_blocks.0.attn2.to_k.weight", ())
     seems = foreign_unet(_second(first), _second(context))

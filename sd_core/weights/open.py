@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from sd_core.spec import PREDICTIONS
 from sd_core.weights import hub
 from sd_core.weights.checkpoint import Checkpoint, VAECheckpoint
 from sd_core.weights.diffusers_folder import open_folder, open_vae_folder
@@ -78,3 +80,24 @@ def with_vae(checkpoint: Checkpoint, vae: VAECheckpoint) -> Checkpoint:
         spec=dataclasses.replace(checkpoint.spec, vae=theirs),
         parts={**checkpoint.parts, "vae": part},
     )
+
+
+def with_prediction(checkpoint: Checkpoint, prediction: str, zero_snr: bool | None) -> Checkpoint:
+    """The checkpoint, of which it is known what it predicts.
+
+    prediction: one of `PREDICTIONS`, or "auto" for what the files say, else v1's. zero_snr: None
+        likewise. Raises `CheckpointError` where the files say otherwise, and `ValueError`.
+    """
+    if prediction not in ("auto", *PREDICTIONS):
+        raise ValueError(f"prediction {prediction!r:.80}; expected one of auto, epsilon, v")
+    spec = checkpoint.spec
+    asked: dict[str, Any] = {} if prediction == "auto" else {"prediction": prediction}
+    if zero_snr is not None:
+        asked["zero_snr"] = zero_snr
+    for name, value in asked.items():
+        if checkpoint.prediction_said and getattr(spec, name) != value:
+            raise CheckpointError(
+                f"{checkpoint.path}: its files say {name} {getattr(spec, name)}; "
+                f"{value} was asked for"
+            )
+    return dataclasses.replace(checkpoint, spec=dataclasses.replace(spec, **asked))

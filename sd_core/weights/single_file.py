@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sd_core.spec import ModelSpec, TextSpec, UNetSpec, VAESpec
+from sd_core.spec import PREDICTIONS, ModelSpec, TextSpec, UNetSpec, VAESpec
 from sd_core.weights import sizes
 from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
 from sd_core.weights.configs import compvis_spec
@@ -22,13 +23,17 @@ from sd_core.weights.sizes import UnknownSizeError
 from sd_core.weights.stored import MappedFile, StoredTensor
 from sd_core.weights.torch_legacy import looks_like_torch_legacy, read_torch_legacy
 from sd_core.weights.torch_zip import looks_like_torch_zip, read_torch_zip
-from sd_core.weights.validate_sizes import native_size, sized
+from sd_core.weights.validate_sizes import native_size, one_of, sized
 
 SPEC_KEY = "sdbatch.spec"
 """Where our own files keep their sizes as JSON: what shapes do not tell need not be assumed."""
 
 ADAPTER_KEY = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's configuration of an adapter as JSON."""
+
+PREDICTION_MARKS = ("v_pred", "ztsnr")
+"""Names of tensors that say, by being there, that a UNet predicts the velocity, and that its last
+timestep has no signal."""
 
 SCALE_TOLERANCE = 2**-7
 """Relative; bfloat16 holds 0.18215 as 0.1826."""
@@ -117,6 +122,10 @@ def open_single_file(path: Path, config: Path | None = None) -> Checkpoint:
     }
     prefixes = (TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX)
     spec, note = _spec(path, weights, parts, config)
+    said = config is not None or weights.spec_json is not None
+    marks = {name: name in weights.tensors for name in PREDICTION_MARKS}
+    if any(marks.values()) and not said:
+        spec, said = dataclasses.replace(spec, prediction="v", zero_snr=marks["ztsnr"]), True
     if config is None:
         _check_scale(path, weights, spec.vae.scale_factor)
     return Checkpoint(
@@ -126,6 +135,7 @@ def open_single_file(path: Path, config: Path | None = None) -> Checkpoint:
         parts=parts,
         leftovers=tuple(name for name in weights.tensors if not name.startswith(prefixes)),
         note=note,
+        prediction_said=said,
     )
 
 
@@ -184,6 +194,8 @@ def _own_spec(text: str) -> ModelSpec:
         vae=sized(VAESpec, **vae),
         text=sized(TextSpec, **text_sizes),
         native_size=native_size(values["native_size"]),
+        prediction=one_of("prediction", values.get("prediction", PREDICTIONS[0]), PREDICTIONS),
+        zero_snr=one_of("zero_snr", values.get("zero_snr", False), (False, True)),
     )
 
 

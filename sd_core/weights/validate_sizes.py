@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sd_core.model.tokenizer import MAX_TOKENS, TokenizerSpec
@@ -17,6 +17,8 @@ from sd_core.weights.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from sd_core.weights.checkpoint import Checkpoint
+
+Value = TypeVar("Value")
 
 CLIP_VOCABULARY = 49_408
 """Entries of CLIP's own vocabulary."""
@@ -129,3 +131,11 @@ def _expected(name: str, value: Any, default: Any) -> str | None:
 
 def _is_size(value: Any, limit: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= limit
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Value]) -> Value:
+    """The value, if it is allowed. Raises `ValueError`."""
+    for one in allowed:
+        if type(value) is type(one) and value == one:
+            return one
+    raise ValueError(f"{name} is {value!r:.40}; expected one of {', '.join(map(str, allowed))}")

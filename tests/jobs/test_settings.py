@@ -118,6 +118,9 @@ def test_errors_name_the_variable(variable, value, expected):
             "a: {source: x, loras: y}",
             ":1:4: a: its loras are 'y'; expected a list of files, or of {s",
         ),
+        ("a: {source: x, prediction: x0}", "zero_snr: true or false}"),
+        ("a: {source: x, zero_snr: 1}", "prediction: auto, epsilon or v, zero_snr: true or false}"),
+        ("loras: {a: {source: x, prediction: v}}", "loras.a: found a mapping, expected a source"),
         ("a: {source: x, loras: [{weight: 1}]}", ":1:4: a: its loras are a list; expected a list"),
         ("a: {source: x, loras: [{source: y, weight: 101}]}", "a: its loras are a list"),
         ("loras: {a: {source: x, loras: [y]}}", "loras.a: found a mapping, expected a source"),
@@ -162,6 +165,13 @@ a:
         MergedLora("hf:owner/inks/ink.safetensors", 0.5, 0.5),
         MergedLora("s3://b/c.pt", 1.0, 0.0),
     )
+
+
+def test_predictions_of_models(tmp_path):
+    text = "a: {source: a.ckpt, prediction: v, zero_snr: true}\nb: b.ckpt"
+    models = load_models(write(tmp_path, text)).models
+    assert (models["a"].prediction, models["a"].zero_snr) == ("v", True)
+    assert (models["b"].prediction, models["b"].zero_snr) == ("auto", None)
 
 
 def test_a_folder_of_loras_in_the_model_list(tmp_path):

@@ -9,6 +9,7 @@ import types
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import diffusers
 import torch
@@ -63,6 +64,11 @@ def peer_class(sampler: str) -> Any:
     return None if name is None else getattr(diffusers, name)
 
 
+def takes(sampler: str, name: str) -> bool:
+    """Whether the class of a sampler takes an argument."""
+    return name in inspect.signature(peer_class(sampler).__init__).parameters
+
+
 def has(sampler: str, schedule: str) -> bool:
     """Whether diffusers has this schedule for a sampler."""
     taken = inspect.signature(peer_class(sampler).__init__).parameters
@@ -90,14 +96,18 @@ def run(
     eta: float = 0.0,
     start: int | None = None,
     init: Tensor | None = None,
+    **more: Any,
 ) -> Tensor:
     """Final latents of diffusers' own loop. noise, init: (1, 4, h, w).
 
     generator: of the noise of steps, as our images draw it: one draw an evaluation that has some.
+    more: arguments of the scheduler.
 
     start: the grid point at which `init` enters, as diffusers' img2img pipeline slices it.
     """
-    peer = scheduler(sampler, schedule=schedule)
+    peer = scheduler(sampler, schedule=schedule, **more)
+    if more.get("rescale_betas_zero_snr") and not peer.alphas_cumprod[-1]:
+        peer.alphas_cumprod[-1] = 2.0**-24  # as its other classes have it; DDIM and DDPM have 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peer.set_timesteps(steps)
@@ -113,6 +123,17 @@ def run(
             x = alpha.sqrt() * init + (1 - alpha).sqrt() * noise
     if sampler == "dpmpp_sde":
         peer.noise_sampler = Brownian(generator, noise.shape)
+    module = sys.modules[type(peer).__module__]
+    with mock.patch.object(module, "randn_tensor", drawn, create=True):
+        return loop(peer, sampler, model, x, timesteps, generator, eta)
+
+
+def drawn(shape, generator=None, dtype=torch.float32, **_: Any) -> Tensor:
+    """Noise as for float32, also where the peer computes in float64."""
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def loop(peer, sampler, model, x, timesteps, generator, eta) -> Tensor:
     taken = inspect.signature(peer.step).parameters
     for t in timesteps:
         eps = model(peer.scale_model_input(x, t), float(t))

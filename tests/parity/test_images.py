@@ -7,6 +7,8 @@ give the same nothing.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,10 @@ class Peers:
         )
 
     def call(self, pipeline, sampler: str, seed: int, **more):
-        pipeline.scheduler = schedulers.scheduler(sampler)
+        spec = self.model.spec
+        velocity = {"prediction_type": "v_prediction"} if spec.prediction == "v" else {}
+        rescaled = {"rescale_betas_zero_snr": True} if spec.zero_snr else {}
+        pipeline.scheduler = schedulers.scheduler(sampler, **velocity, **rescaled)
         return pipeline(
             PROMPT,
             negative_prompt=NEGATIVE,
@@ -78,6 +83,12 @@ class Peers:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return Peers(small_model(SMALL), tmp_path_factory.mktemp("peer"), side=64, steps=6)
+
+
+@pytest.fixture(scope="module")
+def of_velocity(tmp_path_factory):
+    spec = dataclasses.replace(SMALL, prediction="v", zero_snr=True)
+    return Peers(small_model(spec), tmp_path_factory.mktemp("peer"), side=64, steps=6)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +160,11 @@ def test_txt2img_latents(small, sampler):
 @pytest.mark.parametrize("sampler", PEERS)
 def test_images(small, sampler):
     check_images(small, sampler)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m", "unipc"])
+def test_images_of_a_model_that_predicts_the_velocity(of_velocity, sampler):
+    check_images(of_velocity, sampler)
 
 
 @pytest.mark.slow

@@ -130,6 +130,58 @@ def test_img2img_latents_agree(sampler, schedule, steps, strength):
     assert relative(mine, peer[0]) < 1e-4
 
 
+def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
+    """Stands in for a UNet that predicts the velocity."""
+    return 0.8 * model(x, t) - 0.3 * x
+
+
+@pytest.mark.parametrize("steps", [4, 8, 20])
+@pytest.mark.parametrize("sampler", [n for n in PEERS if n not in ("unipc_bh1", "plms")])
+def test_velocity_agrees(sampler, steps):
+    """PNDM adds up velocities of several timesteps; ours adds up noise, as PLMS of Stable Diffusion
+    2 does.
+    """
+    check_velocity(sampler, steps, "default", zero_snr=False)
+
+
+ZERO_SNR = [
+    (sampler, schedule)
+    for sampler in PEERS
+    if schedulers.takes(sampler, "rescale_betas_zero_snr") and sampler != "unipc_bh1"
+    for schedule in ("trailing", "karras", "default")
+    if schedule in SAMPLER_TABLE[sampler].schedules and schedulers.has(sampler, schedule)
+]
+
+
+@pytest.mark.parametrize("steps", [4, 8, 20])
+@pytest.mark.parametrize(("sampler", "schedule"), ZERO_SNR)
+def test_velocity_agrees_where_the_first_timestep_has_no_signal(sampler, schedule, steps):
+    check_velocity(sampler, steps, schedule, zero_snr=True)
+
+
+def check_velocity(sampler: str, steps: int, schedule: str, *, zero_snr: bool) -> None:
+    noise = draw_noise(generator_for(7), (4, *SHAPE))
+    spec = {"prediction": "v", "zero_snr": zero_snr}
+    table = step_table(sampler, steps, schedule=schedule, **spec)
+    generator = generator_for(7)
+    draw_noise(generator, (4, *SHAPE))
+    mine = ours(table, from_noise(table, noise), generator, velocity)
+    peer_generator = generator_for(7)
+    draw_noise(peer_generator, (4, *SHAPE))
+    # In float64: diffusers' sums cancel where the noise level is in the thousands.
+    peer = schedulers.run(
+        sampler,
+        steps,
+        velocity,
+        noise[None].double(),
+        peer_generator,
+        schedule=schedule,
+        prediction_type="v_prediction",
+        **({"rescale_betas_zero_snr": True} if zero_snr else {}),
+    )
+    assert relative(mine, peer[0].float()) < 1e-4
+
+
 @pytest.mark.parametrize("schedule", ["default", "karras", "exponential", "beta", "ays"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 20])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if hasattr(noise_levels, name)])
@@ -144,7 +196,7 @@ def test_samplers_agree_with_their_authors_programs(sampler, steps, schedule):
     told = dict(zip(grid.sigmas.tolist(), grid.timesteps.tolist(), strict=True))
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        t = told.get(sigma, float(timestep_of(np.array(sigma))))
+        t = told.get(sigma, float(timestep_of(np.array(sigma), alphas_cumprod())))
         return x - sigma * model(x / (1 + sigma**2) ** 0.5, t)
 
     peer_generator = generator_for(7)

@@ -60,6 +60,7 @@ def identity(choice: ModelChoice) -> str | None:
         facts += [
             [*_facts_of_file(one.source), one.weight, one.text_weight] for one in choice.loras
         ]
+        facts.append([choice.prediction, choice.zero_snr])
     except (_DoubtError, OSError, CheckpointError, ModelError, StoreError) as error:
         log.debug("it is not known whether the model is the same: %s", error)
         return None

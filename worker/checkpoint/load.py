@@ -39,6 +39,8 @@ class ModelChoice:
     execution: str = "auto"
     cache: Path = Settings.cache
     loras: tuple[MergedLora, ...] = ()
+    prediction: str = "auto"
+    zero_snr: bool | None = None
 
     @classmethod
     def of(
@@ -64,6 +66,8 @@ class ModelChoice:
             execution=settings.execution,
             cache=settings.cache,
             loras=source.loras,
+            prediction=source.prediction,
+            zero_snr=source.zero_snr,
         )
 
 
@@ -125,6 +129,8 @@ def _load(choice: ModelChoice, source: str | Path) -> LatentDiffusion:
             execution=choice.execution,
             cache=choice.cache.expanduser(),
             loras=loras,
+            prediction=choice.prediction,
+            zero_snr=choice.zero_snr,
         )
     except CheckpointError as error:
         where = "" if source == choice.source else f"{choice.source}: "

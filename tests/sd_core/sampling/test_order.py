@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sd_core.sampler_table import SAMPLER_TABLE
-from sd_core.sampling.schedule import Grid
+from sd_core.sampling.schedule import Grid, alphas_cumprod
 from sd_core.sampling.step_table import StepTable
 
 FRESH_NOISE = {
@@ -24,7 +24,7 @@ def uneven_grid(steps: int) -> Grid:
     share += share * (1 - share) / 2
     sigmas = 8.0 * (0.2 / 8.0) ** share
     alphas = 1 / (1 + sigmas**2)
-    return Grid(np.linspace(700, 300, steps), alphas[:-1], alphas[1:])
+    return Grid(np.linspace(700, 300, steps), alphas[:-1], alphas[1:], alphas_cumprod())
 
 
 def log_snr(alpha: float) -> float:

@@ -33,20 +33,52 @@ def test_a_model_that_sees_through_the_noise_stays_on_the_schedule(sampler, sche
     of each row.
     """
     for table in tables(sampler, schedule):
-        x = np.zeros(2 + len(table))
-        x[:2] = np.sqrt(table.alphas[0]), np.sqrt(1 - table.alphas[0])
-        outputs: list[np.ndarray] = []
-        for i in range(len(table)):
-            eps = x / np.sqrt(1 - table.alphas[i])
-            eps[0] = 0
-            outputs = [table.p[i] * x + table.q[i] * eps, *outputs[: table.history - 1]]
-            x = table.A[i] * x
-            for weight, u in zip(table.B[i], outputs, strict=False):
-                x += weight * u
-            for ago, weight in enumerate(table.C[i]):
-                x[2 + i - ago] += weight
-            assert x[0] == pytest.approx(np.sqrt(table.alphas[i + 1]), abs=1e-5)
-            assert np.sum(x[1:] ** 2) == pytest.approx(1 - table.alphas[i + 1], abs=1e-5)
+        stays(table)
+
+
+def stays(table: StepTable, prediction: str = "epsilon") -> None:
+    x = np.zeros(2 + len(table))
+    x[:2] = np.sqrt(table.alphas[0]), np.sqrt(1 - table.alphas[0])
+    outputs: list[np.ndarray] = []
+    for i in range(len(table)):
+        alpha = table.alphas[i]
+        told = x / np.sqrt(1 - alpha)
+        told[0] = 0
+        if prediction == "v":
+            told *= np.sqrt(alpha)
+            told[0] = -np.sqrt(1 - alpha)
+        outputs = [table.p[i] * x + table.q[i] * told, *outputs[: table.history - 1]]
+        x = table.A[i] * x
+        for weight, u in zip(table.B[i], outputs, strict=False):
+            x += weight * u
+        for ago, weight in enumerate(table.C[i]):
+            x[2 + i - ago] += weight
+        assert x[0] == pytest.approx(np.sqrt(table.alphas[i + 1]), abs=1e-5)
+        assert np.sum(x[1:] ** 2) == pytest.approx(1 - table.alphas[i + 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_models_that_predict_the_velocity_stay_on_the_schedule_too(sampler, zero_snr):
+    """Also where the first timestep has no signal, though eps tells next to nothing there."""
+    for schedule in SAMPLER_TABLE[sampler].schedules[:5]:
+        for steps in (1, 2, 3, 5, 20):
+            model = {"prediction": "v", "zero_snr": zero_snr}
+            try:
+                table = step_table(sampler, steps, schedule=schedule, **model)
+            except ValueError:
+                assert zero_snr
+                assert sampler in ("plms", "heun", "dpm2", "dpm2_a")
+                continue
+            stays(table, "v")
+            if zero_snr and schedule == "trailing":
+                assert table.alphas[0] < 1e-7
+
+
+def test_numbers_that_cancel_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"heun loses its numbers .* take euler"):
+        step_table("heun", 3, schedule="trailing", prediction="v", zero_snr=True)
+    assert len(step_table("heun", 20, schedule="trailing", prediction="v", zero_snr=True)) == 39
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
@@ -97,11 +129,11 @@ def test_the_grid_has_exactly_the_steps_asked_for(steps):
 
 
 def test_karras_levels_span_the_schedule():
-    levels = karras_sigmas(10)
+    levels = karras_sigmas(10, alphas_cumprod())
     sigmas = sigma_of(alphas_cumprod())
     assert levels[0] == pytest.approx(sigmas[-1])
     assert levels[-1] == pytest.approx(sigmas[0])
-    np.testing.assert_allclose(timestep_of(sigmas), np.arange(1000), atol=1e-6)
+    np.testing.assert_allclose(timestep_of(sigmas, alphas_cumprod()), np.arange(1000), atol=1e-6)
     assert not float(step_table("euler", 10, karras=True).t[3]).is_integer()
 
 

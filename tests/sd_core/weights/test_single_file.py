@@ -292,7 +292,7 @@ def test_original_config_tells_sizes(weights, reference, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (original_config(SMALL, parameterization="v"), "parameterization is 'v'; expected 'eps'"),
+        (original_config(SMALL, parameterization="x0"), "parameterization is 'x0'; expected 'eps'"),
         (original_config(SMALL, linear_end=0.02), "linear_end is 0.02; expected 0.012"),
         (
             original_config(SMALL, unet_config={"params": {"channel_mult": [1]}}),

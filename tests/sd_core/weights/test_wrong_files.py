@@ -33,7 +33,6 @@ BY_WEIGHTS = {
     "an inpainting model": V1 | {FIRST: (320, 9, 3, 3)},
     "an image editing or upscaling model": V1 | {FIRST: (320, 8, 3, 3)},
     "a depth-guided model": V1 | {FIRST: (320, 5, 3, 3)},
-    "a model that predicts velocity": V1 | {"v_pred": (0,)},
     "a LoRA": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": (320, 4)},
     "a LoRA, a small": {"unet.down_blocks.0.attentions.0.to_k.lora_A.weight": (4, 320)},
     "a textual inversion embedding": {"emb_params": (4, 768)},
@@ -283,8 +282,8 @@ def changed(folder, tmp_path):
         ("text_encoder/config.json", {"vocab_size": 1000}, "expected CLIP's 77 tokens of 49408"),
         (
             "scheduler/scheduler_config.json",
-            {"prediction_type": "v_prediction"},
-            "prediction_type is 'v_prediction'; expected 'epsilon'",
+            {"prediction_type": "sample"},
+            "prediction_type is 'sample'; expected 'epsilon'",
         ),
     ],
 )
