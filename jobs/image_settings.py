@@ -239,6 +239,27 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
         "Eta noise seed delta",
         webui="ENSD",
     ),
+    "guidance_from": ImageSetting(
+        Share,
+        "Share of the steps after which guidance begins, 0 to 1. A step without takes half the "
+        "time. Default 0.",
+        "a number within 0 to 1",
+        "Guidance from",
+    ),
+    "guidance_to": ImageSetting(
+        Share,
+        "Share of the steps after which guidance ends, 0 to 1. Default 1.",
+        "a number within 0 to 1",
+        "Guidance to",
+    ),
+    "guidance_rescale": ImageSetting(
+        Share,
+        "How far the spread of guided outputs is brought to that without guidance, 0 to 1, against "
+        "washed out or burnt colours (Lin et al. 2023); 0.7 is advised for models that predict the "
+        "velocity. Default 0.",
+        "a number within 0 to 1",
+        "Guidance rescale",
+    ),
 }
 """Name of a setting -> what is to be known of it, in the order of the fields of `Sampling`. A new
 one goes to the end of both.

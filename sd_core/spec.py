@@ -208,7 +208,9 @@ _CHOICES = {
     "noise": NOISES,
 }
 _SEEDS = ("seed", "variation_seed", "eta_noise_seed_delta")
-_SHARES = ("strength", "eta", "variation_strength")
+_SHARES = (
+    *("strength", "eta", "variation_strength", "guidance_from", "guidance_to", "guidance_rescale"),
+)
 _NUMBERS = {"guidance": "that is finite", **dict.fromkeys(_SHARES, "within 0 to 1")}
 
 
@@ -238,6 +240,10 @@ class Sampling:
         far, 0 (not at all) to 1 (`sd_core.sampling.noise.mixed`).
     eta_noise_seed_delta: what the seed of fresh noise in the steps is above that of the noise to
         start from; 0 goes on with the same generator.
+    guidance_from, guidance_to: shares of the steps between which there is guidance; without it a
+        step costs one UNet row.
+    guidance_rescale: how far the spread of a guided output is brought to that of the prompt's own,
+        0 (not at all) to 1 (Lin et al. 2023, sec. 3.4).
     """
 
     sampler: str = SAMPLERS[0]
@@ -259,6 +265,9 @@ class Sampling:
     variation_seed: int = 0
     variation_strength: float = 0.0
     eta_noise_seed_delta: int = 0
+    guidance_from: float = 0.0
+    guidance_to: float = 1.0
+    guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if tuple(map(type, vars(self).values())) != _PLAIN:  # they are, for all images of a plan
@@ -281,8 +290,11 @@ class Sampling:
         for name in _SHARES:
             if not 0.0 <= (share := getattr(self, name)) <= 1.0:
                 raise ValueError(f"{name} {share} is not within 0 to 1")
-        if not self.variation_strength and self.variation_seed:  # one picture has one form
-            object.__setattr__(self, "variation_seed", 0)
+        if not self.guidance_from < self.guidance_to:
+            raise ValueError(
+                f"guidance_from {self.guidance_from} is not below guidance_to {self.guidance_to}"
+            )
+        self._leave_out()
         if self.eta and self.sampler not in ETA_SAMPLERS:
             raise ValueError(
                 f"eta {self.eta} goes with sampler {' or '.join(ETA_SAMPLERS)} only, "
@@ -296,6 +308,14 @@ class Sampling:
                 raise ValueError(f"{name} {value!r:.80} is unknown; one of {', '.join(choices)}")
         if self.emphasis != EMPHASES[0] and self.syntax == "plain":
             raise ValueError(f"emphasis {self.emphasis} goes with syntax a1111 only, not plain")
+
+    def _leave_out(self) -> None:
+        """Sets what changes nothing to its default, so that one picture has one form."""
+        if not self.variation_strength and self.variation_seed:
+            object.__setattr__(self, "variation_seed", 0)
+        if self.guidance == 1.0:
+            for name in ("guidance_from", "guidance_to", "guidance_rescale"):
+                object.__setattr__(self, name, getattr(Sampling, name))
 
     def _find_sampler(self) -> None:
         """Takes a sampler by a name that other programs have for it."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from jobs.task import Task
-from sd_core.sampling.samplers import evaluations
+from sd_core.sampling.samplers import evaluations, rows
 
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.4, "webp": 0.25}
 """Bytes a pixel of photographs from Stable Diffusion at quality 95; flat drawings take a tenth. An
@@ -63,6 +63,7 @@ class PlanSummary:
 _MAX_KINDS = 10_000  # a .csv can set its own guidance in a million rows
 
 _evaluations = lru_cache(maxsize=10_000)(evaluations)
+_rows = lru_cache(maxsize=10_000)(rows)
 
 
 def evaluations_of(task: Task) -> int:
@@ -70,6 +71,18 @@ def evaluations_of(task: Task) -> int:
     sampling = task.sampling
     strength = None if task.init_image is None else sampling.strength
     return _evaluations(sampling.sampler, sampling.steps, strength, sampling.strength_rule)
+
+
+def rows_of(task: Task) -> int:
+    """Batch rows that the task's image takes, with one prompt."""
+    sampling = task.sampling
+    strength = None if task.init_image is None else sampling.strength
+    if (sampling.guidance_from, sampling.guidance_to) == _WHOLE:  # of most, and so quicker
+        return evaluations_of(task) * (1 if sampling.guidance == 1.0 else 2)
+    return _rows(replace(sampling, seed=0), strength)
+
+
+_WHOLE = (0.0, 1.0)
 
 
 class CostFold:
@@ -82,17 +95,16 @@ class CostFold:
         self._kinds: Counter[tuple[Any, ...]] = Counter()
 
     def add(self, task: Task) -> None:
-        summary, sampling, strength = self._summary, task.sampling, None
+        summary, sampling = self._summary, task.sampling
         if summary.first is None:
             summary.first = task
         summary.last = task
         if task.init_image is not None:
-            strength = sampling.strength
             self._inputs.add(task.init_image)
             if task.mask is not None:
                 self._inputs.add(task.mask)
-        kind = sampling.sampler, sampling.steps, strength, sampling.strength_rule
-        self._kinds[*kind, sampling.guidance, sampling.width, sampling.height, task.format] += 1
+        kind = sampling.sampler, evaluations_of(task), rows_of(task)
+        self._kinds[*kind, sampling.width, sampling.height, task.format] += 1
         if len(self._kinds) > _MAX_KINDS:
             self._settle()
 
@@ -105,11 +117,10 @@ class CostFold:
     def _settle(self) -> None:
         summary = self._summary
         for kind, images in self._kinds.items():
-            sampler, steps, strength, rule, guidance, width, height, format = kind
-            cost = images * _evaluations(sampler, steps, strength, rule)
+            sampler, evaluated, rows, width, height, format = kind
             summary.images += images
-            summary.evaluations += cost
-            summary.rows += cost if guidance == 1.0 else 2 * cost
+            summary.evaluations += images * evaluated
+            summary.rows += images * rows
             summary.shapes[width, height] += images
             summary.samplers[sampler] += images
             image_bytes = _BYTES_PER_PIXEL[format] * width * height + _BYTES_PER_IMAGE

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from jobs.ledger.types import ModelShards
-from jobs.plan.cost import evaluations_of
+from jobs.plan.cost import evaluations_of, rows_of
 from jobs.task import ModelPart, Task
 
 MOST_IMAGES = 64
@@ -50,8 +50,7 @@ class ShardTable:
     def add(self, task: Task) -> None:
         """Take the next task of the plan; the last shard ends with the last of them."""
         evaluations = evaluations_of(task)
-        rows = evaluations if task.sampling.guidance == 1.0 else 2 * evaluations
-        own = rows * task.sampling.width * task.sampling.height
+        own = rows_of(task) * task.sampling.width * task.sampling.height
         images = self._stop - self._start
         full = images == self._limit or self._work + own > MOST_WORK
         if images and (full or task.model != self._model):

@@ -77,7 +77,22 @@ class InflightRequest:
 
     @property
     def rows(self) -> int:
-        return self.request.rows
+        """Rows of the next evaluation; before the first the most that it may take."""
+        trajectory, most = self.trajectory, self.request.rows
+        if trajectory is None or trajectory.done or most != 2:  # several prompts keep theirs
+            return most
+        return most if self.guided_now else 1
+
+    @property
+    def guided_now(self) -> bool:
+        """True where the next evaluation has guidance."""
+        trajectory = self.flying
+        return trajectory.guided is None or bool(trajectory.guided[trajectory.position])
+
+    @property
+    def told(self) -> list[RowContext]:
+        """The contexts of the rows of the next evaluation."""
+        return self.contexts[-self.rows :]
 
     @property
     def weights(self) -> tuple[float, ...]:

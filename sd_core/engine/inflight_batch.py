@@ -71,6 +71,7 @@ class InflightBatch:
         self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot; the negative prompt's first
         self._weights: dict[int, tuple[float, ...]] = {}  # by slot, of images with several prompts
         self._loras: dict[int, LoraSet] = {}  # by slot, of images that have some
+        self._rescaled: dict[int, float] = {}  # by slot, shares of images whose guidance is so now
         self._changed = False  # since the device was last told of it
         self._owners = Upload((rows,), device, torch.int64)  # by row
         self._first = Upload((rows,), device, torch.int64)  # by slot, its rows' outputs
@@ -86,13 +87,22 @@ class InflightBatch:
         wanted = {flight.arrived: flight for flight in flights}
         for arrived in self._slot_of.keys() - wanted.keys():
             self._leave(arrived)
+        for give_up in (True, False):
+            for arrived, flight in wanted.items():
+                if arrived in self._slot_of:
+                    self._resize(self._slot_of[arrived], flight.rows, give_up=give_up)
         for arrived, flight in wanted.items():
             if arrived not in self._slot_of:
                 self._enter(flight)
         self._close_gaps(rows)
+        self._rescaled = {
+            self._slot_of[arrived]: share
+            for arrived, flight in wanted.items()
+            if (share := flight.request.sampling.guidance_rescale) and flight.guided_now
+        }
         for arrived, flight in wanted.items():
             own, step = self._rows_of[self._slot_of[arrived]], flight.step
-            for row, context in zip(own, flight.contexts, strict=True):
+            for row, context in zip(own, flight.told, strict=True):
                 self._tell_row(row, next(c.context for c in context if step <= c.step))
         if self._changed:
             self._tell()
@@ -147,13 +157,15 @@ class InflightBatch:
     @property
     def variant(self) -> Hashable:
         """Stands for all that a captured evaluation depends on, besides its rows: the addresses of
-        long contexts and of adapters, and the images with several prompts. None where there are
-        none of these.
+        long contexts and of adapters, the images with several prompts, and those whose guidance is
+        rescaled. None where there are none of these.
         """
         numbers = tuple(self._longer[row].number for row in self._long_rows())
         combined = tuple((slot, self._rows_of[slot], w) for slot, w in self._weights.items())
         adapted = tuple((self._rows_of[slot], loras.number) for slot, loras in self._loras.items())
-        return (numbers, combined, adapted) if numbers or combined or adapted else None
+        rescaled = tuple(self._rescaled.items())
+        parts = numbers, combined, adapted, rescaled
+        return parts if any(parts) else None
 
     def stage(self, flights: Sequence[InflightRequest], rows: int) -> Extent:
         """Brings the next row of every table, and the latents of so many rows, to the device.
@@ -193,17 +205,34 @@ class InflightBatch:
             given[slot].copy_(without[slot])
             for row, weight in zip(rows[1:], weights, strict=True):
                 given[slot].add_(eps[row] - without[slot], alpha=weight)
-        self._slots.step(without, given, extent)
+        self._slots.step(without, given, extent, self._rescaled)
 
     def stepped(self) -> None:
         """Counts the step that every image took."""
         self._slots.stepped()
 
+    def _resize(self, slot: int, rows: int, *, give_up: bool) -> None:
+        """Gives an image as many rows as its guidance takes now; the prompt's is the last.
+
+        give_up: only fewer rows, else only more.
+        """
+        own = self._rows_of[slot]
+        if give_up and rows < len(own):
+            for row in own[:-rows]:
+                self._told.pop(row, None)
+            self._rows_of[slot] = own[-rows:]
+            self._changed = True
+        elif not give_up and rows > len(own):
+            self._rows_of[slot] = (*self._free_rows()[: rows - len(own)], *own)
+            self._changed = True
+
+    def _free_rows(self) -> list[int]:
+        taken = {row for rows in self._rows_of.values() for row in rows}
+        return [row for row in range(len(self.latents)) if row not in taken]
+
     def _enter(self, flight: InflightRequest) -> None:
         slot = self._free_slot()
-        taken = {row for rows in self._rows_of.values() for row in rows}
-        free = [row for row in range(len(self.latents)) if row not in taken]
-        rows = tuple(free[: flight.rows])
+        rows = tuple(self._free_rows()[: flight.rows])
         self._slots.put(slot, flight.flying)
         self._slot_of[flight.arrived] = slot
         self._rows_of[slot] = rows

@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sd_core.sampler_table import SAMPLER_TABLE, SAMPLERS, SCHEDULES
 from sd_core.sampling.grids import grid_of
@@ -86,6 +87,28 @@ def start_point(steps: int, strength: float, rule: str = STRENGTH_RULES[0]) -> i
     if rule == "a1111":
         return steps - 1 - int(steps * min(strength, WEBUI_MOST_STRENGTH))
     return steps - min(int(steps * strength), steps)
+
+
+def guided_rows(sampling: Sampling, table: StepTable, left_out: int = 0) -> NDArray[np.bool_]:
+    """(N,) true for rows of a table with guidance, of which an image takes two rows of the batch,
+    without one (Kynkäänniemi et al. 2024, by shares of the steps).
+
+    left_out: steps of the whole schedule before the table's first.
+    """
+    shares = (table.steps - 1 + left_out) / sampling.steps
+    inside = (sampling.guidance_from <= shares) & (shares < sampling.guidance_to)
+    return inside & (sampling.guidance != 1.0)
+
+
+def rows(sampling: Sampling, strength: float | None = None) -> int:
+    """Batch rows of a whole trajectory with one prompt: two for an evaluation with guidance."""
+    rule = sampling.strength_rule
+    count = evaluations(sampling.sampler, sampling.steps, strength, rule)
+    if sampling.guidance == 1.0 or (sampling.guidance_from, sampling.guidance_to) == (0.0, 1.0):
+        return count if sampling.guidance == 1.0 else 2 * count
+    table = step_table(sampling.sampler, sampling.steps, strength=strength, strength_rule=rule)
+    left_out = 0 if strength is None else start_point(sampling.steps, strength, rule)
+    return count + int(guided_rows(sampling, table, left_out).sum())
 
 
 def evaluations(

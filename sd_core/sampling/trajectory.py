@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sd_core.sampling.noise import Generator
@@ -39,6 +41,7 @@ class Trajectory:
         first; a view as latents are. None before the first evaluation.
     noise_before: (4, h, w) float32, fresh noise of the last row, where the next one reads it; a
         view too.
+    guided: (N,) whether each row of the table has guidance; None for all.
     """
 
     table: StepTable
@@ -49,6 +52,7 @@ class Trajectory:
     position: int = 0
     past: Tensor | None = None
     noise_before: Tensor | None = None
+    guided: NDArray[np.bool_] | None = None
 
     @property
     def done(self) -> bool:
@@ -60,6 +64,11 @@ class Trajectory:
         if self.past is None:
             return []
         return list(self.past[: min(self.position, self.table.history - 1)])
+
+    @property
+    def guidance_now(self) -> float:
+        """Guidance of the next evaluation; 1 is none."""
+        return self.guidance if self.guided is None or self.guided[self.position] else 1.0
 
     @property
     def timestep(self) -> float:

@@ -108,6 +108,8 @@ colour: red
         ("variation: {seed: 1, strength: 1}, variation_seed: 2", "variation_seed are both given"),
         ("variation: 3", "variation: found 3, expected a mapping of seed and strength"),
         ("variation_strength: -1", "variation_strength: found -1, expected a number within 0 to"),
+        ("guidance_from: 0.6, guidance_to: 0.4", "0.6 is not below guidance_to 0.4"),
+        ("guidance_rescale: 1.1", "guidance_rescale: found 1.1, expected a number within 0 to 1"),
         ("noise: tpu", "noise: found 'tpu', expected one of cpu, gpu"),
         ("strength_rule: comfy", "found 'comfy', expected one of diffusers, a1111"),
         ("eta_noise_seed_delta: -1", "found -1, expected a whole number within 0 to 2^64 - 1"),
