@@ -35,7 +35,9 @@ VARIABLES = (
         "file's sha256, which all but a file here needs), or it is a folder whose files have the "
         "names that they are called by; under `embeddings:`, embeddings; under `vaes:`, VAEs, "
         "which may also be diffusers folders. A model's own `loras: [file, {source: …, weight: "
-        "0.5}]` are merged into it while it loads, LoHa, LoKr and differences, too.",
+        "0.5}]` are merged into it while it loads, LoHa, LoKr and differences, too. `prediction: v`"
+        " and `zero_snr: true` say of a model what its files do not: that it predicts the velocity,"
+        " and has no signal at its last timestep.",
     ),
     Variable(
         "SDBATCH_STORE",

@@ -7,7 +7,9 @@ import pytest
 
 from jobs.manifest.schema import KEYS, PROMPT_KEYS, TOP_KEYS
 from jobs.variables import VARIABLES
+from sd_core.sampler_table import SCHEDULE_TABLE
 from tests import reference
+from tests.bench import samplers
 from tests.commands import COMMANDS
 
 MAKE = "run `make reference`: docs/reference.md is not what the code says any more"
@@ -15,6 +17,12 @@ MAKE = "run `make reference`: docs/reference.md is not what the code says any mo
 
 def test_the_page_is_up_to_date():
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), MAKE
+
+
+def test_the_page_of_samplers_is_up_to_date():
+    found = samplers.PAGE.read_text(encoding="utf-8")
+    assert found == samplers.page(), "run `python -m tests.bench.samplers --page`"
+    assert samplers.SPACINGS.keys() == SCHEDULE_TABLE.keys()
 
 
 def test_everything_is_in_it():

@@ -23,6 +23,7 @@ from jobs.manifest.dynamic.wildcards import Wildcards
 from jobs.manifest.embeddings import Embeddings
 from jobs.manifest.entries import Combination, Entry, EntryLogs, expand
 from jobs.manifest.files import Files
+from jobs.manifest.guidance_warnings import GuidanceWatch
 from jobs.manifest.input_images import Inputs
 from jobs.manifest.loras import LORA
 from jobs.manifest.named_files import NO_FILES, FileRules, KnownFile, NamedFiles
@@ -262,6 +263,7 @@ class _Loader:
             self._known_models,
             valid=valid,
         )
+        self._guidance = GuidanceWatch(self._resolver.combinations, self._warnings)
         output = self._output(head, place)
         if self._has_prompts(top, broken):
             self._prompts(place)
@@ -389,6 +391,7 @@ class _Loader:
         given = self._resolver.filled(entry, place) if entry.dynamic != "none" else (entry,)
         for one in given:
             self._seeds.look(one, place)
+            self._guidance.look(one, place)
             for other in entries:
                 if other is not entry:
                     one = one._replace(settings=other.settings, model=other.model)

@@ -79,7 +79,7 @@ class InflightRequest:
     def rows(self) -> int:
         """Rows of the next evaluation; before the first the most that it may take."""
         trajectory, most = self.trajectory, self.request.rows
-        if trajectory is None or trajectory.done or most != 2:  # several prompts keep theirs
+        if trajectory is None or trajectory.done or most != 2:  # of several prompts all stay
             return most
         return most if self.guided_now else 1
 

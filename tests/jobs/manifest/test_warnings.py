@@ -333,3 +333,22 @@ def test_choices_that_are_made_are_no_foreign_syntax(tmp_path):
     body = "prompts: [{prompt: 'a {cat|dog}', dynamic: combinatorial}, {prompt: '{a|b}'}]"
     (message,) = said(tmp_path, body)
     assert message.startswith("2:69: prompts[1].prompt: '{a|b}' is other programs' syntax")
+
+
+class TestGuidance:
+    @pytest.mark.parametrize(
+        ("body", "place"),
+        [
+            ("prompts:\n- {prompt: a, sampler: LCM, steps: 4, guidance: 7.5}\n", "3:3: prompts[0]"),
+            ("model: sd\nprompts:\n- {prompt: a, sampler: tcd, steps: 4}\n", "4:3: prompts[0]"),
+            ("defaults: {guidance: 3}\nmatrix: {sampler: [plms, LCM Karras]}\nprompts: [a]", "4:1"),
+        ],
+    )
+    def test_more_than_models_of_few_steps_bear(self, tmp_path, body, place):
+        (message,) = said(tmp_path, body)
+        assert message.startswith(place)
+        assert "models of few steps want 1, which also takes half the time" in message
+
+    def test_little_is_right(self, tmp_path):
+        body = "prompts: [{prompt: a, sampler: lcm, steps: 4, guidance: 2}, b]"
+        assert said(tmp_path, body) == []
