@@ -45,6 +45,9 @@ SCHEDULE_TABLE: Mapping[str, Schedule] = {
 SCHEDULES = tuple(SCHEDULE_TABLE)
 """Names of spacings; the first is the sampler's own."""
 
+ALIGNED_STEPS = 10
+"""Steps that `ays` has a table for."""
+
 MOST_LEVELS = 1000
 """Noise levels in a schedule that lists them: as many as an image has steps."""
 

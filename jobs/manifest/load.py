@@ -23,7 +23,6 @@ from jobs.manifest.dynamic.wildcards import Wildcards
 from jobs.manifest.embeddings import Embeddings
 from jobs.manifest.entries import Combination, Entry, EntryLogs, expand
 from jobs.manifest.files import Files
-from jobs.manifest.guidance_warnings import GuidanceWatch
 from jobs.manifest.input_images import Inputs
 from jobs.manifest.loras import LORA
 from jobs.manifest.named_files import NO_FILES, FileRules, KnownFile, NamedFiles
@@ -32,6 +31,7 @@ from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_files import SUFFIXES, RowReader
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.resolve import Layer, Resolver
+from jobs.manifest.sampling_warnings import SamplingWatch
 from jobs.manifest.scalars import unreadable
 from jobs.manifest.schema import (
     FILE,
@@ -263,7 +263,7 @@ class _Loader:
             self._known_models,
             valid=valid,
         )
-        self._guidance = GuidanceWatch(self._resolver.combinations, self._warnings)
+        self._settings = SamplingWatch(self._resolver.combinations, self._warnings)
         output = self._output(head, place)
         if self._has_prompts(top, broken):
             self._prompts(place)
@@ -391,7 +391,7 @@ class _Loader:
         given = self._resolver.filled(entry, place) if entry.dynamic != "none" else (entry,)
         for one in given:
             self._seeds.look(one, place)
-            self._guidance.look(one, place)
+            self._settings.look(one, place)
             for other in entries:
                 if other is not entry:
                     one = one._replace(settings=other.settings, model=other.model)

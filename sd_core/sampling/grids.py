@@ -11,7 +11,13 @@ from functools import cache
 
 import numpy as np
 
-from sd_core.sampler_table import DISTILLED_STEPS, SAMPLER_TABLE, SCHEDULES, levels_of
+from sd_core.sampler_table import (
+    ALIGNED_STEPS,
+    DISTILLED_STEPS,
+    SAMPLER_TABLE,
+    SCHEDULES,
+    levels_of,
+)
 from sd_core.sampling.schedule import (
     TRAIN_TIMESTEPS,
     Array,
@@ -83,7 +89,7 @@ def exponential_sigmas(steps: int, known: Array) -> Array:
 def ays_sigmas(steps: int, _known: Array) -> Array:
     """Align your steps; for other counts than ten, interpolated in log σ as its authors do."""
     at = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
-    if steps == len(ALIGN_YOUR_STEPS) - 1:
+    if steps == ALIGNED_STEPS:
         return np.array(ALIGN_YOUR_STEPS[:-1])
     return np.exp(np.interp(np.linspace(0, 1, steps + 1), at, np.log(ALIGN_YOUR_STEPS)))[:-1]
 

@@ -335,7 +335,14 @@ def test_choices_that_are_made_are_no_foreign_syntax(tmp_path):
     assert message.startswith("2:69: prompts[1].prompt: '{a|b}' is other programs' syntax")
 
 
-class TestGuidance:
+class TestSampling:
+    def test_a_schedule_that_is_interpolated(self, tmp_path):
+        body = "defaults: {sampler: euler, schedule: ays}\nprompts: [{prompt: a, steps: 10}, a]"
+        (message,) = said(tmp_path, body)
+        assert message.startswith(
+            "3:35: prompts[1]: schedule ays is published for 10 steps; for 50"
+        )
+
     @pytest.mark.parametrize(
         ("body", "place"),
         [
