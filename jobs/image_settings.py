@@ -260,6 +260,14 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
         "a number within 0 to 1",
         "Guidance rescale",
     ),
+    "thresholding": ImageSetting(
+        Share,
+        "Dynamic thresholding as in diffusers: quantile of the clean latent's magnitudes, such as "
+        "0.995, at which every step cuts it off. Made for models of pixels; latents lose contrast. "
+        "Default 0, which is none.",
+        "a number within 0 to 1",
+        "Thresholding",
+    ),
 }
 """Name of a setting -> what is to be known of it, in the order of the fields of `Sampling`. A new
 one goes to the end of both.

@@ -210,6 +210,7 @@ _CHOICES = {
 _SEEDS = ("seed", "variation_seed", "eta_noise_seed_delta")
 _SHARES = (
     *("strength", "eta", "variation_strength", "guidance_from", "guidance_to", "guidance_rescale"),
+    "thresholding",
 )
 _NUMBERS = {"guidance": "that is finite", **dict.fromkeys(_SHARES, "within 0 to 1")}
 
@@ -244,6 +245,8 @@ class Sampling:
         step costs one UNet row.
     guidance_rescale: how far the spread of a guided output is brought to that of the prompt's own,
         0 (not at all) to 1 (Lin et al. 2023, sec. 3.4).
+    thresholding: quantile of the clean latent's magnitudes at which it is cut off in every step
+        (Saharia et al. 2022, sec. 2.3); 0 is none.
     """
 
     sampler: str = SAMPLERS[0]
@@ -268,6 +271,7 @@ class Sampling:
     guidance_from: float = 0.0
     guidance_to: float = 1.0
     guidance_rescale: float = 0.0
+    thresholding: float = 0.0
 
     def __post_init__(self) -> None:
         if tuple(map(type, vars(self).values())) != _PLAIN:  # they are, for all images of a plan

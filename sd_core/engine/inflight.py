@@ -12,6 +12,7 @@ from sd_core.engine.prompts import RowContext
 from sd_core.engine.request import OnStep, Rendered, Request
 from sd_core.engine.timesteps import Times
 from sd_core.model.embeddings import Embeddings
+from sd_core.sampling.guidance import Guide
 from sd_core.sampling.samplers import evaluations
 from sd_core.sampling.trajectory import Trajectory
 from sd_core.spec import Shape
@@ -88,6 +89,12 @@ class InflightRequest:
         """True where the next evaluation has guidance."""
         trajectory = self.flying
         return trajectory.guided is None or bool(trajectory.guided[trajectory.position])
+
+    @property
+    def guide(self) -> Guide | None:
+        """Changes to the guided output of the next evaluation."""
+        sampling = self.request.sampling
+        return self.flying.guide(sampling.guidance_rescale, sampling.thresholding)
 
     @property
     def told(self) -> list[RowContext]:

@@ -29,6 +29,7 @@ from sd_core.model.layers import (
     PlacedContext,
     attend_longer,
 )
+from sd_core.sampling.guidance import Guide
 from sd_core.sampling.slots import Extent, Slots
 from sd_core.spec import Shape
 from sd_core.transfer import Upload
@@ -71,7 +72,7 @@ class InflightBatch:
         self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot; the negative prompt's first
         self._weights: dict[int, tuple[float, ...]] = {}  # by slot, of images with several prompts
         self._loras: dict[int, LoraSet] = {}  # by slot, of images that have some
-        self._rescaled: dict[int, float] = {}  # by slot, shares of images whose guidance is so now
+        self._guides: dict[int, Guide] = {}  # by slot
         self._changed = False  # since the device was last told of it
         self._owners = Upload((rows,), device, torch.int64)  # by row
         self._first = Upload((rows,), device, torch.int64)  # by slot, its rows' outputs
@@ -95,10 +96,10 @@ class InflightBatch:
             if arrived not in self._slot_of:
                 self._enter(flight)
         self._close_gaps(rows)
-        self._rescaled = {
-            self._slot_of[arrived]: share
+        self._guides = {
+            self._slot_of[arrived]: guide
             for arrived, flight in wanted.items()
-            if (share := flight.request.sampling.guidance_rescale) and flight.guided_now
+            if (guide := flight.guide) is not None
         }
         for arrived, flight in wanted.items():
             own, step = self._rows_of[self._slot_of[arrived]], flight.step
@@ -157,14 +158,14 @@ class InflightBatch:
     @property
     def variant(self) -> Hashable:
         """Stands for all that a captured evaluation depends on, besides its rows: the addresses of
-        long contexts and of adapters, the images with several prompts, and those whose guidance is
-        rescaled. None where there are none of these.
+        long contexts and of adapters, the images with several prompts, and changes to guided
+        outputs. None where there are none of these.
         """
         numbers = tuple(self._longer[row].number for row in self._long_rows())
         combined = tuple((slot, self._rows_of[slot], w) for slot, w in self._weights.items())
         adapted = tuple((self._rows_of[slot], loras.number) for slot, loras in self._loras.items())
-        rescaled = tuple(self._rescaled.items())
-        parts = numbers, combined, adapted, rescaled
+        guides = tuple(self._guides.items())
+        parts = numbers, combined, adapted, guides
         return parts if any(parts) else None
 
     def stage(self, flights: Sequence[InflightRequest], rows: int) -> Extent:
@@ -205,7 +206,7 @@ class InflightBatch:
             given[slot].copy_(without[slot])
             for row, weight in zip(rows[1:], weights, strict=True):
                 given[slot].add_(eps[row] - without[slot], alpha=weight)
-        self._slots.step(without, given, extent, self._rescaled)
+        self._slots.step(without, given, extent, self._guides)
 
     def stepped(self) -> None:
         """Counts the step that every image took."""

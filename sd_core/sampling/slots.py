@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd_core.sampling.guidance import rescale
+from sd_core.sampling.guidance import Guide
 from sd_core.sampling.noise import Generator, fill
 from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, NUMBERS, Number
 from sd_core.sampling.trajectory import Inpainting, Trajectory
@@ -143,24 +143,24 @@ class Slots:
         without: Tensor,
         given: Tensor,
         extent: Extent,
-        rescaled: Mapping[int, float] = MappingProxyType({}),
+        guides: Mapping[int, Guide] = MappingProxyType({}),
     ) -> None:
         """Moves every image over the row that was staged; the host waits for nothing.
 
         without, given: (slots of the extent, 4, h, w) float32 model outputs for the negative prompt
         and the prompt; both the same for an image without guidance. `given` is written over.
         extent: of `stage`, or a larger one, which gives the same bits.
-        rescaled: slots of images whose guided output is rescaled now, and how far.
+        guides: by slot, of images whose guided outputs are changed as a whole.
         """
         count = slice(extent.slots)
         x, product = self.latents[count], self._product[count]
         outputs = self._outputs[: extent.history, count].unbind()
         numbers = self._numbers.tensor[:, count].unbind()
         # Classifier-free guidance (Ho & Salimans 2022): away from the unconditional prediction.
-        alone = {slot: given[slot].clone() for slot in rescaled}
+        alone = {slot: given[slot].clone() for slot in guides}
         eps = given.sub_(without).mul_(numbers[Number.GUIDANCE]).add_(without)
-        for slot, share in rescaled.items():
-            rescale(eps[slot], alone[slot], share)
+        for slot, guide in guides.items():
+            guide.apply(eps[slot], alone[slot], x[slot])
         for older, newer in zip(outputs[:0:-1], outputs[-2::-1], strict=True):
             older.copy_(newer)
         # Products and sums one by one: a fused product and sum would round otherwise.

@@ -56,6 +56,7 @@ class StepTable:
     alphas: (N + 1,) cumulative alpha of x before each row, and after the last.
     steps: (N,) step that each row belongs to, from 1.
     initial_noise: what unit noise is multiplied with to start from noise alone.
+    velocity: whether it is for a model that predicts that.
     """
 
     t: Array
@@ -67,6 +68,7 @@ class StepTable:
     alphas: Array
     steps: NDArray[np.int64]
     initial_noise: float = 1.0
+    velocity: bool = False
 
     def __len__(self) -> int:
         return len(self.t)
@@ -75,6 +77,11 @@ class StepTable:
     def history(self) -> int:
         """Number of past outputs that the update reads, the newest included."""
         return self.B.shape[1]
+
+    def clean(self, row: int) -> tuple[float, float]:
+        """Weights of x and of the model's output in the clean latent that is seen at a row."""
+        root, noise = float(self.alphas[row] ** 0.5), float((1 - self.alphas[row]) ** 0.5)
+        return (root, -noise) if self.velocity else (1 / root, -noise / root)
 
     def reads_noise_before(self, row: int) -> bool:
         """True for a row that reads the noise of the row before. row: up to N, which does not."""
@@ -85,7 +92,8 @@ class StepTable:
         (Salimans & Ho 2022), for eps = √a·v + √(1 - a)·x.
         """
         a = self.alphas[:-1]
-        return replace(self, p=self.p + self.q * np.sqrt(1 - a), q=self.q * np.sqrt(a))
+        p, q = self.p + self.q * np.sqrt(1 - a), self.q * np.sqrt(a)
+        return replace(self, p=p, q=q, velocity=True)
 
     def without_signal(self) -> StepTable:
         """The same steps where the first row has next to no signal, for which eps is useless.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sd_core.sampling.guidance import Guide
 from sd_core.sampling.noise import Generator
 from sd_core.sampling.step_table import StepTable
 
@@ -69,6 +70,16 @@ class Trajectory:
     def guidance_now(self) -> float:
         """Guidance of the next evaluation; 1 is none."""
         return self.guidance if self.guided is None or self.guided[self.position] else 1.0
+
+    def guide(self, rescale: float, thresholding: float) -> Guide | None:
+        """Changes to the guided output of the next evaluation; None for none.
+
+        rescale: only where there is guidance.
+        """
+        share = rescale if self.guidance_now != 1.0 else 0.0
+        if not share and not thresholding:
+            return None
+        return Guide(share, thresholding, self.table.clean(self.position))
 
     @property
     def timestep(self) -> float:

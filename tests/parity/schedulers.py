@@ -138,6 +138,8 @@ def loop(peer, sampler, model, x, timesteps, generator, eta) -> Tensor:
     for t in timesteps:
         eps = model(peer.scale_model_input(x, t), float(t))
         more = {"eta": eta} if "eta" in taken else {}
+        if "use_clipped_model_output" in taken:
+            more["use_clipped_model_output"] = True  # else DDIM steps on with noise of another x_0
         if "generator" in taken:
             # SA-Solver draws in every step, also where it has no use for noise.
             unused = sampler == "sa_solver" and not peer.tau_func(t)

@@ -130,6 +130,35 @@ def test_img2img_latents_agree(sampler, schedule, steps, strength):
     assert relative(mine, peer[0]) < 1e-4
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m", "unipc", "deis", "lcm"])
+def test_thresholding_agrees(sampler):
+    """Of the clean latent in every step, which diffusers has without the guidance before."""
+    steps, share = 8, 0.9
+    noise = draw_noise(generator_for(7), (4, *SHAPE))
+    for prediction, seen in (("epsilon", model), ("v", velocity)):
+        table = step_table(sampler, steps, prediction=prediction)
+        generator, peer_generator = generator_for(5), generator_for(5)
+        trajectory = Trajectory(table, from_noise(table, noise), generator, 1.0)
+        slots = Slots(1, SHAPE, noise.device)
+        slots.put(0, trajectory)
+        while not trajectory.done:
+            extent, eps = slots.stage(), seen(slots.latents, trajectory.timestep)
+            slots.step(eps, eps.clone(), extent, {0: trajectory.guide(0.0, share)})
+            slots.stepped()
+        peer = schedulers.run(
+            sampler,
+            steps,
+            seen,
+            noise[None],
+            peer_generator,
+            thresholding=True,
+            dynamic_thresholding_ratio=share,
+            sample_max_value=1e6,
+            prediction_type="epsilon" if prediction == "epsilon" else "v_prediction",
+        )
+        assert relative(trajectory.latents, peer[0]) < 1e-5
+
+
 def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
     """Stands in for a UNet that predicts the velocity."""
     return 0.8 * model(x, t) - 0.3 * x

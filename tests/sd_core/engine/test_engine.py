@@ -85,6 +85,7 @@ KINDS = {
     "strength rule": {"init": True, "sampler": "lcm", "strength_rule": "a1111", "noise": "gpu"},
     "guidance for a while": {"guidance_from": 0.3, "guidance_to": 0.7, "guidance": 5.0},
     "guidance at last": {"guidance_from": 0.5, "init": True, "sampler": "heun", "strength": 0.7},
+    "cut off": {"thresholding": 0.9, "guidance_rescale": 0.5, "guidance": 9.0},
     "guidance rescaled": {"guidance_rescale": 0.7, "guidance_to": 0.5, "guidance": 9.0},
     "other shape": {"width": 96},
     "img2img": {"init": True, "sampler": "heun", "strength": 0.6},

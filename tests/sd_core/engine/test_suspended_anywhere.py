@@ -40,6 +40,7 @@ def settings(draw) -> tuple[Sampling, str, bool]:
         guidance_from=first,
         guidance_to=draw(st.sampled_from((0.6, 1.0))),
         guidance_rescale=draw(st.sampled_from((0.0, 0.7))),
+        thresholding=draw(st.sampled_from((0.0, 0.9))),
     )
     return sampling, draw(st.sampled_from(PREDICTIONS)), draw(st.booleans())
 
@@ -62,12 +63,13 @@ def begun(sampling: Sampling, prediction: str, *, masked: bool) -> Trajectory:
     return image
 
 
-def advance(image: Trajectory, rescaled: float) -> None:
+def advance(image: Trajectory, sampling: Sampling) -> None:
     slots = Slots(1, SHAPE, CPU)
     slots.put(0, image)
     extent = slots.stage()
     without, given = (model(slots.latents, image.timestep, prompt) for prompt in (0, 1))
-    slots.step(without, given, extent, {0: rescaled} if rescaled else {})
+    guide = image.guide(sampling.guidance_rescale, sampling.thresholding)
+    slots.step(without, given, extent, {} if guide is None else {0: guide})
     slots.stepped()
     slots.take(0)
 
@@ -79,7 +81,7 @@ def test_it_goes_on_with_the_same_bits(chosen):
     alone = begun(sampling, prediction, masked=masked)
     image = begun(sampling, prediction, masked=masked)
     while not alone.done:
-        advance(alone, sampling.guidance_rescale)
+        advance(alone, sampling)
         state = save_trajectory(image, kind="this", exact=True)
         image, exact = load_trajectory(
             state,
@@ -93,5 +95,5 @@ def test_it_goes_on_with_the_same_bits(chosen):
         )
         assert exact
         image.guided = guided_rows(sampling, image.table)
-        advance(image, sampling.guidance_rescale)
+        advance(image, sampling)
         assert torch.equal(image.latents, alone.latents)
