@@ -135,7 +135,8 @@ class _Seeds(TypedDict, total=False):
         Seeds,
         Field(
             description="One image a seed: one seed, a list of seeds, or {start, count}. random, "
-            "or -1, draws one for each prompt when the job is planned; plan and records have it. "
+            "or -1, draws one for each prompt when the job is planned, so that every run is "
+            "another job; plan and records have it. "
             f"Default {Sampling.seed}.",
             examples=[[1, 2, 3], {"start": 42, "count": 8}],
         ),
