@@ -20,6 +20,7 @@ from sd_core.sampler_table import (
     SAMPLERS,
     SCHEDULES,
     sampler_called,
+    schedule_called,
 )
 from sd_core.spec import (
     DEMO_GUIDANCE,
@@ -58,10 +59,11 @@ def _sampler_name(text: str) -> str:
 
 
 def _schedule_text(value: object) -> object:
-    """A list of noise levels as text."""
-    if isinstance(value, list) and all(type(level) in (int, float) for level in value):
-        return " ".join(map(repr, value))
-    return value
+    """A name as ours, and noise levels as text."""
+    levels = [value] if type(value) in (int, float) else value
+    if isinstance(levels, list) and all(type(level) in (int, float) for level in levels):
+        return " ".join(map(repr, levels))
+    return schedule_called(value) or value if isinstance(value, str) else value
 
 
 SamplerName = Annotated[

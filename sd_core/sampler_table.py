@@ -59,6 +59,11 @@ MOST_LEVEL = 14.7
 as published tables round up."""
 
 
+LEAST_LEVEL = 0.001
+LEAST_FALL = 1.001
+"""Noise levels below, or closer together, lose what they differ in to rounding."""
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A sampler, but for its mathematics: the function of its name in a module of
@@ -73,6 +78,7 @@ class Sampler:
     end: cumulative alpha that it ends at; None is that of timestep 0, which is not quite clean.
     schedules: names of spacings that go with it, of `SCHEDULES`.
     eta: whether it takes one, a share of fresh noise.
+    noise: whether it draws fresh noise without one.
     evaluations: of the model, from the number of grid points, which is at least 1.
     aliases: other names that people know it by.
     """
@@ -85,6 +91,7 @@ class Sampler:
     end: float | None = 1.0
     schedules: tuple[str, ...] = SCHEDULES
     eta: bool = False
+    noise: bool = False
     evaluations: Callable[[int], int] = int
     aliases: tuple[str, ...] = ()
 
@@ -114,11 +121,14 @@ SAMPLER_TABLE: Mapping[str, Sampler] = {
     "euler_a": Sampler(
         *("noise_levels", "Euler a", "EulerAncestralDiscreteScheduler", 1),
         aliases=("euler_ancestral",),
+        noise=True,
     ),
     "heun": Sampler("noise_levels", "Heun", "HeunDiscreteScheduler", 2, evaluations=_twice),
     "lms": Sampler("noise_levels", "LMS", "LMSDiscreteScheduler", 4),
     "dpmpp_2m": Sampler("dpm", "DPM++ 2M", _DPM, 2, "dpm"),
-    "ddpm": Sampler("classic", "DDPM", "DDPMScheduler", 1, "leading", schedules=WHOLE_TIMESTEPS),
+    "ddpm": Sampler(
+        "classic", "DDPM", "DDPMScheduler", 1, "leading", schedules=WHOLE_TIMESTEPS, noise=True
+    ),
     "dpm2": Sampler(
         *("noise_levels", "DPM2", "KDPM2DiscreteScheduler", 2),
         evaluations=_twice,
@@ -128,17 +138,19 @@ SAMPLER_TABLE: Mapping[str, Sampler] = {
         *("noise_levels", "DPM2 a", "KDPM2AncestralDiscreteScheduler", 1),
         evaluations=_twice,
         aliases=("dpm_2_ancestral", "dpm2_ancestral"),
+        noise=True,
     ),
-    "dpmpp_2m_sde": Sampler("dpm", "DPM++ 2M SDE", _DPM, 2, "dpm"),
+    "dpmpp_2m_sde": Sampler("dpm", "DPM++ 2M SDE", _DPM, 2, "dpm", noise=True),
     "dpmpp_3m": Sampler("dpm", "DPM++ 3M", _DPM, 2, "dpm"),
-    "dpmpp_3m_sde": Sampler("dpm", "DPM++ 3M SDE", None, 2, "dpm"),
+    "dpmpp_3m_sde": Sampler("dpm", "DPM++ 3M SDE", None, 2, "dpm", noise=True),
     "dpmpp_2s_a": Sampler(
         *("dpm_midpoint", "DPM++ 2S a", None, 1),
         evaluations=_twice,
         aliases=("dpmpp_2s_ancestral",),
+        noise=True,
     ),
     "dpmpp_sde": Sampler(
-        "dpm_midpoint", "DPM++ SDE", "DPMSolverSDEScheduler", 2, evaluations=_twice
+        "dpm_midpoint", "DPM++ SDE", "DPMSolverSDEScheduler", 2, evaluations=_twice, noise=True
     ),
     "unipc": Sampler(
         *("predictor_corrector", "UniPC", "UniPCMultistepScheduler", 3, "dpm"),
@@ -149,9 +161,11 @@ SAMPLER_TABLE: Mapping[str, Sampler] = {
         aliases=("uni_pc_bh1",),
     ),
     "deis": Sampler("noise_levels", "DEIS", "DEISMultistepScheduler", 2, "dpm", None),
-    "sa_solver": Sampler("predictor_corrector", "SA-Solver", "SASolverScheduler", 2, "dpm", None),
+    "sa_solver": Sampler(
+        "predictor_corrector", "SA-Solver", "SASolverScheduler", 2, "dpm", None, noise=True
+    ),
     "ipndm": Sampler("noise_levels", "IPNDM", None, 2, aliases=("IPNDMScheduler",)),
-    "lcm": Sampler("consistency", "LCM", "LCMScheduler", None, "lcm"),
+    "lcm": Sampler("consistency", "LCM", "LCMScheduler", None, "lcm", noise=True),
     "tcd": Sampler("consistency", "TCD", "TCDScheduler", None, "lcm", None, ("default",), eta=True),
 }
 
@@ -183,10 +197,10 @@ def levels_of(schedule: str) -> tuple[float, ...]:
             f"most {MOST_LEVELS} noise levels"
         )
     for level, following in zip(levels, [*levels[1:], 0.0], strict=True):
-        if not following < level <= MOST_LEVEL:
+        if not LEAST_LEVEL <= level <= MOST_LEVEL or not following * LEAST_FALL < level:
             raise ValueError(
-                f"schedule has noise level {level:g} before {following:g}; "
-                f"expected levels that fall, from at most {MOST_LEVEL:g}, above 0"
+                f"schedule has noise level {level:g} before {following:g}; expected levels that "
+                f"fall by a thousandth at least, within {LEAST_LEVEL:g} to {MOST_LEVEL:g}"
             )
     return tuple(levels)
 

@@ -317,6 +317,9 @@ class Sampling:
         """Sets what changes nothing to its default, so that one picture has one form."""
         if not self.variation_strength and self.variation_seed:
             object.__setattr__(self, "variation_seed", 0)
+        row = SAMPLER_TABLE.get(self.sampler)
+        if row is not None and not row.noise and not self.eta:
+            object.__setattr__(self, "eta_noise_seed_delta", 0)
         if self.guidance == 1.0:
             for name in ("guidance_from", "guidance_to", "guidance_rescale"):
                 object.__setattr__(self, name, getattr(Sampling, name))
@@ -361,7 +364,7 @@ class Sampling:
             levels = levels_of(self.schedule)
             if len(levels) != self.steps:
                 raise ValueError(
-                    f"schedule has {len(levels)} noise levels for steps {self.steps}; "
+                    f"schedule lists noise levels for steps {len(levels)}, not {self.steps}; "
                     "expected as many as steps"
                 )
             if "karras" not in known:  # which is one of noise levels too

@@ -391,8 +391,8 @@ class _Loader:
         given = self._resolver.filled(entry, place) if entry.dynamic != "none" else (entry,)
         for one in given:
             self._seeds.look(one, place)
-            self._settings.look(one, place)
             for other in entries:
+                self._settings.look(other, place)
                 if other is not entry:
                     one = one._replace(settings=other.settings, model=other.model)
                 self._entries.append(one, combinations * one.seed_count)

@@ -18,6 +18,7 @@ from jobs.manifest.loras import written
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.seeds import Seeds, drawn, take_seeds
+from jobs.manifest.spacing import changed
 from jobs.manifest.vaes import vae_name
 
 
@@ -85,7 +86,8 @@ class Matrix:
             values = dict(zip(matrix, chosen, strict=True))
             negative, text = values.pop("negative", None), values.pop("prompt", None)
             loras, vae = values.pop("loras", None), values.pop("vae", None)
-            changes = tuple((SETTINGS.index(key), value) for key, value in values.items())
+            settings = changed(values).items()
+            changes = tuple((SETTINGS.index(key), value) for key, value in settings)
             pair = None if text is None or replaced is None else (replaced["from"], text)
             combinations.append(Combination(changes, negative, pair, loras, vae))
         return combinations

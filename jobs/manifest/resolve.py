@@ -33,6 +33,7 @@ from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
 from jobs.manifest.seeds import Seeds, drawn, random_in, take_seeds, take_variation
+from jobs.manifest.spacing import spacing_of
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, Sampling
 
 _TEXTS = ("prompt", "negative", "init_image", "mask", "vae", "name")
@@ -251,10 +252,13 @@ class Resolver:
             self._report(layers, ("mask", "init_image"), message)
         if not all(layer.valid for layer in layers):
             return None
+        values |= spacing_of(layer.values for layer in (self._defaults, under, own) if layer)
         settings = tuple([values[name] for name in SETTINGS])
         for message in self._check(settings):
             # What depends on another setting depends on the sampler.
-            self._report(layers, (message.split()[0], "sampler"), message)
+            key = message.split()[0]
+            keys = ("schedule", "karras") if key in ("schedule", "karras") else (key,)
+            self._report(layers, (*keys, "sampler"), message)
         if len(self.problems) > before:
             return None
         meta = merged(self._defaults.values, under.values if under else {}, own.values)

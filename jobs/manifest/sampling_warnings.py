@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,8 +35,9 @@ class SamplingWatch:
         found: dict[str, str] = {}
         for combination in self._combinations:
             values = dict(zip(SETTINGS, combination.apply(settings), strict=True))
-            for kind, message in _flaws(Sampling(**values)):
-                found.setdefault(kind, message)
+            with contextlib.suppress(ValueError):  # of what does not go together, which is told
+                for kind, message in _flaws(Sampling(**values)):
+                    found.setdefault(kind, message)
         return found
 
 

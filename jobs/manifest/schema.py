@@ -495,6 +495,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "output": tuple(OutputFields.__annotations__),
     "seeds": tuple(SeedRange.__annotations__),
     "loras": tuple(LoraItem.__annotations__),
+    "variation": tuple(Variation.__annotations__),
 }
 """The keys of each mapping inside a manifest, a prompt or a row."""
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from jobs.image_settings import SETTINGS
 from jobs.manifest.entries import Entry
 from jobs.manifest.problems import Place
 from jobs.manifest.warnings import WarningList
 
 _DISTINCT = 2**32
+_NOISE = SETTINGS.index("noise")
 
 _MOST_SEEDS = 200_000  # that are looked at in a job: a few dozen megabytes
 _MOST_SHOWN = 3
@@ -49,6 +51,8 @@ class SeedWatch:
         """The first seed of each noise that the entry has again -> all such seeds."""
         aliases: dict[int, list[int]] = {}
         prompt, negative, seeds, settings, init_image, mask, *_ = entry
+        if settings[_NOISE] != "cpu":  # which takes all bits
+            return aliases
         weights = entry.model, entry.loras, entry.embeddings, entry.vae
         picture = hash((prompt, negative, settings, init_image, mask, weights))
         numbers = seeds if isinstance(seeds, list) else range(seeds[0], seeds[0] + seeds[1])

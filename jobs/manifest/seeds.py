@@ -13,7 +13,7 @@ RANDOM = -1
 """Stands for a seed that is drawn when the job is planned."""
 
 RANDOM_LIMIT = 2**32
-"""Random seeds are below, for more bits give no other noise (`jobs.manifest.seed_warnings`)."""
+"""Random seeds are below: more bits give no other noise of CPUs (`jobs.manifest.seed_warnings`)."""
 
 Seeds = list[int] | tuple[int, int]
 

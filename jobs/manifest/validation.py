@@ -155,8 +155,8 @@ def without_errors(values: dict[str, Any], error: ValidationError) -> dict[str, 
 
 def _wrong_value(path: Path, value: Any) -> str:
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
-    if key == "seeds" and isinstance(path[-1], int):
-        key = "variation_seed"  # a listed seed is none to be drawn either
+    if (key == "seeds" and isinstance(path[-1], int)) or path[-2:] == ("variation", "seed"):
+        key = "variation_seed"  # which are none to be drawn
     if path[0] == "embeddings" or path[:2] == ("defaults", "embeddings"):
         return _wrong_embedding(path, value)
     if "meta" in path[:2]:

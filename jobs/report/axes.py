@@ -85,10 +85,14 @@ def varying(tasks: Sequence[Task]) -> list[Axis]:
         values = dict.fromkeys(value_of(task, name) for task in tasks)
         if len(values) > 1:
             found.append(Axis(name, _ordered(values)))
-    schedules = next((set(axis.values) for axis in found if axis.name == "schedule"), set[Value]())
-    # Two names of one thing: `karras` where it says all, for it is the older.
+    return found
+
+
+def _without_twin(axes: Sequence[Axis]) -> list[Axis]:
+    """Leaves out one of `karras` and `schedule`, two names of one thing: what says less."""
+    schedules = next((set(axis.values) for axis in axes if axis.name == "schedule"), set[Value]())
     twin = "schedule" if schedules == {"default", "karras"} else "karras"
-    return [axis for axis in found if not (schedules and axis.name == twin)]
+    return [axis for axis in axes if not (schedules and axis.name == twin)]
 
 
 def _ordered(values: Iterable[Value]) -> tuple[Value, ...]:
@@ -115,7 +119,7 @@ def chosen(axes: Sequence[Axis], asked: Sequence[str | None]) -> list[Axis | Non
         raise InputError("two axes are the same")
     if given:
         return [None if name is None else known[name] for name in asked]
-    short = [axis for axis in axes if len(axis.values) <= MOST_VALUES]
+    short = [axis for axis in _without_twin(axes) if len(axis.values) <= MOST_VALUES]
     short.sort(key=lambda axis: axis.name in _LAST)
     rest = [axis for axis in short if axis.name != "prompt"]
     rows = next((axis for axis in short if axis.name == "prompt"), None)

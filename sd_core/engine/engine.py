@@ -155,9 +155,13 @@ class Engine:
         _check_callable("on_step", on_step)
         if state is not None and not isinstance(state, bytes):
             raise ValueError(f"state is a {type(state).__name__}; expected bytes, of Suspended")
-        # Kept in a cache. On the engine's thread, the device would wait: some take 25 ms to make.
-        _ = table_of(request, self.model.spec).numbers
         future: Future[Rendered] = Future()
+        try:
+            # Kept in a cache. On the engine's thread, the device would wait: some take 25 ms.
+            _ = table_of(request, self.model.spec).numbers
+        except ValueError as error:  # of settings that do not go with this model
+            future.set_exception(error)
+            return future
         added = self._hold(request, future)
         embeddings = self._read(request, future)
         with self._lock:

@@ -156,6 +156,11 @@ class InflightBatch:
         ]
 
     @property
+    def changes_by_step(self) -> bool:
+        """True for an image whose step is another at every evaluation: it is not to be captured."""
+        return any(guide.clean is not None for guide in self._guides.values())
+
+    @property
     def variant(self) -> Hashable:
         """Stands for all that a captured evaluation depends on, besides its rows: the addresses of
         long contexts and of adapters, the images with several prompts, and changes to guided

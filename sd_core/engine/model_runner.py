@@ -222,7 +222,8 @@ class ModelRunner:
         check: a row count to compare with this one.
         """
         shape = group.shape
-        if self._graphs is not None and check is None and self._rows.limit(shape, rows) == rows:
+        captured = self._graphs is not None and check is None and not batch.changes_by_step
+        if captured and self._graphs is not None and self._rows.limit(shape, rows) == rows:
 
             def evaluate() -> Tensor:
                 return self._outputs(group, batch, slice(rows))

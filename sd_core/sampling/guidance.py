@@ -12,12 +12,12 @@ class Guide(NamedTuple):
     """Changes to the guided output of one evaluation.
 
     rescale: see `rescale`; 0 is none. thresholding: see `threshold`; 0 is none. clean: weights of
-    x and of the model's output in the clean latent that is seen.
+    x and of the model's output in the clean latent that is seen, for thresholding.
     """
 
     rescale: float
     thresholding: float
-    clean: tuple[float, float]
+    clean: tuple[float, float] | None
 
     def apply(self, guided: Tensor, given: Tensor, x: Tensor) -> None:
         """Changes `guided` in place. guided, given, x: (4, h, w) outputs of one image with guidance
@@ -25,7 +25,7 @@ class Guide(NamedTuple):
         """
         if self.rescale:
             rescale(guided, given, self.rescale)
-        if self.thresholding:
+        if self.clean is not None:
             of_x, of_output = self.clean
             clean = threshold(of_x * x + of_output * guided, self.thresholding)
             guided.copy_((clean - of_x * x) / of_output)

@@ -106,7 +106,14 @@ def rows(sampling: Sampling, strength: float | None = None) -> int:
     count = evaluations(sampling.sampler, sampling.steps, strength, rule)
     if sampling.guidance == 1.0 or (sampling.guidance_from, sampling.guidance_to) == (0.0, 1.0):
         return count if sampling.guidance == 1.0 else 2 * count
-    table = step_table(sampling.sampler, sampling.steps, strength=strength, strength_rule=rule)
+    table = step_table(
+        sampling.sampler,
+        sampling.steps,
+        strength=strength,
+        strength_rule=rule,
+        karras=sampling.karras,
+        schedule=sampling.schedule,
+    )
     left_out = 0 if strength is None else start_point(sampling.steps, strength, rule)
     return count + int(guided_rows(sampling, table, left_out).sum())
 

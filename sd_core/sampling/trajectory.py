@@ -79,7 +79,9 @@ class Trajectory:
         share = rescale if self.guidance_now != 1.0 else 0.0
         if not share and not thresholding:
             return None
-        return Guide(share, thresholding, self.table.clean(self.position))
+        # Weights of every row are others, of which a captured evaluation knows nothing.
+        clean = self.table.clean(self.position) if thresholding else None
+        return Guide(share, thresholding, clean)
 
     @property
     def timestep(self) -> float:

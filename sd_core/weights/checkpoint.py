@@ -43,7 +43,7 @@ class Checkpoint:
 
     path: for errors. format: "safetensors", "ckpt" or "diffusers". leftovers: names in the file
     that belong to no component. revision: the hub's commit, where it came from there.
-    prediction_said: whether the files say what the UNet predicts; else the spec has v1's.
+    said: of "prediction" and "zero_snr" what the files say; else the spec has v1's.
     note: said before the list of wrong weights, where the sizes had to be assumed. tokenizer: the
     model's own; None for CLIP's.
     """
@@ -55,7 +55,7 @@ class Checkpoint:
     leftovers: tuple[str, ...] = ()
     revision: str | None = None
     note: str = ""
-    prediction_said: bool = False
+    said: frozenset[str] = frozenset()
     tokenizer: TokenizerSpec | None = None
 
 

@@ -103,12 +103,16 @@ _SCHEDULE_DIFFUSERS: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def diffusers_prediction(path: Path) -> tuple[str, bool]:
-    """(prediction, zero_snr) of `ModelSpec`, from a `scheduler_config.json` with v1's schedule."""
+def diffusers_prediction(path: Path) -> tuple[str, bool, frozenset[str]]:
+    """`prediction` and `zero_snr` of `ModelSpec` and `said` of `Checkpoint`, from a
+    `scheduler_config.json` with v1's schedule.
+    """
     config = read_json(path)
     _require(path, config, _SCHEDULE_DIFFUSERS)
     prediction = _DIFFUSERS_PREDICTIONS[config.get("prediction_type", "epsilon")]
-    return prediction, bool(config.get("rescale_betas_zero_snr"))
+    rescaled = config.get("rescale_betas_zero_snr")
+    said = ("prediction",) if rescaled is None else ("prediction", "zero_snr")
+    return prediction, bool(rescaled), frozenset(said)
 
 
 def diffusers_unet(path: Path) -> tuple[UNetSpec, int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sd_core.spec import ModelSpec
+from sd_core.spec import PREDICTIONS, ModelSpec
 from sd_core.weights.checkpoint import Checkpoint, Part, VAECheckpoint
 from sd_core.weights.config_files import read_json
 from sd_core.weights.configs import (
@@ -45,10 +45,11 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
     unet, native_size = diffusers_unet(folder / "unet" / "config.json")
     vae = diffusers_vae(folder / "vae" / "config.json")
     text = diffusers_text(folder / "text_encoder" / "config.json")
-    said = (folder / SCHEDULER).is_file()
-    prediction = diffusers_prediction(folder / SCHEDULER) if said else ("epsilon", False)
+    prediction, zero_snr, said = PREDICTIONS[0], False, frozenset[str]()
+    if (folder / SCHEDULER).is_file():
+        prediction, zero_snr, said = diffusers_prediction(folder / SCHEDULER)
     try:
-        spec = ModelSpec(unet, vae, text, native_size, *prediction)
+        spec = ModelSpec(unet, vae, text, native_size, prediction, zero_snr)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: its components do not go together: {error}") from None
 
@@ -68,7 +69,7 @@ def open_folder(folder: Path, revision: str | None = None) -> Checkpoint:
             "vae": part("vae", lambda n: diffusers_vae_names(n, len(vae.channel_mult))),
         },
         revision=revision,
-        prediction_said=said,
+        said=said,
         tokenizer=read_tokenizer(folder, _class_name(index.get("tokenizer"))),
     )
 

@@ -95,9 +95,15 @@ def with_prediction(checkpoint: Checkpoint, prediction: str, zero_snr: bool | No
     if zero_snr is not None:
         asked["zero_snr"] = zero_snr
     for name, value in asked.items():
-        if checkpoint.prediction_said and getattr(spec, name) != value:
+        if name in checkpoint.said and getattr(spec, name) != value:
             raise CheckpointError(
                 f"{checkpoint.path}: its files say {name} {getattr(spec, name)}; "
                 f"{value} was asked for"
             )
-    return dataclasses.replace(checkpoint, spec=dataclasses.replace(spec, **asked))
+    spec = dataclasses.replace(spec, **asked)
+    if spec.zero_snr and spec.prediction == "epsilon":
+        raise CheckpointError(
+            f"{checkpoint.path}: zero_snr goes with prediction v only: where there is no signal, "
+            "noise tells nothing"
+        )
+    return dataclasses.replace(checkpoint, spec=spec)

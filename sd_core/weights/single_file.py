@@ -122,10 +122,7 @@ def open_single_file(path: Path, config: Path | None = None) -> Checkpoint:
     }
     prefixes = (TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX)
     spec, note = _spec(path, weights, parts, config)
-    said = config is not None or weights.spec_json is not None
-    marks = {name: name in weights.tensors for name in PREDICTION_MARKS}
-    if any(marks.values()) and not said:
-        spec, said = dataclasses.replace(spec, prediction="v", zero_snr=marks["ztsnr"]), True
+    spec, said = _marked(spec, weights, config)
     if config is None:
         _check_scale(path, weights, spec.vae.scale_factor)
     return Checkpoint(
@@ -135,7 +132,7 @@ def open_single_file(path: Path, config: Path | None = None) -> Checkpoint:
         parts=parts,
         leftovers=tuple(name for name in weights.tensors if not name.startswith(prefixes)),
         note=note,
-        prediction_said=said,
+        said=said,
     )
 
 
@@ -167,6 +164,23 @@ def _spec(
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: its sizes are not those of a v1 model: {error}") from None
+
+
+def _marked(
+    spec: ModelSpec, weights: WeightsFile, config: Path | None
+) -> tuple[ModelSpec, frozenset[str]]:
+    """The spec with what marks in the file tell of predictions, and what is said of them."""
+    if config is None and weights.spec_json is not None:
+        return spec, frozenset(("prediction", "zero_snr"))
+    v_pred, ztsnr = (mark in weights.tensors for mark in PREDICTION_MARKS)
+    said = set() if config is None else {"prediction"}
+    if config is None and (v_pred or ztsnr):
+        spec = dataclasses.replace(spec, prediction="v")
+        said.add("prediction")
+    if ztsnr:
+        spec = dataclasses.replace(spec, zero_snr=True)
+        said.add("zero_snr")
+    return spec, frozenset(said)
 
 
 def _check_scale(path: Path, weights: WeightsFile, assumed: float) -> None:

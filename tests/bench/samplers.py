@@ -24,7 +24,7 @@ from jobs.storage.filesystem import LocalStore
 from sd_core.engine.sample import sample_latents
 from sd_core.model.diffusion import LatentDiffusion
 from sd_core.sampler_table import SAMPLER_TABLE, SCHEDULE_TABLE, SCHEDULES, Sampler
-from sd_core.sampling.samplers import evaluations, step_table
+from sd_core.sampling.samplers import evaluations
 from sd_core.spec import DEMO_GUIDANCE
 from tests.bench.plot import plot
 from tests.commands import run_command
@@ -62,8 +62,9 @@ with the steps, measured on a model whose trajectories are known
 (`tests/sd_core/sampling/test_order.py`): of order 2, twice the steps leave a quarter of the error.
 It is that of uneven steps, as real schedules have them, and below what some papers give for even
 ones. With fresh noise it is that of the mean, and a picture changes with the steps however many
-there are. `lcm` and `tcd` are for models, or LoRA, that were distilled for few steps; with
-`guidance: 1` they take one row an evaluation, half the work.
+there are. `unipc` is bh2, as in diffusers; the web UI's and ComfyUI's own is `unipc_bh1`. `lcm` and
+`tcd` are for models, or LoRA, that were distilled for few steps; with `guidance: 1` they take one
+row an evaluation, half the work.
 
 | schedule | name elsewhere | spacing |
 |---|---|---|"""
@@ -76,10 +77,11 @@ SPACINGS: Mapping[str, str] = {
     "uniform": "even timesteps from 999 to 0, fractional",
     "trailing": "whole timesteps from 999 down, 1000/n apart",
     "linspace": "even timesteps from 999 to 0, as diffusers spaces them for the sampler",
-    "leading": "whole timesteps, 1000 // n apart, from 1 up: the largest is below 999",
+    "leading": "whole timesteps, 1000 // n apart, from 1 up; for DPM++ multistep, UniPC, DEIS and "
+    "SA-Solver the upper n of n + 1",
     "beta": "timesteps at quantiles of a Beta(0.6, 0.6) distribution: denser at both ends",
     "simple": "every 1000/n-th timestep from 999 down",
-    "ddim_uniform": "the timesteps of `leading`, for any sampler, to no noise at all",
+    "ddim_uniform": "whole timesteps, 1000 // n apart, from 1 up, for samplers over noise levels",
     "ays": "noise levels optimised for Stable Diffusion 1.5 in 10 steps (Sabour et al. 2024); "
     "other counts are interpolated in the logarithm, as published",
 }
@@ -117,14 +119,9 @@ def _sampler_row(name: str, row: Sampler) -> str:
     counts = {("n", 8, 50): "n", ("n", 9, 51): "n + 1", ("n", 15, 99): "2n - 1"}
     count = counts["n", evaluations(name, 8), evaluations(name, 50)]
     schedules = "all" if row.schedules == SCHEDULES else ", ".join(row.schedules)
-    noise = "with `eta`" if row.eta else "yes" if fresh_noise(name) else ""
+    noise = "with `eta`" if row.eta else "yes" if row.noise else ""
     order = "" if row.order is None else row.order
     return f"| `{name}` | {names} | {count} | {order} | {noise} | {schedules} |"
-
-
-def fresh_noise(sampler: str) -> bool:
-    """Whether a sampler draws noise in its steps."""
-    return bool(step_table(sampler, 8).C.any())
 
 
 def write_sheet() -> None:
@@ -169,7 +166,7 @@ def errors() -> dict[str, list[tuple[int, float]]]:
     noise = torch.randn(1, 4, side, side, generator=generator)
     found = {}
     for name, row in SAMPLER_TABLE.items():
-        if row.order is not None and not fresh_noise(name):
+        if row.order is not None and not row.noise:
             limit = _latents(model, noise, name, REFERENCE)
             found[name] = [
                 (

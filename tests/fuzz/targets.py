@@ -34,7 +34,7 @@ from sd_core.engine.snapshot import StateError, load_trajectory, save_trajectory
 from sd_core.sampling.noise import draw_noise, generator_for
 from sd_core.sampling.step_table import MOST_HISTORY
 from sd_core.sampling.trajectory import Trajectory, from_noise
-from sd_core.spec import Sampling
+from sd_core.spec import ModelSpec, Sampling
 from sd_core.weights.configs import compvis_spec, diffusers_text, diffusers_unet, diffusers_vae
 from sd_core.weights.errors import CheckpointError
 from sd_core.weights.export import text_config, unet_config, vae_config
@@ -231,7 +231,7 @@ STATE = Request("a", Sampling(width=64, height=64, steps=4, sampler="lms", seed=
 
 @cache
 def _states() -> list[bytes]:
-    table, generator = table_of(STATE), generator_for(1)
+    table, generator = table_of(STATE, ModelSpec()), generator_for(1)
     latents = from_noise(table, draw_noise(generator, (4, 8, 8)))
     states = []
     for position in range(3):
@@ -244,7 +244,7 @@ def _states() -> list[bytes]:
 def _read_state(data: bytes, _folder: Path) -> None:
     trajectory, _ = load_trajectory(
         data,
-        table_of(STATE),
+        table_of(STATE, ModelSpec()),
         kind="this",
         guidance=7.5,
         shape=(8, 8),

@@ -39,7 +39,7 @@ def _tag(lora: Mapping[str, Any]) -> str:
 def _schedule_type(record: Mapping[str, Any]) -> str | None:
     """The web UI's name of the schedule; None where it has none, or none that differs.
 
-    Its own default is said too, but for Euler a: of DPM++ 2M that is Karras.
+    Its own default is said too, as of DPM++ 2M that is Karras, but for Euler a and LCM.
     """
     sampler = record["sampler"]
     if record["karras"]:
@@ -47,7 +47,9 @@ def _schedule_type(record: Mapping[str, Any]) -> str | None:
     if "schedule" in record:
         known = SCHEDULE_TABLE.get(record["schedule"])
         return None if known is None else known.webui
-    return "Uniform" if sampler in KARRAS_SAMPLERS and sampler != "euler_a" else None
+    if sampler == "euler_a" or SAMPLER_TABLE[sampler].grid == "lcm":
+        return None
+    return "Uniform" if sampler in KARRAS_SAMPLERS else None
 
 
 def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -78,6 +80,8 @@ def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         pairs.append(("Template", record["template"]))
     # The noise is drawn on the CPU; without this line the web UI would draw it on the GPU.
     rng = "NV" if record.get("noise") == "gpu" else "CPU"
+    if record["sampler"].startswith("unipc"):
+        pairs.append(("UniPC variant", "bh1" if record["sampler"] == "unipc_bh1" else "bh2"))
     pairs += [("RNG", rng), ("Version", "sdbatch")]
     return pairs
 

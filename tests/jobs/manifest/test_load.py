@@ -194,6 +194,38 @@ def test_names_of_samplers_and_schedules(tmp_path, written, sampler, karras, sch
     assert read_task(json.dumps(task.to_json()).encode(), 0) == task
 
 
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("defaults: {schedule: karras}\nprompts: [{prompt: a, karras: false}]", "default"),
+        ("defaults: {karras: true}\nprompts: [{prompt: a, schedule: default}]", "default"),
+        ("defaults: {karras: true}\nprompts: [{prompt: a, schedule: exponential}]", "exponential"),
+        ("defaults: {schedule: ays}\nprompts: [{prompt: a, karras: false}]", "ays"),
+        ("defaults: {schedule: ays}\nprompts: [{prompt: a, karras: true}]", "karras"),
+        ("defaults: {sampler: Heun Karras}\nprompts: [{prompt: a, schedule: beta}]", "beta"),
+        ("defaults: {sampler: Heun Karras}\nprompts: [{prompt: a, sampler: lms}]", "default"),
+        ("defaults: {schedule: beta}\nprompts: [{prompt: a, sampler: Heun Karras}]", "karras"),
+        ("defaults: {schedule: beta}\nprompts: [{prompt: a, sampler: heun}]", "beta"),
+        ("matrix: {karras: [false, true]}\nprompts: [a]", "default karras"),
+        (
+            "defaults: {schedule: karras}\nmatrix: {karras: [false, true]}\nprompts: [a]",
+            "default karras",
+        ),
+        (
+            "defaults: {karras: true}\nmatrix: {schedule: [default, ays]}\nprompts: [a]",
+            "default ays",
+        ),
+        ("matrix: {sampler: [lms, Heun Karras]}\nprompts: [a]", "default karras"),
+    ],
+)
+def test_the_innermost_place_says_the_spacing(tmp_path, body, wanted):
+    if "sampler" not in body:
+        body = body.replace("defaults: {", "defaults: {sampler: euler, ", 1)
+        body = body if "defaults" in body else "defaults: {sampler: euler}\n" + body
+    found = tasks(tmp_path, body)
+    assert [task.sampling.spacing for task in found] == wanted.split()
+
+
 def test_matrix_order_and_precedence(tmp_path):
     body = """
 defaults: {steps: 99, negative: none, seeds: [1, 2]}

@@ -336,6 +336,11 @@ def test_choices_that_are_made_are_no_foreign_syntax(tmp_path):
 
 
 class TestSampling:
+    def test_noise_of_gpus_takes_all_bits_of_a_seed(self, tmp_path):
+        body = "prompts: [{prompt: a, seeds: [5, 4294967301]}]"
+        assert said(tmp_path, "defaults: {noise: gpu}\n" + body) == []
+        assert len(said(tmp_path, body)) == 1
+
     def test_a_schedule_that_is_interpolated(self, tmp_path):
         body = "defaults: {sampler: euler, schedule: ays}\nprompts: [{prompt: a, steps: 10}, a]"
         (message,) = said(tmp_path, body)
@@ -355,6 +360,12 @@ class TestSampling:
         (message,) = said(tmp_path, body)
         assert message.startswith(place)
         assert "models of few steps want 1, which also takes half the time" in message
+
+    def test_every_model_is_looked_at(self, tmp_path):
+        """The demo model's own guidance is 2, that of others 7.5."""
+        body = "matrix: {model: [demo, x]}\nprompts: [{prompt: a, sampler: lcm, steps: 4}]"
+        (message,) = said(tmp_path, body)
+        assert "lcm with guidance 7.5" in message
 
     def test_little_is_right(self, tmp_path):
         body = "prompts: [{prompt: a, sampler: lcm, steps: 4, guidance: 2}, b]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
@@ -93,3 +95,19 @@ def test_steps_without_guidance_take_one_row_and_batches_stay_full(model):
     assert used == sum(rows(one.sampling) for one in requests)
     busy = batches[: -len(batches) // 4]  # until there are too few images to fill a batch
     assert sum(batch.rows_used for batch in busy) >= 0.95 * sum(batch.rows for batch in busy)
+
+
+def test_settings_that_the_model_refuses_fail_alone():
+    """Of a model without signal at its first timestep; others go on."""
+    spec = dataclasses.replace(ODD, prediction="v", zero_snr=True)
+    with Engine(small_model(spec), rows=4) as engine:
+        bad = engine.submit(ask(sampler="heun", schedule="trailing", steps=3))
+        good = engine.submit(ask(sampler="euler", schedule="trailing", steps=3))
+        with pytest.raises(ValueError, match="heun loses its numbers"):
+            bad.result(timeout=60)
+        assert torch.isfinite(good.result(timeout=60).latents).all()
+
+
+def test_rows_are_counted_by_schedule():
+    few = {"sampler": "lcm", "schedule": "karras", "steps": 60, "guidance": 3.0}
+    assert rows(Sampling(**few, guidance_to=0.5)) == 90

@@ -11,6 +11,7 @@ from sd_core.sampling.grids import ALIGN_YOUR_STEPS, grid_of, karras_sigmas
 from sd_core.sampling.samplers import evaluations, start_point, step_table
 from sd_core.sampling.schedule import alphas_cumprod, sigma_of, timestep_of
 from sd_core.sampling.step_table import StepTable
+from sd_core.spec import STRENGTH_RULES
 
 STEPS = (1, 2, 7, 50, 999, 1000)
 
@@ -96,13 +97,13 @@ def test_tables_have_their_steps_and_read_what_there_is(sampler, schedule):
             assert not table.reads_noise_before(i) or table.C[i - 1, 0]
 
 
-@pytest.mark.parametrize("strength", [None, 0.0, 0.01, 0.3, 0.75, 1.0])
-@pytest.mark.parametrize("steps", [1, 2, 10, 50])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_evaluations_are_the_rows(sampler, steps, strength):
-    assert evaluations(sampler, steps, strength) == len(
-        step_table(sampler, steps, strength=strength)
-    )
+def test_evaluations_are_the_rows(sampler):
+    for steps in (1, 2, 10, 50):
+        for strength in (None, 0.0, 0.01, 0.3, 0.75, 1.0):
+            for rule in STRENGTH_RULES:
+                table = step_table(sampler, steps, strength=strength, strength_rule=rule)
+                assert evaluations(sampler, steps, strength, rule) == len(table)
 
 
 def test_strength_enters_where_diffusers_does():
@@ -189,10 +190,12 @@ def test_a_list_of_levels_is_the_grid():
         ({"sampler": "tcd", "schedule": "beta"}, "does not go with tcd; with it go default$"),
         ({"sampler": "euler", "schedule": "linaer"}, "'linaer' is unknown; one of default, karras"),
         ({"sampler": "euler", "schedule": 3}, "schedule 3 is no text"),
-        ({"sampler": "euler", "schedule": "5 4", "steps": 3}, "2 noise levels for steps 3"),
+        ({"sampler": "euler", "schedule": "5 4", "steps": 3}, "noise levels for steps 2, not 3"),
         ({"sampler": "euler", "schedule": "4 5", "steps": 2}, "level 4 before 5; expected .* fall"),
-        ({"sampler": "euler", "schedule": "15 5", "steps": 2}, "from at most 14.7"),
-        ({"sampler": "euler", "schedule": "5 -1", "steps": 2}, "level -1 before 0; .*above 0"),
+        ({"sampler": "euler", "schedule": "5 4.999", "steps": 2}, "level 5 before 4.999; expected"),
+        ({"sampler": "euler", "schedule": "5 1e-9", "steps": 2}, "level 1e-09 before 0; expected"),
+        ({"sampler": "euler", "schedule": "15 5", "steps": 2}, "within 0.001 to 14.7"),
+        ({"sampler": "euler", "schedule": "5 -1", "steps": 2}, "level -1 before 0; .*within 0.001"),
         ({"sampler": "euler", "schedule": "5 nan", "steps": 2}, "level 5 before nan"),
         ({"sampler": "euler", "schedule": "inf 5", "steps": 2}, "level inf before 5"),
         ({"sampler": "euler", "schedule": "0", "steps": 1}, "'0' is unknown"),

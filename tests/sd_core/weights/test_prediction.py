@@ -35,7 +35,7 @@ def bare(model, tmp_path):
     return path
 
 
-@pytest.mark.parametrize(("prediction", "zero_snr"), [("v", True), ("v", False), ("epsilon", True)])
+@pytest.mark.parametrize(("prediction", "zero_snr"), [("v", True), ("v", False)])
 def test_our_files_and_diffusers_say_it(tmp_path, prediction, zero_snr):
     spec = dataclasses.replace(SMALL, prediction=prediction, zero_snr=zero_snr)
     save_single_file(small_model(spec), tmp_path / "model.safetensors")
@@ -83,6 +83,19 @@ def test_what_contradicts_the_files_is_refused(tmp_path, given, said):
     with pytest.raises(CheckpointError, match=said):
         load_model(tmp_path / "folder", **given)
     assert predicts(load_model(tmp_path / "folder", prediction="v").spec) == ("v", True)
+
+
+def test_what_a_file_leaves_open_may_be_said(model, bare, tmp_path):
+    """A mark, an original configuration and an old scheduler tell of the prediction alone."""
+    save_file(single_file_weights(model) | {"v_pred": torch.zeros(0)}, tmp_path / "m.safetensors")
+    (tmp_path / "v.yaml").write_text(original_config(SMALL, parameterization="v"))
+    loaded = [
+        load_model(tmp_path / "m.safetensors", zero_snr=True),
+        load_model(bare, config=tmp_path / "v.yaml", zero_snr=True),
+    ]
+    assert [predicts(one.spec) for one in loaded] == [("v", True)] * 2
+    with pytest.raises(CheckpointError, match="zero_snr goes with prediction v only"):
+        load_model(bare, zero_snr=True)
 
 
 def test_other_predictions_are_named(bare):
