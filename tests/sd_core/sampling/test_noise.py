@@ -105,14 +105,20 @@ def test_a_variation_is_the_web_uis():
 
 
 def test_the_seed_of_fresh_noise_may_be_another():
-    noise, generator = noise_of(sampling(seed=3, eta_noise_seed_delta=31337))
+    noise, generator = noise_of(sampling(seed=3, eta_noise_seed_delta=31337, sampler="euler_a"))
     assert torch.equal(noise, noise_of(sampling(seed=3))[0])
     wanted = draw_noise(generator_for(31340), SHAPE)
     assert torch.equal(draw_noise(generator, SHAPE), wanted)
-    _, last = noise_of(sampling(seed=2**64 - 1, eta_noise_seed_delta=1, noise="gpu"))
+    settings = {"sampler": "lcm", "noise": "gpu", "eta_noise_seed_delta": 1}
+    _, last = noise_of(sampling(seed=2**64 - 1, **settings))
     assert torch.equal(draw_noise(last, SHAPE), draw_noise(generator_for(0, "gpu"), SHAPE))
 
 
 def test_strength_as_the_web_ui_counts_it():
     assert [start_point(20, s, "a1111") for s in (0, 0.5, 0.75, 0.999, 1)] == [19, 9, 4, 0, 0]
     assert start_point(1, 1.0, "a1111") == 0
+
+
+def test_it_names_no_picture_that_draws_none():
+    assert sampling(sampler="euler", eta_noise_seed_delta=5) == sampling(sampler="euler")
+    assert sampling(sampler="ddim", eta=0.5, eta_noise_seed_delta=5).eta_noise_seed_delta == 5
