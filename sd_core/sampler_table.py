@@ -52,12 +52,11 @@ MOST_LEVELS = 1000
 """Noise levels in a schedule that lists them: as many as an image has steps."""
 
 WHOLE_TIMESTEPS = ("default", "trailing", "linspace", "leading")
-"""Those for samplers over cumulative alphas, which step between timesteps that the model knows."""
+"""Names for samplers over cumulative alphas, which step between timesteps that the model knows."""
 
 MOST_LEVEL = 14.7
 """Noise level σ that a schedule begins at, at most: a little above the most that the model knows,
 as published tables round up."""
-
 
 LEAST_LEVEL = 0.001
 LEAST_FALL = 1.001

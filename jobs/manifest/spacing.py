@@ -15,36 +15,30 @@ from sd_core.sampler_table import SCHEDULES
 _DEFAULT = SCHEDULES[0]
 
 Spacing = dict[str, Any]
-"""Values of `karras` and `schedule`."""
+"""Values of `karras` and `schedule`, and of `sampler` where that is known."""
 
 
 def spacing_of(places: Iterable[Mapping[str, Any]]) -> Spacing:
-    """The spacing that places come to, the outermost first, and their sampler.
+    """The spacing that places come to, the outermost first, and the sampler without a schedule.
 
     What one place says against itself is left as it is, for `Sampling` to refuse.
     """
-    found = _spaced(_DEFAULT)
-    before: Spacing | None = None  # what a sampler's name took the place of
+    found, sampler, named = _spaced(_DEFAULT), None, ""
     for values in places:
+        says = values.keys() & {"karras", "schedule"}
         if "sampler" in values:
-            found, before = (found if before is None else before), None
             sampler, _, named = values["sampler"].partition(" ")
-            if named and not values.keys() & {"karras", "schedule"}:
-                found, before = _spaced(named), found
-                found["sampler"] = sampler
-            else:
-                found["sampler"] = values["sampler"]
-        stays = {"sampler": found["sampler"]} if "sampler" in found else {}
+            if says:
+                sampler = values["sampler"]
+        if not says:
+            continue
+        named = ""  # a schedule in a name counts until another place says one
         if "schedule" in values:
             found = _spaced(values["schedule"]) | ({"karras": True} if values.get("karras") else {})
-        elif values.get("karras"):
-            found = _spaced("karras")
-        elif "karras" in values and found["karras"]:
-            found = _spaced(_DEFAULT)
-        else:
-            continue
-        found, before = found | stays, None
-    return found
+        elif values["karras"] or found["karras"]:
+            found = _spaced("karras" if values["karras"] else _DEFAULT)
+    found = _spaced(named) if named else found
+    return found if sampler is None else found | {"sampler": sampler}
 
 
 def changed(values: Mapping[str, Any]) -> dict[str, Any]:

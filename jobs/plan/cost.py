@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.task import Task
 from sd_core.sampling.samplers import evaluations, rows
+from sd_core.spec import Sampling
 
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.4, "webp": 0.25}
 """Bytes a pixel of photographs from Stable Diffusion at quality 95; flat drawings take a tenth. An
@@ -64,6 +65,7 @@ _MAX_KINDS = 10_000  # a .csv can set its own guidance in a million rows
 
 _evaluations = lru_cache(maxsize=10_000)(evaluations)
 _rows = lru_cache(maxsize=10_000)(rows)
+_WHOLE = Sampling.guidance_from, Sampling.guidance_to
 
 
 def evaluations_of(task: Task) -> int:
@@ -80,9 +82,6 @@ def rows_of(task: Task) -> int:
     if (sampling.guidance_from, sampling.guidance_to) == _WHOLE:  # of most, and so quicker
         return evaluations_of(task) * (1 if sampling.guidance == 1.0 else 2)
     return _rows(replace(sampling, seed=0), strength)
-
-
-_WHOLE = (0.0, 1.0)
 
 
 class CostFold:

@@ -82,13 +82,7 @@ class InflightRequest:
         trajectory, most = self.trajectory, self.request.rows
         if trajectory is None or trajectory.done or most != 2:  # of several prompts all stay
             return most
-        return most if self.guided_now else 1
-
-    @property
-    def guided_now(self) -> bool:
-        """True where the next evaluation has guidance."""
-        trajectory = self.flying
-        return trajectory.guided is None or bool(trajectory.guided[trajectory.position])
+        return 1 if trajectory.guidance_now == 1.0 else most
 
     @property
     def guide(self) -> Guide | None:

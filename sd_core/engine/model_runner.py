@@ -34,7 +34,7 @@ from sd_core.model.diffusion import LatentDiffusion
 from sd_core.model.vae import AutoencoderKL
 from sd_core.pixels import NOT_FINITE, finite, to_uint8
 from sd_core.sampling.noise import generator_for, noise_of
-from sd_core.sampling.samplers import guided_rows, start_point, step_table
+from sd_core.sampling.samplers import guided_rows, step_table
 from sd_core.sampling.slots import Extent
 from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
@@ -106,7 +106,7 @@ class ModelRunner:
                 device=self.model.device,
             )
             flight.state = None
-        flight.flying.guided = guided_rows(request.sampling, table, _left_out(request))
+        flight.flying.guided = guided_rows(request.sampling, table, _strength(request))
 
     def encode_ahead(self, waiting: Iterable[InflightRequest]) -> None:
         """Prepares prompts of images that begin soon, where the device can beside its work."""
@@ -222,8 +222,8 @@ class ModelRunner:
         check: a row count to compare with this one.
         """
         shape = group.shape
-        captured = self._graphs is not None and check is None and not batch.changes_by_step
-        if captured and self._graphs is not None and self._rows.limit(shape, rows) == rows:
+        whole = check is None and self._rows.limit(shape, rows) == rows
+        if self._graphs is not None and whole and not batch.changes_by_step:
 
             def evaluate() -> Tensor:
                 return self._outputs(group, batch, slice(rows))
@@ -375,14 +375,6 @@ def _has_additions(flight: InflightRequest) -> bool:
     """True for adapters of the UNet, and for a prompt that has several chunks at any step."""
     chunks = [len(until.context) for row in flight.contexts for until in row]
     return max(chunks) > 1 or (flight.loras is not None and bool(flight.loras.others))
-
-
-def _left_out(request: Request) -> int:
-    """Steps of the schedule that an init image does not go through."""
-    sampling, strength = request.sampling, _strength(request)
-    if strength is None:
-        return 0
-    return start_point(sampling.steps, strength, sampling.strength_rule)
 
 
 def table_of(request: Request, model: ModelSpec) -> StepTable:

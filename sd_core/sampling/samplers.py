@@ -1,4 +1,4 @@
-"""Samplers by name: the table of steps of each, `sd_core.spec.SAMPLER_TABLE` says where it is made.
+"""Samplers by name: the table of steps of each; `sd_core.sampler_table` says where it is made.
 
 Torch-free.
 """
@@ -18,7 +18,7 @@ from sd_core.sampling.step_table import StepTable
 from sd_core.spec import PREDICTIONS, STRENGTH_RULES, Sampling
 
 WEBUI_MOST_STRENGTH = 0.999
-
+"""Strength that AUTOMATIC1111's web UI counts steps with, at most."""
 
 MOST_NUMBER = 500.0
 """Coefficients above cancel each other to less than four digits in float32."""
@@ -59,8 +59,7 @@ def step_table(
         strength_rule=strength_rule,
     )
     grid = grid_of(sampler, steps, checked.spacing, zero_snr=zero_snr)
-    if strength is not None:
-        grid = grid.after(start_point(steps, strength, strength_rule))
+    grid = grid.after(start_point(steps, strength, strength_rule))
     row = SAMPLER_TABLE[sampler]
     module = import_module(f"sd_core.sampling.{row.module}")
     make: Callable[..., StepTable] = getattr(module, sampler)
@@ -78,23 +77,29 @@ def step_table(
     return table
 
 
-def start_point(steps: int, strength: float, rule: str = STRENGTH_RULES[0]) -> int:
+def start_point(steps: int, strength: float | None, rule: str = STRENGTH_RULES[0]) -> int:
     """Grid point at which an init image of this strength enters: 0 is pure noise, `steps` none.
 
+    strength: None without an init image.
     rule: "diffusers" leaves int(steps·strength) points; "a1111", as that web UI, one more, with a
         strength of at most 0.999.
     """
+    if strength is None:
+        return 0
     if rule == "a1111":
         return steps - 1 - int(steps * min(strength, WEBUI_MOST_STRENGTH))
     return steps - min(int(steps * strength), steps)
 
 
-def guided_rows(sampling: Sampling, table: StepTable, left_out: int = 0) -> NDArray[np.bool_]:
+def guided_rows(
+    sampling: Sampling, table: StepTable, strength: float | None = None
+) -> NDArray[np.bool_]:
     """(N,) true for rows of a table with guidance, of which an image takes two rows of the batch,
     without one (Kynkäänniemi et al. 2024, by shares of the steps).
 
-    left_out: steps of the whole schedule before the table's first.
+    table: of the sampling. strength: None without an init image.
     """
+    left_out = start_point(sampling.steps, strength, sampling.strength_rule)
     shares = (table.steps - 1 + left_out) / sampling.steps
     inside = (sampling.guidance_from <= shares) & (shares < sampling.guidance_to)
     return inside & (sampling.guidance != 1.0)
@@ -102,25 +107,20 @@ def guided_rows(sampling: Sampling, table: StepTable, left_out: int = 0) -> NDAr
 
 def rows(sampling: Sampling, strength: float | None = None) -> int:
     """Batch rows of a whole trajectory with one prompt: two for an evaluation with guidance."""
-    rule = sampling.strength_rule
-    count = evaluations(sampling.sampler, sampling.steps, strength, rule)
-    if sampling.guidance == 1.0 or (sampling.guidance_from, sampling.guidance_to) == (0.0, 1.0):
-        return count if sampling.guidance == 1.0 else 2 * count
     table = step_table(
         sampling.sampler,
         sampling.steps,
         strength=strength,
-        strength_rule=rule,
+        strength_rule=sampling.strength_rule,
         karras=sampling.karras,
         schedule=sampling.schedule,
     )
-    left_out = 0 if strength is None else start_point(sampling.steps, strength, rule)
-    return count + int(guided_rows(sampling, table, left_out).sum())
+    return len(table) + int(guided_rows(sampling, table, strength).sum())
 
 
 def evaluations(
     sampler: str, steps: int, strength: float | None = None, rule: str = STRENGTH_RULES[0]
 ) -> int:
     """Model evaluations of a whole trajectory; strength is None without an init image."""
-    points = steps if strength is None else steps - start_point(steps, strength, rule)
+    points = steps - start_point(steps, strength, rule)
     return SAMPLER_TABLE[sampler].evaluations(points) if points else 0

@@ -62,9 +62,9 @@ with the steps, measured on a model whose trajectories are known
 (`tests/sd_core/sampling/test_order.py`): of order 2, twice the steps leave a quarter of the error.
 It is that of uneven steps, as real schedules have them, and below what some papers give for even
 ones. With fresh noise it is that of the mean, and a picture changes with the steps however many
-there are. `unipc` is bh2, as in diffusers; the web UI's and ComfyUI's own is `unipc_bh1`. `lcm` and
-`tcd` are for models, or LoRA, that were distilled for few steps; with `guidance: 1` they take one
-row an evaluation, half the work.
+there are. `unipc` is bh2, as in diffusers; the web UI's default is `unipc_bh1`. `lcm` and `tcd` are
+for models, or LoRA, that were distilled for few steps; with `guidance: 1` they take one row an
+evaluation, half the work.
 
 | schedule | name elsewhere | spacing |
 |---|---|---|"""

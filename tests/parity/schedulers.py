@@ -65,12 +65,12 @@ def peer_class(sampler: str) -> Any:
 
 
 def takes(sampler: str, name: str) -> bool:
-    """Whether the class of a sampler takes an argument."""
+    """True where the class of a sampler takes an argument."""
     return name in inspect.signature(peer_class(sampler).__init__).parameters
 
 
 def has(sampler: str, schedule: str) -> bool:
-    """Whether diffusers has this schedule for a sampler."""
+    """True where diffusers has this schedule for a sampler."""
     taken = inspect.signature(peer_class(sampler).__init__).parameters
     read = sampler != "lcm" or schedule == "default"  # it takes a spacing, and leaves it unread
     return read and SCHEDULES[schedule].keys() <= taken.keys()

@@ -135,7 +135,7 @@ def check_img2img(sampler: str, schedule: str, steps: int, strength: float) -> N
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m", "unipc", "deis", "lcm"])
 def test_thresholding_agrees(sampler):
-    """Of the clean latent in every step, which diffusers has without the guidance before."""
+    """Cuts off the clean latent in every step; diffusers has no guidance before."""
     steps, share = 8, 0.9
     noise = draw_noise(generator_for(7), (4, *SHAPE))
     for prediction, seen in (("epsilon", model), ("v", velocity)):

@@ -78,10 +78,10 @@ def _parameters(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if "template" in record:  # as the web UI's extension for dynamic prompts calls it
         pairs.append(("Template", record["template"]))
-    # The noise is drawn on the CPU; without this line the web UI would draw it on the GPU.
-    rng = "NV" if record.get("noise") == "gpu" else "CPU"
     if record["sampler"].startswith("unipc"):
         pairs.append(("UniPC variant", "bh1" if record["sampler"] == "unipc_bh1" else "bh2"))
+    # Without this line the web UI would draw the noise as its own settings say.
+    rng = "NV" if record.get("noise") == "gpu" else "CPU"
     pairs += [("RNG", rng), ("Version", "sdbatch")]
     return pairs
 

@@ -98,7 +98,7 @@ def test_steps_without_guidance_take_one_row_and_batches_stay_full(model):
 
 
 def test_settings_that_the_model_refuses_fail_alone():
-    """Of a model without signal at its first timestep; others go on."""
+    """A model without signal at its first timestep refuses a sampler; other images go on."""
     spec = dataclasses.replace(ODD, prediction="v", zero_snr=True)
     with Engine(small_model(spec), rows=4) as engine:
         bad = engine.submit(ask(sampler="heun", schedule="trailing", steps=3))

@@ -21,7 +21,7 @@ class File:
 
 
 class Content:
-    """What reading it was like."""
+    """Thread that read a file, and its niceness."""
 
     nbytes = 1
 

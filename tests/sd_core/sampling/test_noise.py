@@ -42,7 +42,7 @@ def sampling(**settings) -> Sampling:
     ],
 )
 def test_philox_gives_the_known_answers_of_its_authors(counter, key, wanted):
-    """Of Random123's `kat_vectors`."""
+    """Values from Random123's `kat_vectors`."""
     found = philox(np.array(counter, dtype=np.uint64)[:, None], key)
     assert found[:, 0].tolist() == list(wanted)
 

@@ -20,7 +20,7 @@ PAIRS = [(name, schedule) for name, row in SAMPLER_TABLE.items() for schedule in
 
 
 def tables(sampler: str, schedule: str) -> list[StepTable]:
-    """Of many counts of steps that the two have."""
+    """Tables of many counts of steps that the two have."""
     few = SAMPLER_TABLE[sampler].grid == "lcm" and schedule == "default"
     counts = [steps for steps in STEPS if steps <= 50 or not few]
     return [step_table(sampler, steps, schedule=schedule) for steps in counts]
