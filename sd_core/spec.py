@@ -24,6 +24,7 @@ from sd_core.sampler_table import (
     sampler_called,
     schedule_called,
 )
+from sd_core.setting_texts import freeu_of, layers_called, projection_of, text_of
 
 Shape = tuple[int, int]
 """Height and width of a latent, in latent pixels."""
@@ -83,6 +84,12 @@ PREDICTIONS = ("epsilon", "v")
 
 NOISES = ("cpu", "gpu")
 """Generators of noise: PyTorch's on CPUs, or on CUDA devices; the first is the default."""
+
+MOST_PAG_SCALE = 100.0
+"""Largest scale of perturbed-attention guidance."""
+
+PAG_LAYERS = "mid"
+"""Attentions that it perturbs by default, as its authors do."""
 
 MAX_CLIP_SKIP = 12
 """Layers of the text encoder of Stable Diffusion v1."""
@@ -212,7 +219,12 @@ _SHARES = (
     *("strength", "eta", "variation_strength", "guidance_from", "guidance_to", "guidance_rescale"),
     "thresholding",
 )
-_NUMBERS = {"guidance": "that is finite", **dict.fromkeys(_SHARES, "within 0 to 1")}
+_NUMBERS = {
+    "guidance": "that is finite",
+    "pag_scale": f"within 0 to {MOST_PAG_SCALE:g}",
+    **dict.fromkeys(_SHARES, "within 0 to 1"),
+}
+_TEXTS = ("pag_layers", "freeu", "apg")
 
 
 @dataclass(frozen=True)
@@ -247,6 +259,11 @@ class Sampling:
         0 (not at all) to 1 (Lin et al. 2023, sec. 3.4).
     thresholding: quantile of the clean latent's magnitudes at which it is cut off in every step
         (Saharia et al. 2022, sec. 2.3); 0 is none.
+    pag_scale: of perturbed-attention guidance (Ahn et al. 2024), 0 (none) to 100: away from what
+        the UNet gives where self-attentions leave all tokens to themselves, which costs a row.
+    pag_layers: those attentions, as `sd_core.setting_texts.layers_called` reads them.
+    freeu: "b1 b2 s1 s2", see `sd_core.setting_texts.FreeU`; "" is none.
+    apg: "eta norm_threshold momentum", see `sd_core.setting_texts.Projection`; "" is none.
     """
 
     sampler: str = SAMPLERS[0]
@@ -272,6 +289,10 @@ class Sampling:
     guidance_to: float = 1.0
     guidance_rescale: float = 0.0
     thresholding: float = 0.0
+    pag_scale: float = 0.0
+    pag_layers: str = PAG_LAYERS
+    freeu: str = ""
+    apg: str = ""
 
     def __post_init__(self) -> None:
         if tuple(map(type, vars(self).values())) != _PLAIN:  # they are, for all images of a plan
@@ -298,6 +319,9 @@ class Sampling:
             raise ValueError(
                 f"guidance_from {self.guidance_from} is not below guidance_to {self.guidance_to}"
             )
+        if not 0.0 <= self.pag_scale <= MOST_PAG_SCALE:
+            raise ValueError(f"pag_scale {self.pag_scale} is not {_NUMBERS['pag_scale']}")
+        self._read_texts()
         self._leave_out()
         if self.eta and self.sampler not in ETA_SAMPLERS:
             raise ValueError(
@@ -320,9 +344,22 @@ class Sampling:
         row = SAMPLER_TABLE.get(self.sampler)
         if row is not None and not row.noise and not self.eta:
             object.__setattr__(self, "eta_noise_seed_delta", 0)
+        if not self.pag_scale:
+            object.__setattr__(self, "pag_layers", PAG_LAYERS)
         if self.guidance == 1.0:
-            for name in ("guidance_from", "guidance_to", "guidance_rescale"):
-                object.__setattr__(self, name, getattr(Sampling, name))
+            object.__setattr__(self, "apg", "")
+            if not self.pag_scale:
+                for name in ("guidance_from", "guidance_to", "guidance_rescale"):
+                    object.__setattr__(self, name, getattr(Sampling, name))
+
+    def _read_texts(self) -> None:
+        """Takes settings that are texts of several numbers or names, in the one form of each."""
+        if self.pag_layers != PAG_LAYERS:
+            object.__setattr__(self, "pag_layers", layers_called(self.pag_layers))
+        if self.freeu:
+            object.__setattr__(self, "freeu", text_of(freeu_of(self.freeu)))
+        if self.apg:
+            object.__setattr__(self, "apg", text_of(projection_of(self.apg)))
 
     def _find_sampler(self) -> None:
         """Takes a sampler by a name that other programs have for it."""
@@ -394,6 +431,9 @@ class Sampling:
             value = getattr(self, name)
             if type(value) is not float:
                 object.__setattr__(self, name, _number(name, value, allowed))
+        for name in _TEXTS:
+            if not isinstance(value := getattr(self, name), str):
+                raise ValueError(f"{name} {value!r:.80} is no text")
         if type(self.karras) is not bool:
             raise ValueError(f"karras {self.karras!r:.80} is neither True nor False")
 

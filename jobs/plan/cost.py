@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from jobs.task import Task
-from sd_core.sampling.samplers import evaluations, rows
+from sd_core.sampling.samplers import evaluations, guiding_rows, rows
 from sd_core.spec import Sampling
 
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.4, "webp": 0.25}
@@ -25,7 +25,7 @@ class PlanSummary:
 
     images: how many.
     evaluations: of the model, over all images.
-    rows: of the model's batches: an evaluation is two, or one with guidance 1.
+    rows: of the model's batches: an evaluation is one, and one for each kind of guidance.
     shapes: (width, height) in pixels -> images.
     samplers: name -> images.
     inputs: distinct init images and masks.
@@ -80,7 +80,7 @@ def rows_of(task: Task) -> int:
     sampling = task.sampling
     strength = None if task.init_image is None else sampling.strength
     if (sampling.guidance_from, sampling.guidance_to) == _WHOLE:  # of most, and so quicker
-        return evaluations_of(task) * (1 if sampling.guidance == 1.0 else 2)
+        return evaluations_of(task) * (1 + guiding_rows(sampling))
     return _rows(replace(sampling, seed=0), strength)
 
 

@@ -144,6 +144,7 @@ class PackedSelfAttention(nn.Module):
     def __init__(self, attention: CrossAttention, tokens: int, own: bool) -> None:
         super().__init__()
         self.heads = attention.heads
+        self.of_itself = attention.of_itself
         fused = isinstance(attention, FusedCrossAttention)
         self.attend = kernels.attention if fused else F.scaled_dot_product_attention
         together = torch.cat([p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
@@ -170,7 +171,8 @@ class PackedSelfAttention(nn.Module):
         for number, adapters in enumerate(self._adapters):
             adapters.added(parts[number], x, partial(self._part, number))
         q, k, v = (split_heads(part, self.heads) for part in parts)
-        return self.attend(q, k, v).transpose(1, 2).flatten(2)
+        out = self.of_itself.changed(self.attend(q, k, v), v)
+        return out.transpose(1, 2).flatten(2)
 
 
 def pack(

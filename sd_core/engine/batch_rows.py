@@ -70,13 +70,18 @@ class Rows:
 
     def padded(self, shape: Shape, used: int, *, exact: bool) -> int:
         """Rows of a batch in which `used` hold an image. Where these are more than the fixed count,
-        it is evaluated in parts of that.
+        it is evaluated in parts of that, and one of what is left.
         """
-        most = self.of(shape)
-        if used > most:
-            return -(-used // most) * most
-        rows = self._fitting(shape, used)
-        return self.of(shape) if exact and not self.gives_exact(shape, rows) else rows
+        whole, rest = self._parts(shape, used)
+        if not rest:
+            return whole
+        rows = self._fitting(shape, rest)
+        return whole + (rows if not exact or self.gives_exact(shape, rows) else self.of(shape))
+
+    def _parts(self, shape: Shape, used: int) -> tuple[int, int]:
+        """Rows in parts of the fixed count, and those that are left."""
+        rest = used % self.of(shape)
+        return used - rest, rest
 
     def _fitting(self, shape: Shape, used: int) -> int:
         most, counts = self.of(shape), FAST_ROWS[self._device]
@@ -88,8 +93,10 @@ class Rows:
         return rows == self.of(shape) or self._same[shape, rows] >= CHECKS
 
     def unchecked(self, shape: Shape, used: int) -> int | None:
-        """A count that would do for `used` rows and is still to be compared with the fixed one."""
-        rows = self._fitting(shape, used)
+        """A count that would do for `used` rows, or for what is left of them beside parts of the
+        fixed one, and is still to be compared with that.
+        """
+        rows = self._fitting(shape, self._parts(shape, used)[1] or self.of(shape))
         known = self.gives_exact(shape, rows) or (shape, rows) in self._other
         return None if known else rows
 

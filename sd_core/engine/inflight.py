@@ -10,6 +10,7 @@ from sd_core.engine.adapters import LoraSet
 from sd_core.engine.added import Added
 from sd_core.engine.prompts import RowContext
 from sd_core.engine.request import OnStep, Rendered, Request
+from sd_core.engine.row_roles import RowRoles
 from sd_core.engine.timesteps import Times
 from sd_core.model.embeddings import Embeddings
 from sd_core.sampling.guidance import Guide
@@ -34,6 +35,7 @@ class InflightRequest:
     state: what it is to be continued from.
     added: its own weights, which stay on the device until it ends. embeddings: of its prompts.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
+    roles: of its rows, once it is started.
     apart: evaluated by the program for images with adapters or long prompts, where the model is
         compiled; False until the image is started.
     exact: all evaluations so far gave the bits of the fixed row count.
@@ -49,6 +51,7 @@ class InflightRequest:
     embeddings: Embeddings = ()
     trajectory: Trajectory | None = None
     contexts: list[RowContext] = field(default_factory=list)
+    roles: RowRoles = field(default_factory=RowRoles)
     admitted: float = 0.0
     apart: bool = False
     exact: bool = True
@@ -79,10 +82,11 @@ class InflightRequest:
     @property
     def rows(self) -> int:
         """Rows of the next evaluation; before the first the most that it may take."""
-        trajectory, most = self.trajectory, self.request.rows
-        if trajectory is None or trajectory.done or most != 2:  # of several prompts all stay
-            return most
-        return 1 if trajectory.guidance_now == 1.0 else most
+        request, trajectory = self.request, self.trajectory
+        if trajectory is None or trajectory.done or trajectory.guided_now:
+            return request.rows
+        # What weighted prompts come to is told from the negative prompt, guided or not.
+        return 1 if request.one_prompt else len(request.conditions)
 
     @property
     def guide(self) -> Guide | None:
@@ -93,12 +97,8 @@ class InflightRequest:
     @property
     def told(self) -> list[RowContext]:
         """The contexts of the rows of the next evaluation."""
-        return self.contexts[-self.rows :]
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Weights of the rows after the negative prompt's."""
-        return tuple(condition.weight for condition in self.request.prompts)
+        prompts = self.contexts[-len(self.request.prompts) :]
+        return [*prompts, *self.contexts][-self.rows :]
 
     @property
     def step(self) -> int:

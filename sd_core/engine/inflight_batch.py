@@ -18,6 +18,7 @@ from torch import Tensor
 from sd_core.engine.adapters import Layers, LoraSet
 from sd_core.engine.inflight import InflightRequest
 from sd_core.engine.prompts import TextContext
+from sd_core.engine.row_roles import RowRoles
 from sd_core.engine.timesteps import EmbeddedTimesteps
 from sd_core.model.beside import Change
 from sd_core.model.diffusion import LatentDiffusion
@@ -29,8 +30,10 @@ from sd_core.model.layers import (
     PlacedContext,
     attend_longer,
 )
+from sd_core.model.places import freeu_changes, identity
 from sd_core.sampling.guidance import Guide
 from sd_core.sampling.slots import Extent, Slots
+from sd_core.setting_texts import FreeU
 from sd_core.spec import Shape
 from sd_core.transfer import Upload
 
@@ -69,8 +72,8 @@ class InflightBatch:
         self._without = torch.zeros_like(self.latents)
         self._given = torch.zeros_like(self.latents)
         self._slot_of: dict[int, int] = {}  # by number of the image, which is not to be kept alive
-        self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot; the negative prompt's first
-        self._weights: dict[int, tuple[float, ...]] = {}  # by slot, of images with several prompts
+        self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot
+        self._roles: dict[int, RowRoles] = {}  # by slot
         self._loras: dict[int, LoraSet] = {}  # by slot, of images that have some
         self._guides: dict[int, Guide] = {}  # by slot
         self._changed = False  # since the device was last told of it
@@ -155,6 +158,27 @@ class InflightBatch:
             if row in range(begin, rows.stop)
         ]
 
+    def changes(self, rows: slice) -> dict[str, Change]:
+        """Changes that these rows have in the UNet, by the names of its places."""
+        begin = rows.start or 0
+        perturbed: dict[str, list[int]] = {}
+        freed: list[tuple[int, FreeU]] = []
+        for slot, roles in self._special.items():
+            own = [row - begin for row in self._rows_of[slot] if row in range(begin, rows.stop)]
+            for row in roles.perturbed(self._rows_of[slot]):
+                if row - begin in own:
+                    for layer in roles.layers:
+                        perturbed.setdefault(layer, []).append(row - begin)
+            if roles.freeu is not None:
+                freed += [(row, roles.freeu) for row in own]
+        attentions = {layer: identity(own) for layer, own in perturbed.items()}
+        return attentions | freeu_changes(freed)
+
+    @property
+    def _special(self) -> dict[int, RowRoles]:
+        """Roles of images that have more than a prompt and a negative prompt, by slot."""
+        return {slot: roles for slot, roles in self._roles.items() if not roles.plain}
+
     @property
     def changes_by_step(self) -> bool:
         """True for an image whose step is another at every evaluation: it is not to be captured."""
@@ -163,14 +187,14 @@ class InflightBatch:
     @property
     def variant(self) -> Hashable:
         """Stands for all that a captured evaluation depends on, besides its rows: the addresses of
-        long contexts and of adapters, the images with several prompts, and changes to guided
-        outputs. None where there are none of these.
+        long contexts and of adapters, the images of more than two rows or with changes in the
+        model, and changes to guided outputs. None where there are none of these.
         """
         numbers = tuple(self._longer[row].number for row in self._long_rows())
-        combined = tuple((slot, self._rows_of[slot], w) for slot, w in self._weights.items())
+        special = tuple((n, self._rows_of[n], roles) for n, roles in self._special.items())
         adapted = tuple((self._rows_of[slot], loras.number) for slot, loras in self._loras.items())
         guides = tuple(self._guides.items())
-        parts = numbers, combined, adapted, guides
+        parts = numbers, special, adapted, guides
         return parts if any(parts) else None
 
     def stage(self, flights: Sequence[InflightRequest], rows: int) -> Extent:
@@ -205,13 +229,21 @@ class InflightBatch:
         without, given = self._without[count], self._given[count]
         torch.index_select(eps, 0, self._first.tensor[count], out=without)
         torch.index_select(eps, 0, self._last.tensor[count], out=given)
-        for slot, weights in self._weights.items():
-            # All parts of the prompt, away from the negative one (Liu et al. 2022, eq. 11).
-            rows = self._rows_of[slot]
-            given[slot].copy_(without[slot])
-            for row, weight in zip(rows[1:], weights, strict=True):
-                given[slot].add_(eps[row] - without[slot], alpha=weight)
-        self._slots.step(without, given, extent, self._guides)
+        pushed: dict[int, Tensor] = {}
+        for slot, roles in self._special.items():
+            prompts = roles.prompts(self._rows_of[slot])
+            perturbed = roles.perturbed(self._rows_of[slot])
+            if roles.weights != (1.0,):
+                # All parts of the prompt, away from the negative one (Liu et al. 2022, eq. 11).
+                given[slot].copy_(without[slot])
+                for row, weight in zip(prompts, roles.weights, strict=True):
+                    given[slot].add_(eps[row] - without[slot], alpha=weight)
+            if perturbed:
+                # And away from each part without structure (Ahn et al. 2024, eq. 16).
+                push = pushed[slot] = torch.zeros_like(given[slot])
+                for row, other, weight in zip(prompts, perturbed, roles.weights, strict=True):
+                    push.add_(eps[row] - eps[other], alpha=weight * roles.pag_scale)
+        self._slots.step(without, given, extent, self._guides, pushed)
 
     def stepped(self) -> None:
         """Counts the step that every image took."""
@@ -242,8 +274,7 @@ class InflightBatch:
         self._slots.put(slot, flight.flying)
         self._slot_of[flight.arrived] = slot
         self._rows_of[slot] = rows
-        if len(flight.weights) > 1 or flight.weights != (1.0,):
-            self._weights[slot] = flight.weights
+        self._roles[slot] = flight.roles
         if flight.loras is not None:
             self._loras[slot] = flight.loras
         self._changed = True
@@ -252,7 +283,7 @@ class InflightBatch:
         slot = self._slot_of.pop(arrived)
         for row in self._rows_of.pop(slot):
             self._told.pop(row, None)
-        self._weights.pop(slot, None)
+        del self._roles[slot]
         self._loras.pop(slot, None)
         self._slots.take(slot)
         self._changed = True
@@ -323,7 +354,7 @@ class InflightBatch:
         first[:] = last[:] = 0
         for slot, rows in self._rows_of.items():
             owners[list(rows)] = slot
-            first[slot], last[slot] = rows[0], rows[-1]
+            first[slot], last[slot] = self._roles[slot].without(rows), rows[-1]
         for upload in (self._owners, self._first, self._last):
             upload.send()
 

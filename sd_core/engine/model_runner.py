@@ -23,14 +23,16 @@ from sd_core.engine.inflight_batch import InflightBatch
 from sd_core.engine.memory import Capacity, is_out_of_memory
 from sd_core.engine.prompts import EncodedPrompts
 from sd_core.engine.request import Batch, Pixels, Rendered, Request
+from sd_core.engine.row_roles import RowRoles
 from sd_core.engine.snapshot import load_trajectory, most_bytes, save_trajectory
 from sd_core.engine.timesteps import EmbeddedTimesteps
 from sd_core.execution import CAPTURED
 from sd_core.gpu.graphs import Graphs
 from sd_core.gpu.pace import Pace, pace_of
-from sd_core.model.adapters import adapted, changes_of, placed
-from sd_core.model.beside import beside
+from sd_core.model.adapters import adapted, changes_of
+from sd_core.model.beside import beside, placed
 from sd_core.model.diffusion import LatentDiffusion
+from sd_core.model.places import attentions_called, changing
 from sd_core.model.vae import AutoencoderKL
 from sd_core.pixels import NOT_FINITE, finite, to_uint8
 from sd_core.sampling.noise import generator_for, noise_of
@@ -38,6 +40,7 @@ from sd_core.sampling.samplers import guided_rows, step_table
 from sd_core.sampling.slots import Extent
 from sd_core.sampling.step_table import MOST_HISTORY, MOST_NOISE, StepTable
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
+from sd_core.setting_texts import freeu_of, has_momentum, projection_of
 from sd_core.spec import LATENT_FACTOR, ModelSpec, Sampling
 from sd_core.transfer import CopyOut, to_device
 
@@ -83,13 +86,14 @@ class ModelRunner:
     def start(self, flight: InflightRequest) -> None:
         """Encodes the prompts and sets up the trajectory, or takes it from the saved state.
 
-        Raises `StateError` if that is not one of this request, and `MemoryError` if the device
-        cannot hold such an image.
+        Raises `StateError` if that is not one of this request, `ValueError` for what the model
+        cannot do, and `MemoryError` if the device cannot hold such an image.
         """
         request = flight.request
         self._capacity.check(flight.shape, min(flight.rows, self._rows.of(flight.shape)))
         flight.admitted = time.monotonic()
         flight.contexts = self._prompts.get(request.conditions, flight.loras, flight.embeddings)
+        flight.roles = self._roles(request)
         flight.apart = self.model.execution == "compiled" and _has_additions(flight)
         table = table_of(request, self.model.spec)
         if flight.state is None:
@@ -103,10 +107,23 @@ class ModelRunner:
                 shape=flight.shape,
                 noise=request.sampling.noise,
                 inpainted=request.mask is not None,
+                momentum=has_momentum(request.sampling.apg),
                 device=self.model.device,
             )
             flight.state = None
+        flight.flying.projection = projection_of(request.sampling.apg)
         flight.flying.guided = guided_rows(request.sampling, table, _strength(request))
+
+    def _roles(self, request: Request) -> RowRoles:
+        sampling = request.sampling
+        layers = sampling.pag_layers if sampling.pag_scale else ""
+        return RowRoles(
+            weights=tuple(condition.weight for condition in request.prompts),
+            negative=len(request.conditions) > len(request.prompts),
+            pag_scale=sampling.pag_scale,
+            layers=attentions_called(self.model.unet.places, layers),
+            freeu=freeu_of(sampling.freeu),
+        )
 
     def encode_ahead(self, waiting: Iterable[InflightRequest]) -> None:
         """Prepares prompts of images that begin soon, where the device can beside its work."""
@@ -169,7 +186,7 @@ class ModelRunner:
         self._timesteps.add([flight.times for flight in flights])
         batch = self._batch(group, rows)
         try:
-            batch.join(flights, rows if check is None else check)
+            batch.join(flights, rows if check is None else used)
             extent = batch.stage(flights, rows)
             with self._program("evaluation", group, rows, extent.inpainted):
                 calls = self._advance(group, batch, rows, extent, check)
@@ -237,7 +254,7 @@ class ModelRunner:
                 self._rows.went_well(shape)
                 return {rows}
         eps, calls = self._denoise(group, batch, rows)
-        if check is not None and calls == {rows}:
+        if check is not None and calls == {self._rows.of(group.shape)}:
             self._check(group, batch, check, eps)
         batch.step(eps, extent)
         return calls
@@ -307,13 +324,13 @@ class ModelRunner:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs), calls
 
     def _outputs(self, group: Group, batch: InflightBatch, rows: slice) -> Tensor:
-        unet, given = self.model.unet, batch.adapters(rows)
+        unet, given, changes = self.model.unet, batch.adapters(rows), batch.changes(rows)
         if group.apart:
-            changes = dict([*changes_of(unet, given), *batch.longer(rows)])
-            with placed(unet.adapters), beside(changes):
+            all_changes = dict([*changes_of(unet, given), *batch.longer(rows)]) | changes
+            with placed({**unet.adapters, **unet.places}), beside(all_changes):
                 contexts = batch.placed_contexts(rows)
                 return self.model.denoise(batch.latents[rows], batch.times[rows], contexts)
-        with adapted(unet.adapters, given):
+        with adapted(unet.adapters, given), changing(unet.places, changes):
             contexts = batch.contexts(rows)
             return self.model.denoise(batch.latents[rows], batch.times[rows], contexts)
 
@@ -372,7 +389,11 @@ class ModelRunner:
 
 
 def _has_additions(flight: InflightRequest) -> bool:
-    """True for adapters of the UNet, and for a prompt that has several chunks at any step."""
+    """True for adapters and changes of the UNet, and for a prompt that has several chunks at any
+    step.
+    """
+    if flight.roles.layers or flight.roles.freeu is not None:
+        return True
     chunks = [len(until.context) for row in flight.contexts for until in row]
     return max(chunks) > 1 or (flight.loras is not None and bool(flight.loras.others))
 
@@ -401,6 +422,7 @@ def largest_state(request: Request) -> int:
         sampling.latent_shape,
         sampling.noise,
         inpainted=request.mask is not None,
+        momentum=has_momentum(sampling.apg),
     )
 
 

@@ -192,18 +192,27 @@ class Request:
         """The parts of the prompt, mostly one; each is a row of the UNet's batch."""
         return _read("prompt", self._reader.prompt, self.prompt)
 
+    @property
+    def one_prompt(self) -> bool:
+        """True for a prompt in one part, of weight 1."""
+        return len(self.prompts) == 1 and self.prompts[0].weight == 1.0
+
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
         """Conditions of the rows: the negative prompt's first, without which guidance 1.0 does."""
-        alone = len(self.prompts) == 1 and self.prompts[0].weight == 1.0
-        if alone and self.sampling.guidance == 1.0:
+        if self.one_prompt and self.sampling.guidance == 1.0:
             return self.prompts
         return _read("negative", self._reader.negative, self.negative), *self.prompts
 
     @property
+    def perturbed(self) -> int:
+        """Rows for perturbed-attention guidance: one for each part of the prompt."""
+        return len(self.prompts) if self.sampling.pag_scale else 0
+
+    @property
     def rows(self) -> int:
         """Rows of the UNet's batch: one with guidance 1.0, else two, more with `AND`."""
-        return len(self.conditions)
+        return self.perturbed + len(self.conditions)
 
     @property
     def _reader(self) -> PromptReader:

@@ -1,8 +1,8 @@
 """A trajectory between two steps as bytes, and back: safetensors, small, the same everywhere.
 
 What is kept is what the next evaluation needs: latents, past outputs, position, the generator's
-state, noise that is read again, and with a mask what is returned to outside it. Table and context
-follow from the request.
+state, noise and differences of guidance that are read again, and with a mask what is returned to
+outside it. Table and context follow from the request.
 
 Bytes come back from a store, where anything may have happened to them. Every tensor must be of the
 name, type and shape that request and position ask for, and all together of the digest in the
@@ -57,6 +57,9 @@ def save_trajectory(trajectory: Trajectory, *, kind: str, exact: bool) -> bytes:
     if trajectory.table.reads_noise_before(trajectory.position):
         assert trajectory.noise_before is not None
         tensors["noise_before"] = trajectory.noise_before
+    if trajectory.has_momentum and trajectory.position:
+        assert trajectory.differences is not None
+        tensors["differences"] = trajectory.differences
     if trajectory.inpainting is not None:
         known = trajectory.inpainting
         tensors |= {"known": known.known, "noise": known.noise, "mask": known.mask}
@@ -75,14 +78,16 @@ def load_trajectory(
     shape: Shape,
     noise: str,
     inpainted: bool,
+    momentum: bool,
     device: torch.device,
 ) -> tuple[Trajectory, bool]:
     """The trajectory and `exact`, as they were saved.
 
     shape: (h, w) of the latents. noise: one of `NOISES`. inpainted: whether the request has a mask.
+    momentum: whether its guidance has some.
     Raises `StateError` for all but the bytes that `save_trajectory` gave for such a request.
     """
-    most = most_bytes(table, shape, noise, inpainted=inpainted)
+    most = most_bytes(table, shape, noise, inpainted=inpainted, momentum=momentum)
     if len(state) > most:
         raise StateError(f"a saved state of {len(state)} bytes, larger than the {most} of this one")
     try:
@@ -93,7 +98,8 @@ def load_trajectory(
     if header.get("format") != FORMAT or header.get("kind") != kind:
         raise StateError("saved by another version, or of another request, model or arithmetic")
     position, exact = _numbers(tensors, table)
-    _check_form(tensors, _form(table, shape, position, noise, inpainted=inpainted))
+    form = _form(table, shape, position, noise, inpainted=inpainted, momentum=momentum)
+    _check_form(tensors, form)
     if header.get("digest") != digest_of(tensors):
         raise StateError("the saved tensors are not those of the digest beside them")
     _check_values(tensors)
@@ -112,14 +118,19 @@ def load_trajectory(
     inpainting = None
     if inpainted:
         inpainting = Inpainting(there["known"], there["noise"], there["mask"])
-    before = there.get("noise_before")
-    trajectory = Trajectory(table, latents, generator, guidance, inpainting, position, past, before)
+    trajectory = Trajectory(
+        *(table, latents, generator, guidance, inpainting, position, past),
+        noise_before=there.get("noise_before"),
+        differences=there.get("differences"),
+    )
     return trajectory, exact
 
 
-def most_bytes(table: StepTable, shape: Shape, noise: str, *, inpainted: bool) -> int:
-    """Size that no saved state of such a request exceeds."""
-    form = _form(table, shape, len(table), noise, inpainted=inpainted)
+def most_bytes(
+    table: StepTable, shape: Shape, noise: str, *, inpainted: bool, momentum: bool
+) -> int:
+    """Size that no saved state of such a request exceeds. momentum: of its guidance."""
+    form = _form(table, shape, len(table), noise, inpainted=inpainted, momentum=momentum)
     if table.C.shape[1] > 1:
         form["noise_before"] = form["latents"]
     numbers = (torch.Size(sizes).numel() * dtype.itemsize for dtype, sizes in form.values())
@@ -135,7 +146,9 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _form(table: StepTable, shape: Shape, position: int, noise: str, *, inpainted: bool) -> Form:
+def _form(
+    table: StepTable, shape: Shape, position: int, noise: str, *, inpainted: bool, momentum: bool
+) -> Form:
     """The tensors that a state at this position has."""
     latents = torch.float32, (4, *shape)
     form: Form = {
@@ -146,6 +159,8 @@ def _form(table: StepTable, shape: Shape, position: int, noise: str, *, inpainte
     form |= {f"output.{n}": latents for n in range(_outputs(table, position))}
     if table.reads_noise_before(position):
         form["noise_before"] = latents
+    if momentum and position:
+        form["differences"] = latents
     if inpainted:
         form |= {"known": latents, "noise": latents, "mask": (torch.float32, (1, *shape))}
     return form

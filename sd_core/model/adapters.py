@@ -211,18 +211,6 @@ def adapted(places: Mapping[str, Adapters], given: Given) -> Iterator[None]:
             places[name].rows = ()
 
 
-@contextmanager
-def placed(places: Mapping[str, Adapters]) -> Iterator[None]:
-    """Has layers look for adapters under their names in `sd_core.model.beside` meanwhile."""
-    try:
-        for name, adapters in places.items():
-            adapters.place = name
-        yield
-    finally:
-        for adapters in places.values():
-            adapters.place = None
-
-
 def changes_of(part: nn.Module, given: Given) -> Iterator[tuple[str, Change]]:
     """Adapters as changes that compiled programs of a part make, by the names of the layers."""
     for name, rows_shares in _rows_of(given).items():

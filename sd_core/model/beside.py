@@ -11,12 +11,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Change = Callable[[Tensor, Tensor], object]
 """Changes a result, the first, in place. The second is what it was made of."""
+
+
+class Placed(Protocol):
+    """Looks for its change under the name `place`, where that is not None."""
+
+    place: str | None
+
 
 _NONE: Mapping[str, Change] = {}
 _of_thread = threading.local()
@@ -31,6 +39,18 @@ def beside(changes: Mapping[str, Change]) -> Iterator[None]:
         yield
     finally:
         _of_thread.changes = before
+
+
+@contextmanager
+def placed(parts: Mapping[str, Placed]) -> Iterator[None]:
+    """Has parts of a model look here for changes meanwhile, under their names."""
+    try:
+        for name, part in parts.items():
+            part.place = name
+        yield
+    finally:
+        for part in parts.values():
+            part.place = None
 
 
 @torch.library.custom_op("sdbatch::change", mutates_args=("out",))

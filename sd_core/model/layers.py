@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sd_core.model.adapters import Conv2d, Linear
 from sd_core.model.beside import change
+from sd_core.model.places import Place
 
 # The CompVis code uses two values, and images change visibly when they are mixed up.
 RES_NORM_EPS = 1e-5
@@ -146,6 +147,7 @@ class CrossAttention(nn.Module):
         self.to_k = Linear(context_dim, dim, bias=False)
         self.to_v = Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(Linear(dim, dim))
+        self.of_itself = Place()  # what tokens get of themselves
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> keys and values, each (B, heads, S, dim / heads)."""
@@ -157,6 +159,8 @@ class CrossAttention(nn.Module):
         q = split_heads(self.to_q(x), self.heads)
         of = self.keys_values(x) if context is None else context
         out = attend(F.scaled_dot_product_attention, q, of)
+        if context is None:
+            self.of_itself.changed(out, of[1])
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
@@ -218,6 +222,11 @@ class SpatialTransformer(nn.Module):
     def keys_values(self, context: Tensor) -> KeysValues:
         """context: (B, S, context_dim) -> what the block attends to."""
         return cast(TransformerBlock, self.transformer_blocks[0]).attn2.keys_values(context)
+
+    @property
+    def of_itself(self) -> Place:
+        """Place of what tokens get of themselves."""
+        return cast(TransformerBlock, self.transformer_blocks[0]).attn1.of_itself
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x: (B, channels, h, w)."""

@@ -19,7 +19,11 @@ from sd_core.model.layers import (
     Upsample,
     timestep_embedding,
 )
+from sd_core.model.places import Place
 from sd_core.spec import UNetSpec
+
+_JOINED = ("backbone", "skip")
+"""Inputs of a stage of the decoder: what comes from below, and from the encoder."""
 
 
 def stack_contexts(rows: Sequence[Sequence[KeysValues]]) -> list[KeysValues]:
@@ -110,6 +114,7 @@ class UNet(nn.Module):
         )
         # Layers that are laid out for a CPU take these over.
         self.adapters = adapters_in(self)
+        self.places = self._attentions() | {f"{p}.{n}": Place() for p in _JOINED for n in range(2)}
 
     def embed(self, timesteps: Tensor) -> Tensor:
         """timesteps: (T,), fractional allowed -> (T, n): what they add in each residual block, side
@@ -139,12 +144,36 @@ class UNet(nn.Module):
             x = stage(x, shifts, contexts)
             skips.append(x)
         x = self.middle_block(x, shifts, contexts)
-        for stage in self.output_blocks:
+        for number, stage in enumerate(self.output_blocks):
             skip = skips.pop()
+            x, skip = self._joined(number // (self.spec.num_res_blocks + 1), x, skip)
             # The size comes from the next skip, so sides that do not halve evenly still meet.
             size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else None
             x = stage(torch.cat([x, skip], dim=1), shifts, contexts, size)
         return self.out(x)
+
+    def _joined(self, level: int, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of a stage of the decoder. level: counted from the deepest."""
+        if level > 1:
+            return x, skip
+        backbone, other = (self.places[f"{part}.{level}"] for part in _JOINED)
+        return backbone.changed(x, skip), other.changed(skip, x)
+
+    def _attentions(self) -> dict[str, Place]:
+        """Places of what tokens get of themselves, by the names of `sd_core.setting_texts.layers_called`."""
+        of_level = self.spec.num_res_blocks + 1  # blocks; on the way in the last of them halves
+
+        def named(way: str, stages: nn.ModuleList) -> dict[str, Place]:
+            return {
+                f"{way}.{number // of_level}.{number % of_level}": layer.of_itself
+                for number, stage in enumerate(stages)
+                for layer in stage.modules()
+                if isinstance(layer, SpatialTransformer)
+            }
+
+        middle = next(m for m in self.middle_block if isinstance(m, SpatialTransformer))
+        down = named("down", self.input_blocks[1:])
+        return down | {"mid": middle.of_itself} | named("up", self.output_blocks)
 
     def in_order(self) -> Iterator[tuple[str, nn.Module]]:
         """Its modules by name, in the order that a latent comes by them."""

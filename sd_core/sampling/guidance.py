@@ -5,19 +5,39 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from sd_core.setting_texts import Projection
 
 
 class Guide(NamedTuple):
     """Changes to the guided output of one evaluation.
 
-    rescale: see `rescale`; 0 is none. thresholding: see `threshold`; 0 is none. clean: weights of
-    x and of the model's output in the clean latent that is seen, for thresholding.
+    rescale: see `rescale`; 0 is none. thresholding: see `threshold`; 0 is none. projection: see
+    `project`; None is none. guidance: the scale, for projection. clean: weights of x and of the
+    model's output in the clean latent that is seen, for thresholding and projection.
     """
 
     rescale: float
     thresholding: float
+    projection: Projection | None
+    guidance: float
     clean: tuple[float, float] | None
+
+    def project(self, given: Tensor, without: Tensor, x: Tensor, before: Tensor) -> Tensor | None:
+        """The guided output where guidance is projected, else None.
+
+        given, without, x: (4, h, w) outputs for the prompt and the negative prompt, and the latents
+        that both are of. before: as for `project`.
+        """
+        if self.projection is None or self.clean is None:
+            return None
+        of_x, of_output = self.clean
+        update = project(
+            of_x * x + of_output * given, of_output * (given - without), before, self.projection
+        )
+        return given + (self.guidance - 1) / of_output * update
 
     def apply(self, guided: Tensor, given: Tensor, x: Tensor) -> None:
         """Changes `guided` in place. guided, given, x: (4, h, w) outputs of one image with guidance
@@ -25,7 +45,7 @@ class Guide(NamedTuple):
         """
         if self.rescale:
             rescale(guided, given, self.rescale)
-        if self.clean is not None:
+        if self.thresholding and self.clean is not None:
             of_x, of_output = self.clean
             clean = threshold(of_x * x + of_output * guided, self.thresholding)
             guided.copy_((clean - of_x * x) / of_output)
@@ -39,6 +59,23 @@ def rescale(guided: Tensor, given: Tensor, share: float) -> None:
     """
     factor = given.std() / guided.std()
     guided.mul_(share * factor + (1 - share))
+
+
+def project(clean: Tensor, difference: Tensor, before: Tensor, by: Projection) -> Tensor:
+    """The update that adaptive projected guidance adds to a clean latent (Sadat et al. 2024, alg.
+    1), times its scale less 1.
+
+    clean: (4, h, w) for the prompt alone. difference: of that to the clean latent of the negative
+    prompt. before: the sum of earlier differences, each times the momentum once an evaluation;
+    written over by that with this one.
+    """
+    if by.momentum:
+        difference = before.mul_(by.momentum).add_(difference)
+    if by.norm_threshold:
+        difference = difference * (by.norm_threshold / difference.norm()).clamp(max=1)
+    along = F.normalize(clean.double().flatten(), dim=0)
+    parallel = (difference.double().flatten() @ along * along).view_as(clean)
+    return difference - ((1 - by.eta) * parallel).float()
 
 
 def threshold(clean: Tensor, share: float) -> Tensor:

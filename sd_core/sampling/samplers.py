@@ -94,19 +94,20 @@ def start_point(steps: int, strength: float | None, rule: str = STRENGTH_RULES[0
 def guided_rows(
     sampling: Sampling, table: StepTable, strength: float | None = None
 ) -> NDArray[np.bool_]:
-    """(N,) true for rows of a table with guidance, of which an image takes two rows of the batch,
-    without one (Kynkäänniemi et al. 2024, by shares of the steps).
+    """(N,) true for rows of a table within the guided part of the steps, beyond which an image
+    takes one row of the batch (Kynkäänniemi et al. 2024, by shares of the steps).
 
     table: of the sampling. strength: None without an init image.
     """
     left_out = start_point(sampling.steps, strength, sampling.strength_rule)
     shares = (table.steps - 1 + left_out) / sampling.steps
-    inside = (sampling.guidance_from <= shares) & (shares < sampling.guidance_to)
-    return inside & (sampling.guidance != 1.0)
+    return (sampling.guidance_from <= shares) & (shares < sampling.guidance_to)
 
 
 def rows(sampling: Sampling, strength: float | None = None) -> int:
-    """Batch rows of a whole trajectory with one prompt: two for an evaluation with guidance."""
+    """Batch rows of a whole trajectory with one prompt: one an evaluation, and where it is guided
+    one for each kind of guidance.
+    """
     table = step_table(
         sampling.sampler,
         sampling.steps,
@@ -115,7 +116,13 @@ def rows(sampling: Sampling, strength: float | None = None) -> int:
         karras=sampling.karras,
         schedule=sampling.schedule,
     )
-    return len(table) + int(guided_rows(sampling, table, strength).sum())
+    guided = int(guided_rows(sampling, table, strength).sum())
+    return len(table) + guided * guiding_rows(sampling)
+
+
+def guiding_rows(sampling: Sampling) -> int:
+    """Rows of a guided evaluation besides the prompt's own."""
+    return int(sampling.guidance != 1.0) + int(sampling.pag_scale > 0)
 
 
 def evaluations(

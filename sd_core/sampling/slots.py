@@ -56,6 +56,7 @@ class Slots:
         self._numbers = Upload((NUMBERS, count, 1, 1, 1), device)
         self._noise = Upload(wide, device)
         self._noise_before = torch.zeros(wide, device=device)  # that of the row before
+        self._differences = torch.zeros(wide, device=device)  # earlier ones of guidance
         self._inpainting: Inpainting | None = None  # of all slots; none until an image has one
         self._product = torch.zeros_like(self.latents)
         self._sum = torch.zeros_like(self.latents)
@@ -76,18 +77,10 @@ class Slots:
             _check("mask", known.mask, self.latents[slot, :1])
             self._keep(slot, known)
         self.latents[slot].copy_(trajectory.latents)
-        past = self._outputs[:-1, slot]
-        if trajectory.past is None:
-            past.zero_()
-        else:
-            past.copy_(trajectory.past)
-        noise_before = self._noise_before[slot]
-        if trajectory.noise_before is None:
-            noise_before.zero_()
-        else:
-            noise_before.copy_(trajectory.noise_before)
+        past = _taken(self._outputs[:-1, slot], trajectory.past)
         trajectory.latents, trajectory.past = self.latents[slot], past
-        trajectory.noise_before = noise_before
+        trajectory.noise_before = _taken(self._noise_before[slot], trajectory.noise_before)
+        trajectory.differences = _taken(self._differences[slot], trajectory.differences)
         self._inside[slot] = trajectory
 
     def take(self, slot: int) -> None:
@@ -95,10 +88,13 @@ class Slots:
         trajectory = self._inside.pop(slot)
         assert trajectory.past is not None
         assert trajectory.noise_before is not None
+        assert trajectory.differences is not None
         reads = trajectory.table.reads_noise_before(trajectory.position)
         trajectory.latents = trajectory.latents.clone()
         trajectory.past = None if trajectory.done else trajectory.past.clone()
         trajectory.noise_before = trajectory.noise_before.clone() if reads else None
+        kept = trajectory.has_momentum and not trajectory.done
+        trajectory.differences = trajectory.differences.clone() if kept else None
         self.latents[slot].zero_()
         if self._inpainting is not None:
             self._inpainting.known[slot].zero_()
@@ -144,6 +140,7 @@ class Slots:
         given: Tensor,
         extent: Extent,
         guides: Mapping[int, Guide] = MappingProxyType({}),
+        pushed: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> None:
         """Moves every image over the row that was staged; the host waits for nothing.
 
@@ -151,6 +148,7 @@ class Slots:
         and the prompt; both the same for an image without guidance. `given` is written over.
         extent: of `stage`, or a larger one, which gives the same bits.
         guides: by slot, of images whose guided outputs are changed as a whole.
+        pushed: by slot, (4, h, w), what other guidance adds to that of the negative prompt.
         """
         count = slice(extent.slots)
         x, product = self.latents[count], self._product[count]
@@ -159,6 +157,12 @@ class Slots:
         # Classifier-free guidance (Ho & Salimans 2022): away from the unconditional prediction.
         alone = {slot: given[slot].clone() for slot in guides}
         eps = given.sub_(without).mul_(numbers[Number.GUIDANCE]).add_(without)
+        for slot, guide in guides.items():
+            own = guide.project(alone[slot], without[slot], x[slot], self._differences[slot])
+            if own is not None:
+                eps[slot].copy_(own)
+        for slot, push in pushed.items():
+            eps[slot].add_(push)
         for slot, guide in guides.items():
             guide.apply(eps[slot], alone[slot], x[slot])
         for older, newer in zip(outputs[:0:-1], outputs[-2::-1], strict=True):
@@ -205,6 +209,11 @@ class Slots:
         known.add_(torch.mul(numbers[Number.KNOWN_NOISE], inpainting.noise[count], out=product))
         kept = torch.sub(1, mask, out=self._kept[count])
         self.latents[count].mul_(mask).add_(known.mul_(kept))
+
+
+def _taken(place: Tensor, own: Tensor | None) -> Tensor:
+    """The place, with an image's own numbers in it; zeros where it has none."""
+    return place.zero_() if own is None else place.copy_(own)
 
 
 def _check(name: str, tensor: Tensor, like: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from sd_core.sampling.guidance import Guide
 from sd_core.sampling.noise import Generator
 from sd_core.sampling.step_table import StepTable
+from sd_core.setting_texts import Projection
 
 
 @dataclass
@@ -42,7 +43,9 @@ class Trajectory:
         first; a view as latents are. None before the first evaluation.
     noise_before: (4, h, w) float32, fresh noise of the last row, where the next one reads it; a
         view too.
-    guided: (N,) whether each row of the table has guidance; None for all.
+    differences: (4, h, w), earlier differences of guidance (`sd_core.sampling.guidance.project`),
+        where the projection has momentum; a view too. None before the first evaluation.
+    guided: (N,) whether each row of the table is within the guided part; None for all.
     """
 
     table: StepTable
@@ -53,7 +56,9 @@ class Trajectory:
     position: int = 0
     past: Tensor | None = None
     noise_before: Tensor | None = None
+    differences: Tensor | None = None
     guided: NDArray[np.bool_] | None = None
+    projection: Projection | None = None
 
     @property
     def done(self) -> bool:
@@ -67,21 +72,32 @@ class Trajectory:
         return list(self.past[: min(self.position, self.table.history - 1)])
 
     @property
+    def guided_now(self) -> bool:
+        """True if the next evaluation is within the guided part."""
+        return self.guided is None or bool(self.guided[self.position])
+
+    @property
     def guidance_now(self) -> float:
         """Guidance of the next evaluation; 1 is none."""
-        return self.guidance if self.guided is None or self.guided[self.position] else 1.0
+        return self.guidance if self.guided_now else 1.0
 
     def guide(self, rescale: float, thresholding: float) -> Guide | None:
         """Changes to the guided output of the next evaluation; None for none.
 
-        rescale: only where there is guidance.
+        rescale: only where there is guidance, as projection.
         """
-        share = rescale if self.guidance_now != 1.0 else 0.0
-        if not share and not thresholding:
+        share, projection = (rescale, self.projection) if self.guided_now else (0.0, None)
+        if not share and not thresholding and projection is None:
             return None
         # Weights of every row are others, of which a captured evaluation knows nothing.
-        clean = self.table.clean(self.position) if thresholding else None
-        return Guide(share, thresholding, clean)
+        by_row = thresholding or projection is not None
+        clean = self.table.clean(self.position) if by_row else None
+        return Guide(share, thresholding, projection, self.guidance, clean)
+
+    @property
+    def has_momentum(self) -> bool:
+        """True where earlier differences of guidance are read again."""
+        return self.projection is not None and bool(self.projection.momentum)
 
     @property
     def timestep(self) -> float:

@@ -250,6 +250,7 @@ def _read_state(data: bytes, _folder: Path) -> None:
         shape=(8, 8),
         noise="cpu",
         inpainted=False,
+        momentum=False,
         device=CPU,
     )
     assert torch.isfinite(trajectory.latents).all()

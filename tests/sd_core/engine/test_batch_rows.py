@@ -82,6 +82,17 @@ def test_more_rows_than_any_fixed_count():
     assert [rows.padded(SHAPE, used, exact=False) for used in (16, 17, 32)] == [16, 32, 32]
 
 
+def test_what_is_left_beside_parts_of_the_fixed_count_is_checked_by_itself():
+    rows = Rows("cpu", lambda shape: 2)
+    assert [rows.padded(SHAPE, used, exact=True) for used in (4, 5, 17)] == [4, 6, 18]
+    assert [rows.padded(SHAPE, used, exact=False) for used in (4, 5, 17)] == [4, 5, 17]
+    assert [rows.unchecked(SHAPE, used) for used in (4, 5, 17)] == [None, 1, 1]
+    for _ in range(CHECKS):
+        rows.checked(SHAPE, 1, same=True)
+    assert [rows.padded(SHAPE, used, exact=True) for used in (4, 5, 17)] == [4, 5, 17]
+    assert rows.unchecked(SHAPE, 5) is None
+
+
 def test_every_count_is_reached_on_every_device():
     assert {counts[-1] for counts in FAST_ROWS.values()} == {MOST_ROWS}
 

@@ -1,4 +1,6 @@
-"""Adapters and long prompts in batches of a compiled model: found beside its programs."""
+"""Adapters, long prompts and other changes of rows in batches of a compiled model: found beside its
+programs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ LONG = ", ".join(f"word {n}" for n in range(40))
 
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory) -> list[Request]:
-    """Without any of it, with adapters of each kind, with long prompts, and both."""
+    """Without any of it, with adapters of each kind, long prompts, both, and other changes."""
     folder = tmp_path_factory.mktemp("loras")
     kinds = {"all": {}, "text": {"parts": "text."}, "dora": {"parts": "unet.", "dora": True}}
     every, text, dora = (
@@ -40,6 +42,8 @@ def requests(tmp_path_factory) -> list[Request]:
         ask(LONG, seed=5),
         ask(LONG, every, dora, seed=6, steps=6, guidance=1.0),
         ask("a ring", text, seed=7),
+        ask("a ring", seed=8, pag_scale=3.0, pag_layers="mid up.0"),
+        ask("a moon", every, seed=9, pag_scale=3.0, freeu="1.5 1.6 0.9 0.2", guidance=1.0),
     ]
 
 

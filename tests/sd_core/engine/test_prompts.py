@@ -76,7 +76,9 @@ def table_of(request: Request):
 
 
 def test_rows_of_an_image_that_a_batch_cannot_hold_are_evaluated_in_parts(model):
-    """Three and four rows, where a batch has two: as large images have on a CPU."""
+    """Three and four rows, where a batch has two: as large images have on a CPU. What is left of
+    three is padded, until a row alone was seen to give the same bits.
+    """
     parts = [ask("a AND b"), ask("a AND b AND c", seed=2), ask("a", seed=3)]
     batches: list[Batch] = []
     with Engine(model, rows=2, on_batch=batches.append) as engine:
@@ -84,7 +86,8 @@ def test_rows_of_an_image_that_a_batch_cannot_hold_are_evaluated_in_parts(model)
         together = rendered(engine, *parts)
         images = [engine.submit(one).result(timeout=60) for one in parts]
     assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
-    assert {(batch.rows_used, batch.rows) for batch in batches} == {(3, 4), (4, 4), (2, 2)}
+    counts = {(batch.rows_used, batch.rows) for batch in batches}
+    assert counts - {(3, 3)} == {(3, 4), (4, 4), (2, 2)}
     assert all(image.exact for image in images)
 
 

@@ -13,6 +13,7 @@ from sd_core.sampling.noise import draw_noise, noise_of
 from sd_core.sampling.samplers import guided_rows, step_table
 from sd_core.sampling.slots import Slots
 from sd_core.sampling.trajectory import Inpainting, Trajectory, from_latents, from_noise
+from sd_core.setting_texts import has_momentum, projection_of
 from sd_core.spec import NOISES, PREDICTIONS, Sampling
 
 CPU = torch.device("cpu")
@@ -41,6 +42,7 @@ def settings(draw) -> tuple[Sampling, str, bool]:
         guidance_to=draw(st.sampled_from((0.6, 1.0))),
         guidance_rescale=draw(st.sampled_from((0.0, 0.7))),
         thresholding=draw(st.sampled_from((0.0, 0.9))),
+        apg=draw(st.sampled_from(("", "0 2.5 0", "0.3 0 -0.5"))),
     )
     return sampling, draw(st.sampled_from(PREDICTIONS)), draw(st.booleans())
 
@@ -60,6 +62,7 @@ def begun(sampling: Sampling, prediction: str, *, masked: bool) -> Trajectory:
         image.latents = from_latents(table, clean, noise)
         image.inpainting = Inpainting(clean, noise, mask)
     image.guided = guided_rows(sampling, table)
+    image.projection = projection_of(sampling.apg)
     return image
 
 
@@ -91,9 +94,11 @@ def test_it_goes_on_with_the_same_bits(chosen):
             shape=SHAPE,
             noise=sampling.noise,
             inpainted=masked,
+            momentum=has_momentum(sampling.apg),
             device=CPU,
         )
         assert exact
         image.guided = guided_rows(sampling, image.table)
+        image.projection = projection_of(sampling.apg)
         advance(image, sampling)
         assert torch.equal(image.latents, alone.latents)
