@@ -22,6 +22,17 @@ from sd_core.sampler_table import (
     sampler_called,
     schedule_called,
 )
+from sd_core.setting_texts import (
+    FREEU_RANGE,
+    LAYERS_RANGE,
+    PROJECTION_RANGE,
+    FreeU,
+    Projection,
+    freeu_of,
+    layers_called,
+    projection_of,
+    text_of,
+)
 from sd_core.spec import (
     DEMO_GUIDANCE,
     DEMO_NATIVE_SIZE,
@@ -31,8 +42,10 @@ from sd_core.spec import (
     MAX_CLIP_SKIP,
     MAX_SIDE,
     MAX_STEPS,
+    MOST_PAG_SCALE,
     NATIVE_SIZE,
     NOISES,
+    PAG_LAYERS,
     SEED_LIMIT,
     STRENGTH_RULES,
     SYNTAXES,
@@ -95,6 +108,51 @@ LongPrompts = Literal[LONG_PROMPTS]  # type: ignore[valid-type]
 StrengthRule = Literal[STRENGTH_RULES]  # type: ignore[valid-type]
 NoiseSource = Literal[NOISES]  # type: ignore[valid-type]
 Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+PagScale = Annotated[float, Field(ge=0, le=MOST_PAG_SCALE)]
+
+
+def _numbers_of(form: type[FreeU] | type[Projection]) -> BeforeValidator:
+    """Makes a mapping of some of the numbers the text of all."""
+
+    def text(value: object) -> object:
+        if not isinstance(value, dict) or not value.keys() <= set(form._fields):
+            return value
+        if not all(type(number) in (int, float) for number in value.values()):
+            return value
+        return text_of(form(**value))
+
+    return BeforeValidator(text)
+
+
+def _mapping_of(form: type[FreeU] | type[Projection]) -> WithJsonSchema:
+    numbers = {name: {"type": "number"} for name in form._fields}
+    mapping = {"type": "object", "properties": numbers, "additionalProperties": False}
+    return WithJsonSchema({"anyOf": [mapping, {"type": "string"}]})
+
+
+def _layer_names(value: object) -> object:
+    listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return " ".join(value) if listed else value  # type: ignore[arg-type]
+
+
+PagLayers = Annotated[
+    str,
+    AfterValidator(layers_called),
+    BeforeValidator(_layer_names),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
+FreeUText = Annotated[
+    str,
+    AfterValidator(lambda text: text_of(freeu_of(text))),
+    _numbers_of(FreeU),
+    _mapping_of(FreeU),
+]
+ProjectionText = Annotated[
+    str,
+    AfterValidator(lambda text: text_of(projection_of(text))),
+    _numbers_of(Projection),
+    _mapping_of(Projection),
+]
 
 
 @dataclass(frozen=True)
@@ -269,6 +327,40 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
         "Default 0, which is none.",
         "a number within 0 to 1",
         "Thresholding",
+    ),
+    "pag_scale": ImageSetting(
+        PagScale,
+        "Scale of perturbed-attention guidance, away from a picture without structure, which takes "
+        "a row more (Ahn et al. 2024); 3 is usual, beside a guidance of 4 to 7 or with guidance 1. "
+        "Default 0, which is none.",
+        f"a number within 0 to {MOST_PAG_SCALE:g}",
+        "PAG scale",
+    ),
+    "pag_layers": ImageSetting(
+        PagLayers,
+        f"Self-attentions that it perturbs, between spaces or as a list: {LAYERS_RANGE}, by the "
+        f"numbers of diffusers' blocks. Default {PAG_LAYERS}.",
+        f"names {LAYERS_RANGE}",
+        "PAG layers",
+    ),
+    "freeu": ImageSetting(
+        FreeUText,
+        "FreeU: factors b1, b2 of the two deepest levels of the decoder, and s1, s2 of the lowest "
+        "frequencies of what the encoder hands over (Si et al. 2023). As a mapping, whose missing "
+        "factors are 1, or as a text of four numbers; {b1: 1.5, b2: 1.6, s1: 0.9, s2: 0.2} is "
+        "advised for Stable Diffusion 1.5. Default none.",
+        f"a mapping of b1, b2, s1, s2, or {FREEU_RANGE}",
+        "FreeU",
+    ),
+    "apg": ImageSetting(
+        ProjectionText,
+        "Adaptive projected guidance, for high guidance without burnt colours (Sadat et al. 2024): "
+        "eta is the share that is left of what only strengthens contrast, norm_threshold the "
+        "largest norm of a step's guidance, momentum the share of earlier steps' in it. As a "
+        "mapping, whose missing numbers are 1, 0 and 0, or as a text of three numbers. {eta: 0, "
+        "norm_threshold: 7.5, momentum: -0.5} is a start. Default none.",
+        f"a mapping of eta, norm_threshold, momentum, or {PROJECTION_RANGE}",
+        "APG",
     ),
 }
 """Name of a setting -> what is to be known of it, in the order of the fields of `Sampling`. A new

@@ -8,9 +8,9 @@ graphed: on CUDA, each evaluation of a batch and the step after it as one captur
 (`sd_core.gpu.graphs`), which the engine's fixed row counts make possible; with group norms in
 Triton, where they work (`sd_core.gpu.group_norm`).
 compiled: by `torch.compile`, two programs for each shape, kept on disk for the next start; on CUDA
-captured as well. One is for images without adapters and long prompts. The other has a place for
-them at each layer (`sd_core.model.beside`), which rounds differently: so an image's own settings
-alone decide which it is evaluated by, and no batch has images of both.
+captured as well. One is for images without adapters, long prompts and changes such as FreeU. The
+other has a place for them at each layer (`sd_core.model.beside`), which rounds differently: so an
+image's own settings alone decide which it is evaluated by, and no batch has images of both.
 
 The way of running is part of what an image's bytes depend on: all of them round differently. On
 CUDA, where nothing was run by this project's authors, for they had no GPU: convolutions in

@@ -81,6 +81,10 @@ def _manifest() -> Iterator[str]:
     yield from _keys(parts["Settings"])
     yield "### `seeds` as a range\n"
     yield from _keys(parts["SeedRange"])
+    for group in ("Variation", "Pag"):
+        yield f"### `{group.lower()}`\n"
+        yield f"{_words(parts[group]['description'])}\n"
+        yield from _keys(parts[group])
     yield "### A LoRA in `loras`\n"
     yield from _keys(parts["LoraItem"])
     yield "At the top, `loras` names files:\n"

@@ -22,6 +22,7 @@ from jobs.manifest.embeddings import Listing
 from jobs.manifest.entries import Entry
 from jobs.manifest.entry_flaws import EntryFlaws
 from jobs.manifest.files import Files
+from jobs.manifest.groups import take_groups
 from jobs.manifest.input_images import InputImage, Inputs
 from jobs.manifest.labels import Labels, filled_in, merged
 from jobs.manifest.lora_lists import Problem, uses_of
@@ -32,7 +33,7 @@ from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.scalars import unreadable
-from jobs.manifest.seeds import Seeds, drawn, random_in, take_seeds, take_variation
+from jobs.manifest.seeds import Seeds, drawn, random_in, take_seeds
 from jobs.manifest.spacing import spacing_of
 from sd_core.spec import DEMO_GUIDANCE, DEMO_NATIVE_SIZE, NATIVE_SIZE, Sampling
 
@@ -135,8 +136,7 @@ class Resolver:
                 self._look(values, values[key], place, (*prefix, key))
         if "seeds" in given or "seed" in given:
             take_seeds(values, place, prefix, self.problems)
-        if "variation" in given:
-            take_variation(values, place, prefix, self.problems)
+        take_groups(values, place, prefix, self.problems)
         if "loras" in given:
             problem = self._problem_in(place, (*prefix, "loras"))
             values["loras"] = uses_of(self.files.loras, given["loras"], folder, problem)

@@ -23,7 +23,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
-from jobs.image_settings import IMAGE_SETTINGS, Seed, Share
+from jobs.image_settings import IMAGE_SETTINGS, PagLayers, PagScale, Seed, Share
 from jobs.limits import (
     MAX_IMAGES,
     MAX_LABEL_CHARS,
@@ -120,6 +120,14 @@ class Variation(TypedDict, total=False):
     strength: Required[Annotated[Share, Field(description="How far, 0 to 1.", examples=[0.2])]]
 
 
+@with_config(STRICT)
+class Pag(TypedDict, total=False):
+    """The same as pag_scale and pag_layers."""
+
+    scale: Required[Annotated[PagScale, Field(description="Scale, 0 to 100.", examples=[3])]]
+    layers: Annotated[PagLayers, Field(description="Self-attentions.", examples=["mid"])]
+
+
 _LORAS = (
     "LoRA to render with, added up: names, or mappings with weights. A name from loras at the top "
     "or from the model list, or a path relative to the file naming it. In a .csv file between "
@@ -147,6 +155,7 @@ class _Seeds(TypedDict, total=False):
     variation: Annotated[
         Variation, Field(description="variation_seed and variation_strength in one.")
     ]
+    pag: Annotated[Pag, Field(description="pag_scale and pag_layers in one.")]
     loras: Annotated[
         LoraList,
         Field(description=_LORAS, examples=[["ink", {"name": "hollow", "weight": 0.5}]]),
@@ -496,6 +505,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "seeds": tuple(SeedRange.__annotations__),
     "loras": tuple(LoraItem.__annotations__),
     "variation": tuple(Variation.__annotations__),
+    "pag": tuple(Pag.__annotations__),
 }
 """The keys of each mapping inside a manifest, a prompt or a row."""
 

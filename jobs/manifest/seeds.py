@@ -44,19 +44,6 @@ def take_seeds(
             seen.add(value)
 
 
-def take_variation(
-    values: dict[str, Any], place: Place, prefix: ValuePath, problems: ProblemList
-) -> None:
-    """Replace `variation` by the settings that it stands for."""
-    variation = values.pop("variation")
-    for name in ("seed", "strength"):
-        key = f"variation_{name}"
-        if key in values:
-            message = f"variation and {key} are both given; take one of them out"
-            problems.at(place, (*prefix, "variation"), message, of_key=True)
-        values[key] = variation[name]
-
-
 def random_in(seeds: Seeds) -> bool:
     """True for seeds in the form of entries that are still to be drawn."""
     return seeds[0] == RANDOM

@@ -160,7 +160,9 @@ class UNet(nn.Module):
         return backbone.changed(x, skip), other.changed(skip, x)
 
     def _attentions(self) -> dict[str, Place]:
-        """Places of what tokens get of themselves, by the names of `sd_core.setting_texts.layers_called`."""
+        """Places of what tokens get of themselves, by the names that
+        `sd_core.setting_texts.layers_called` gives.
+        """
         of_level = self.spec.num_res_blocks + 1  # blocks; on the way in the last of them halves
 
         def named(way: str, stages: nn.ModuleList) -> dict[str, Place]:

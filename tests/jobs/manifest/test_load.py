@@ -441,3 +441,26 @@ class TestJobId:
         assert self.id(tmp_path, "prompts: [{prompt: a, init_image: b.png}]") == first
         picture(tmp_path / "b.png", (72, 64))
         assert self.id(tmp_path, "prompts: [{prompt: a, init_image: b.png}]") != first
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("pag: {scale: 3}", {"pag_scale": 3.0}),
+        ("pag: {scale: 3, layers: [mid_block, up_blocks.1]}", {"pag_layers": "mid up.1"}),
+        ("pag_scale: 1\n  pag_layers: up.2.0 down.1", {"pag_layers": "down.1 up.2.0"}),
+        ("freeu: {b1: 1.5, s2: 0.2}", {"freeu": "1.5 1 1 0.2"}),
+        ("freeu: 1.5, 1.6, .9, .2", {"freeu": "1.5 1.6 0.9 0.2"}),
+        ("freeu: {b1: 1}", {}),
+        ("pag: {scale: 0, layers: up.1}", {}),
+        ("apg: {eta: 0, momentum: -0.5}", {"apg": "0 0 -0.5"}),
+        ("apg: {eta: 0}\n  guidance: 1", {"guidance": 1.0}),
+    ],
+)
+def test_guidance_beside_that_of_the_negative_prompt(tmp_path, written, meant):
+    """What comes to nothing is in no plan."""
+    (task,) = tasks(tmp_path, f"defaults:\n  {written}\nprompts: [a]")
+    found = task.canonical()
+    assert meant.items() <= found.items()
+    others = {"pag_scale", "pag_layers", "freeu", "apg"} - {*meant, "pag_scale"}
+    assert not others & found.keys()
