@@ -100,7 +100,11 @@ SEED_LIMIT = 2**64
 
 @dataclass(frozen=True)
 class UNetSpec:
-    """Sizes of the denoising UNet (Rombach et al. 2022; `UNetModel` of the CompVis code)."""
+    """Sizes of the denoising UNet (Rombach et al. 2022; `UNetModel` of the CompVis code).
+
+    guidance_dim: size of the embedding by which it is told its guidance, instead of being asked
+    without the prompt too (Meng et al. 2023, sec. 3.1; LCM, Luo et al. 2023); 0 for none, as in v1.
+    """
 
     in_channels: int = 4
     out_channels: int = 4
@@ -111,8 +115,11 @@ class UNetSpec:
     num_heads: int = 8
     context_dim: int = 768
     norm_groups: int = 32
+    guidance_dim: int = 0
 
     def __post_init__(self) -> None:
+        if self.guidance_dim % 2 or self.guidance_dim == 2:
+            raise ValueError(f"guidance_dim {self.guidance_dim} is not 0, or even and above 2")
         if len(self.attention_levels) != len(self.channel_mult):
             raise ValueError(
                 f"attention_levels {self.attention_levels} and channel_mult {self.channel_mult} "

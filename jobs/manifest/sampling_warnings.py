@@ -47,7 +47,8 @@ def _flaws(sampling: Sampling) -> Iterator[tuple[str, str]]:
         yield (
             "guidance",
             f"{sampling.sampler} with guidance {sampling.guidance:g}: models of few steps want 1, "
-            f"which also takes half the time, and at most {MOST_GUIDANCE:g}",
+            f"which also takes half the time, and at most {MOST_GUIDANCE:g}; only full LCM "
+            "checkpoints, which are told their guidance, are made for more",
         )
     if sampling.schedule == "ays" and sampling.steps != ALIGNED_STEPS:
         yield (

@@ -171,7 +171,9 @@ class Engine:
             self._arrived += 1
             if not future.done():
                 flight = InflightRequest(
-                    request, future, on_step, self._arrived, state, added, embeddings
+                    *(request, future, on_step, self._arrived, state, self.model.told_guidance),
+                    added=added,
+                    embeddings=embeddings,
                 )
                 self._inbox.put(flight)
         return future

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from sd_core.engine.adapters import LoraSet
@@ -33,6 +34,7 @@ class InflightRequest:
 
     arrived: its number, that no other has.
     state: what it is to be continued from.
+    told_guidance: the model is told its guidance, and has no negative prompts.
     added: its own weights, which stay on the device until it ends. embeddings: of its prompts.
     contexts: for each row what its prompt is to every attention, the negative prompt's first.
     roles: of its rows, once it is started.
@@ -47,6 +49,7 @@ class InflightRequest:
     on_step: OnStep | None
     arrived: int
     state: bytes | None = None
+    told_guidance: bool = False
     added: Added = field(default_factory=Added)
     embeddings: Embeddings = ()
     trajectory: Trajectory | None = None
@@ -57,6 +60,13 @@ class InflightRequest:
     exact: bool = True
     started: bool = False
     times_bypassed: int = 0
+
+    @cached_property
+    def evaluated(self) -> Request:
+        """The request with the guidance that is left to its rows."""
+        if not self.told_guidance:
+            return self.request
+        return replace(self.request, sampling=replace(self.request.sampling, guidance=1.0))
 
     @property
     def loras(self) -> LoraSet | None:
@@ -82,7 +92,7 @@ class InflightRequest:
     @property
     def rows(self) -> int:
         """Rows of the next evaluation; before the first the most that it may take."""
-        request, trajectory = self.request, self.trajectory
+        request, trajectory = self.evaluated, self.trajectory
         if trajectory is None or trajectory.done or trajectory.guided_now:
             return request.rows
         # What weighted prompts come to is told from the negative prompt, guided or not.
@@ -91,7 +101,7 @@ class InflightRequest:
     @property
     def guide(self) -> Guide | None:
         """Changes to the guided output of the next evaluation."""
-        sampling = self.request.sampling
+        sampling = self.evaluated.sampling
         return self.flying.guide(sampling.guidance_rescale, sampling.thresholding)
 
     @property
@@ -109,7 +119,8 @@ class InflightRequest:
     @property
     def times(self) -> Times:
         """The timesteps of a flight that was started."""
-        return Times.of(self.flying.table, self.loras)
+        guidance = self.request.sampling.guidance if self.told_guidance else 1.0
+        return Times.of(self.flying.table, self.loras, guidance)
 
     @property
     def left(self) -> int:

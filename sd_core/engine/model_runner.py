@@ -89,7 +89,7 @@ class ModelRunner:
         Raises `StateError` if that is not one of this request, `ValueError` for what the model
         cannot do, and `MemoryError` if the device cannot hold such an image.
         """
-        request = flight.request
+        request = flight.evaluated
         self._capacity.check(flight.shape, min(flight.rows, self._rows.of(flight.shape)))
         flight.admitted = time.monotonic()
         flight.contexts = self._prompts.get(request.conditions, flight.loras, flight.embeddings)
@@ -102,7 +102,7 @@ class ModelRunner:
             flight.trajectory, flight.exact = load_trajectory(
                 flight.state,
                 table,
-                kind=self._kind(request),
+                kind=self._kind(flight.request),
                 guidance=request.sampling.guidance,
                 shape=flight.shape,
                 noise=request.sampling.noise,
@@ -127,7 +127,7 @@ class ModelRunner:
 
     def encode_ahead(self, waiting: Iterable[InflightRequest]) -> None:
         """Prepares prompts of images that begin soon, where the device can beside its work."""
-        self._prompts.encode_ahead((f.request.conditions, f.loras, f.embeddings) for f in waiting)
+        self._prompts.encode_ahead((f.evaluated.conditions, f.loras, f.embeddings) for f in waiting)
 
     def save(self, flight: InflightRequest) -> bytes:
         """State that `start` continues from, in any process with this model and a device of this

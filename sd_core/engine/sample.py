@@ -39,14 +39,15 @@ def sample_latents(
     """Clean latents (B, 4, h, w) float32 from unit noise, all images by the same sampler.
 
     x_T: (B, 4, h, w) unit normal noise. cond: (B, 77, d) encoded prompts; uncond: the same of the
-    negative prompts, or None with guidance 1.0, which costs half the rows. generators: one an
+    negative prompts, or None with guidance 1.0, or a model that is told it, which costs half the
+    rows. generators: one an
     image, for the samplers that draw fresh noise; seeded by position where not given. on_step is
     called after each evaluation with (done, all).
     Raises ValueError for settings out of range and shapes that do not fit.
     """
     if len(cond) != len(x_T):
         raise ValueError(f"{len(x_T)} latents but {len(cond)} encoded prompts")
-    guided = guidance != 1.0
+    guided = guidance != 1.0 and not model.told_guidance
     if guided and uncond is None:
         raise ValueError(f"guidance {guidance} needs uncond; only 1.0 goes without")
     if generators is None:
@@ -62,12 +63,13 @@ def sample_latents(
     )
     slots = Slots(len(x_T), (x_T.shape[-2], x_T.shape[-1]), model.device)
     for slot, (x, generator) in enumerate(zip(x_T.float(), generators, strict=True)):
-        slots.put(slot, Trajectory(table, x * table.initial_noise, generator, guidance))
+        begun = x * table.initial_noise
+        slots.put(slot, Trajectory(table, begun, generator, guidance if guided else 1.0))
     prompts = torch.cat([uncond, cond]) if guided and uncond is not None else cond
     # One by one, and all timesteps at once: so the engine does it, and both give the same bits.
     projected = [model.project_context(prompt[None]) for prompt in prompts]
     context = stack_contexts([[(k[0], v[0]) for k, v in layers] for layers in projected])
-    times = model.embed_timesteps(torch.tensor(table.t, dtype=torch.float32))
+    times = model.embed_timesteps(torch.tensor(table.t, dtype=torch.float32), guidance)
     for done, time in enumerate(times, start=1):
         extent = slots.stage()
         rows = torch.cat([slots.latents, slots.latents]) if guided else slots.latents

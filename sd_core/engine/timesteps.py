@@ -25,22 +25,25 @@ bits."""
 
 
 class Times(NamedTuple):
-    """The timesteps of a table. loras: that have a part in what they become."""
+    """The timesteps of a table. loras: that have a part in what they become. guidance: that the
+    model is told with them; 1 for one that is told none.
+    """
 
     table: StepTable
     loras: LoraSet | None = None
+    guidance: float = 1.0
 
     @classmethod
-    def of(cls, table: StepTable, loras: LoraSet | None) -> Times:
+    def of(cls, table: StepTable, loras: LoraSet | None, guidance: float = 1.0) -> Times:
         """loras: of the image."""
-        return cls(table, loras if loras is not None and loras.times else None)
+        return cls(table, loras if loras is not None and loras.times else None, guidance)
 
     @property
-    def key(self) -> tuple[StepTable, Hashable]:
-        return self.table, None if self.loras is None else self.loras.key
+    def key(self) -> _Key:
+        return self.table, None if self.loras is None else self.loras.key, self.guidance
 
 
-_Key = tuple[StepTable, Hashable]
+_Key = tuple[StepTable, Hashable, float]
 
 
 class EmbeddedTimesteps:
@@ -74,7 +77,8 @@ class EmbeddedTimesteps:
     def _embedded(self, times: Times) -> Tensor:
         layers = {} if times.loras is None else times.loras.times
         with adapted(self._model.unet.adapters, [(slice(None), layers)]):
-            return self._model.embed_timesteps(torch.tensor(times.table.t, dtype=torch.float32))
+            timesteps = torch.tensor(times.table.t, dtype=torch.float32)
+            return self._model.embed_timesteps(timesteps, times.guidance)
 
     def _append(self, key: _Key, part: Tensor) -> None:
         self.rows[self._end : self._end + len(part)].copy_(part)
@@ -90,7 +94,7 @@ class EmbeddedTimesteps:
             room -= len(key[0])
             if room >= 0 or key in wanted:
                 kept.append(key)
-        size = max(LEAST, 2 * (needed + sum(len(table) for table, _ in kept)))
+        size = max(LEAST, 2 * (needed + sum(len(key[0]) for key in kept)))
         self.rows = like.new_zeros(size, like.shape[1])
         self._begins, self._end = OrderedDict(), 0
         for key in reversed(kept):

@@ -141,14 +141,24 @@ class LatentDiffusion(nn.Module):
         mean, new_mean = (x.mean(dim=(1, 2), keepdim=True) for x in (states, weighted))
         return weighted * (mean / new_mean)
 
-    def embed_timesteps(self, timesteps: Tensor) -> Tensor:
+    @property
+    def told_guidance(self) -> bool:
+        """True for a model that is told its guidance beside the timestep: it needs no negative
+        prompt.
+        """
+        return self.spec.unet.guidance_dim > 0
+
+    def embed_timesteps(self, timesteps: Tensor, guidance: float = 1.0) -> Tensor:
         """timesteps: (T,) within 0 to 999, fractional allowed -> (T, n), of the model's type: what
         `denoise` takes instead of each, with that work done.
+
+        guidance: scale, for a model that is told it.
         """
         _check("timesteps", timesteps, (None,))
         with torch.inference_mode():
             # Timesteps stay float32: bfloat16 cannot tell 997 from 999.
-            return self.unet.embed(to_device(timesteps.float(), self.device))
+            times = to_device(timesteps.float(), self.device)
+            return self.unet.embed(times, torch.full_like(times, guidance))
 
     def project_context(self, context: Tensor) -> list[KeysValues]:
         """context: (B, 77, context_dim), of `encode_prompt` -> what `denoise` takes instead, with

@@ -37,6 +37,40 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
 
 
+def guidance_embedding(guidance: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of guidance scales, sines first, as LCM was trained with (Luo et al.
+    2023).
+
+    guidance: (B,), 1 for none. dim: even. Returns (B, dim) float32.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=guidance.device) / (half - 1)
+    args = ((guidance.float() - 1) * 1000)[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat([torch.sin(args), torch.cos(args)], dim=-1)
+
+
+class TimeEmbedding(nn.Sequential):
+    """Layers that make one embedding of a timestep and, where a model is told it, of guidance."""
+
+    def __init__(self, channels: int, out_channels: int, guidance_dim: int) -> None:
+        super().__init__(
+            Linear(channels, out_channels), nn.SiLU(), Linear(out_channels, out_channels)
+        )
+        # After the others, which are called by their numbers.
+        self.cond_proj = Linear(guidance_dim, channels, bias=False) if guidance_dim else None
+
+    def forward(self, timesteps: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """timesteps: (B, channels); guidance: (B, guidance_dim), if it has that; both embedded.
+        Returns (B, out_channels).
+        """
+        if self.cond_proj is not None:
+            if guidance is None:
+                raise ValueError("this model is told its guidance, and none was given")
+            timesteps = timesteps + self.cond_proj(guidance)
+        first, between, last = self[0], self[1], self[2]
+        return last(between(first(timesteps)))
+
+
 class ResBlock(nn.Module):
     """Residual block whose middle is shifted by what `emb_layers` makes of the timestep embedding.
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sd_core.model.adapters import Conv2d, Linear, adapters_in
+from sd_core.model.adapters import Conv2d, adapters_in
 from sd_core.model.layers import (
     RES_NORM_EPS,
     Context,
@@ -16,7 +16,9 @@ from sd_core.model.layers import (
     KeysValues,
     ResBlock,
     SpatialTransformer,
+    TimeEmbedding,
     Upsample,
+    guidance_embedding,
     timestep_embedding,
 )
 from sd_core.model.places import Place
@@ -74,9 +76,7 @@ class UNet(nn.Module):
         def attend(channels: int) -> SpatialTransformer:
             return SpatialTransformer(channels, spec.context_dim, spec.num_heads, groups)
 
-        self.time_embed = nn.Sequential(
-            Linear(base, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels)
-        )
+        self.time_embed = TimeEmbedding(base, emb_channels, spec.guidance_dim)
 
         width = base
         self.input_blocks = nn.ModuleList([Stage([Conv2d(spec.in_channels, base, 3, padding=1)])])
@@ -116,12 +116,17 @@ class UNet(nn.Module):
         self.adapters = adapters_in(self)
         self.places = self._attentions() | {f"{p}.{n}": Place() for p in _JOINED for n in range(2)}
 
-    def embed(self, timesteps: Tensor) -> Tensor:
+    def embed(self, timesteps: Tensor, guidance: Tensor | None = None) -> Tensor:
         """timesteps: (T,), fractional allowed -> (T, n): what they add in each residual block, side
         by side in the order of `self.modules()`. It can be made for all steps of a table at once.
+
+        guidance: (T,) scales, for a UNet that is told them.
         """
         dtype = next(self.time_embed.parameters()).dtype
-        emb = self.time_embed(timestep_embedding(timesteps, self.spec.channels).to(dtype))
+        told = None
+        if guidance is not None and self.spec.guidance_dim:
+            told = guidance_embedding(guidance, self.spec.guidance_dim).to(dtype)
+        emb = self.time_embed(timestep_embedding(timesteps, self.spec.channels).to(dtype), told)
         return torch.cat([block.emb_layers(emb) for block in self._blocks(ResBlock)], dim=1)
 
     def project(self, context: Tensor) -> list[KeysValues]:

@@ -116,6 +116,8 @@ def spec_bytes(spec: ModelSpec) -> bytes:
     for name, default in (("prediction", PREDICTIONS[0]), ("zero_snr", False)):
         if values[name] == default:  # so that models that came before them keep their digests
             del values[name]
+    if not values["unet"]["guidance_dim"]:
+        del values["unet"]["guidance_dim"]
     return json.dumps(values, sort_keys=True).encode()
 
 

@@ -127,6 +127,7 @@ def diffusers_unet(path: Path) -> tuple[UNetSpec, int]:
         _require(path, config, _UNET_AS_V1)
         levels = widths(config["block_out_channels"])
         down = config["down_block_types"]
+        guidance_dim = config.get("time_cond_proj_dim")
         attends = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
         spec = sized(
             UNetSpec,
@@ -139,6 +140,7 @@ def diffusers_unet(path: Path) -> tuple[UNetSpec, int]:
             num_heads=_heads(config),
             context_dim=config["cross_attention_dim"],
             norm_groups=config.get("norm_num_groups", 32),
+            guidance_dim=0 if guidance_dim is None else guidance_dim,
         )
         latent = config.get("sample_size")
         return spec, native_size(NATIVE_LATENT if latent is None else latent, LATENT_FACTOR)
@@ -155,7 +157,6 @@ _UNET_AS_V1: Mapping[str, tuple[Any, ...]] = {
     "num_class_embeds": (None,),
     "addition_embed_type": (None,),
     "encoder_hid_dim": (None,),
-    "time_cond_proj_dim": (None,),
     "dual_cross_attention": (False, None),
     "only_cross_attention": (False, None),
     "resnet_time_scale_shift": ("default",),

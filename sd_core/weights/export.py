@@ -131,6 +131,7 @@ def unet_config(spec: ModelSpec) -> dict[str, Any]:
         "attention_head_dim": unet.num_heads,  # means the number of heads, by an old mistake
         "cross_attention_dim": unet.context_dim,
         "norm_num_groups": unet.norm_groups,
+        **({"time_cond_proj_dim": unet.guidance_dim} if unet.guidance_dim else {}),
         "sample_size": spec.native_size // LATENT_FACTOR,
     }
 

@@ -154,7 +154,10 @@ def _spec(
             return _own_spec(weights.spec_json), ""
         text = sizes.text_sizes(parts["text"].shape_of)
         if config is not None:
-            return compvis_spec(config, text), ""
+            spec = compvis_spec(config, text)
+            told = sizes.guidance_dim(parts["unet"].shape_of)  # of which such a file says nothing
+            unet = dataclasses.replace(spec.unet, guidance_dim=told)
+            return dataclasses.replace(spec, unet=unet), ""
         unet = sizes.unet_sizes(parts["unet"].shape_of)
         return ModelSpec(unet=unet, vae=sizes.vae_sizes(parts["vae"].shape_of), text=text), ""
     except UnknownSizeError as error:

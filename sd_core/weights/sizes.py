@@ -65,7 +65,14 @@ def unet_sizes(shape_of: ShapeOf) -> UNetSpec:
         num_res_blocks=blocks[0],
         attention_levels=tuple(attention),
         context_dim=_size(shape_of, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
+        guidance_dim=guidance_dim(shape_of),
     )
+
+
+def guidance_dim(shape_of: ShapeOf) -> int:
+    """Size of the embedding by which a UNet is told its guidance; 0 for one that is not."""
+    shape = shape_of("time_embed.cond_proj.weight")
+    return 0 if shape is None or len(shape) != 2 else shape[1]
 
 
 def vae_sizes(shape_of: ShapeOf) -> VAESpec:

@@ -120,6 +120,9 @@ def _expected(name: str, value: Any, default: Any) -> str | None:
         sound = isinstance(value, int | float) and 0 < value < math.inf
         return None if sound else "a number above 0"
     limit = MAX_DEPTH if name in _DEPTHS else MAX_SIZE
+    if name == "guidance_dim":
+        sound = value == 0 or _is_size(value, limit)
+        return None if type(value) is int and sound else f"a number within 0 to {limit}"
     if isinstance(default, int):
         return None if _is_size(value, limit) else f"a number within 1 to {limit}"
     if not isinstance(value, tuple) or len(value) > MAX_LEVELS:

@@ -55,6 +55,8 @@ def _unet_layers(spec: UNetSpec) -> Iterator[tuple[str, Shape]]:
     base, embedded = spec.channels, 4 * spec.channels
     yield "time_embed.0", (embedded, base)
     yield "time_embed.2", (embedded, embedded)
+    if spec.guidance_dim:
+        yield "time_embed.cond_proj", (base, spec.guidance_dim)
     width, number = base, 0
     yield "input_blocks.0.0", (base, spec.in_channels, 3, 3)
     skips = [width]
