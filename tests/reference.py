@@ -36,6 +36,9 @@ by `make reference`; a test holds the two together. The [README](../README.md) s
 ARGUMENTS = {
     "FILE": "a manifest",
     "FILE...": "manifests",
+    "[FILE]": "a manifest that is not there yet",
+    "IMAGE...": "pictures",
+    "SHELL": "bash, zsh or fish",
     "JOB": "a job's name, or a beginning of it that no other job has",
     "DEST": "a folder, made where it is not there",
 }

@@ -19,6 +19,7 @@ from jobs.terminal.console import Terminal
 from jobs.terminal.streams import escape_unencodable, open_closed, restart_in_utf8, silence
 
 COMMANDS: dict[str, tuple[str | None, str]] = {
+    "init": ("jobs.cli.starting", "Write a manifest to begin with."),
     "validate": ("jobs.cli.manifest", "Check manifests and every file they name."),
     "plan": ("jobs.cli.manifest", "Show what a job will cost, without rendering."),
     "run": (None, "Render a manifest here and now."),
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "watch": ("jobs.cli.submit", "Follow a job until it ends."),
     "collect": ("jobs.cli.submit", "Copy the images of a job into a folder, each checked."),
     "grid": ("jobs.cli.grid", "Draw a job's images by what they differ in."),
+    "show": ("jobs.cli.show", "Show how pictures were made."),
     "jobs": ("jobs.cli.manage", "List jobs, the latest first."),
     "status": ("jobs.cli.manage", "Show where a job stands."),
     "failures": ("jobs.cli.manage", "List the images of a job that failed, with reasons."),
@@ -40,6 +42,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "bench": (None, "Measure how fast this machine renders."),
     "worker": (None, "Render shards of jobs until told to stop."),
     "local": ("jobs.cli.local", "Run queue, store and workers on this machine."),
+    "completion": ("jobs.cli.starting", "Print what makes a shell complete commands."),
 }
 """Subcommands as help lists them: the module that has the function of that name, and a summary.
 Those without a module are entry points of the group `sdbatch.commands`, of another package.

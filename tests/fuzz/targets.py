@@ -25,6 +25,7 @@ from jobs.folder.plan import PlanReader
 from jobs.folder.records import read_records
 from jobs.ledger.types import Shard
 from jobs.manifest.load import load_manifest
+from jobs.pictures.embedded import read_record
 from jobs.queue.messages import from_message, to_message
 from jobs.storage import LocalStore
 from jobs.task import Task
@@ -45,7 +46,7 @@ from tests.fuzz.mutations import damaged, odd_json
 from tests.sd_core.small import ODD
 from tests.sd_core.weights.test_single_file import original_config
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
-from worker.output.encode import encode_image, read_record
+from worker.output.encode import encode_image
 from worker.output.record import image_record, record_line
 from worker.render.inputs import Inputs
 

@@ -33,6 +33,7 @@ from jobs.errors import (
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.records import read_failures, read_records
 from jobs.manifest.load import load_manifest
+from jobs.pictures.embedded import read_record
 from jobs.plan.shards import LEAST_IMAGES
 from jobs.storage import LocalStore
 from jobs.task import Failure
@@ -41,7 +42,6 @@ from tests.sd_core.small import ODD, small_model
 from worker.checkpoint.load import ModelChoice
 from worker.faults import Reason
 from worker.observer import Observer
-from worker.output.encode import read_record
 from worker.run import run_job
 
 MANIFEST = """\

@@ -1,4 +1,4 @@
-"""Pixels to image files that say how they were made, and the record back out of such a file.
+"""Pixels to image files that say how they were made; `jobs.pictures.embedded` reads it again.
 
 The same pixels and record give the same bytes: no time of day is written. Each format holds the
 record twice: as the text other tools read (`worker.output.a1111`), and in full as JSON.
@@ -12,34 +12,19 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import struct
 from collections.abc import Mapping
 from typing import Any
-from xml.sax.saxutils import escape, unescape
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jobs.pictures.rules import PictureError, opened
+from jobs.pictures.embedded import RECORD_CHUNK, xmp_of
 from jobs.task import DEFAULT_QUALITY
 from worker.output.a1111 import a1111_text
 from worker.output.png import png_file
-
-RECORD_CHUNK = "sdbatch"
-
-_XMP = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:sdbatch="urn:sdbatch">'
-    "<sdbatch:record>{record}</sdbatch:record>"
-    "</rdf:Description></rdf:RDF></x:xmpmeta>"
-    '<?xpacket end="w"?>'
-)
-_XMP_RECORD = re.compile(rb"<sdbatch:record>(.*?)</sdbatch:record>", re.DOTALL)
 
 
 def encode_image(
@@ -64,7 +49,7 @@ def encode_image(
     image = Image.fromarray(np.ascontiguousarray(pixels))
     buffer = io.BytesIO()
     if format in ("jpeg", "webp"):
-        exif, xmp = _exif(a1111_text(record)), _XMP.format(record=escape(full)).encode()
+        exif, xmp = _exif(a1111_text(record)), xmp_of(full)
         if format == "webp":
             image.save(buffer, "WEBP", quality=quality, exif=exif, xmp=xmp)
         else:
@@ -72,28 +57,6 @@ def encode_image(
     else:
         raise ValueError(f"format {format!r} is unknown; png, jpeg or webp")
     return buffer.getvalue()
-
-
-def read_record(data: bytes) -> dict[str, Any]:
-    """The full record in an image file of ours. Raises `ValueError` if there is none."""
-    try:
-        with opened(data) as image:
-            info = image.info
-    except PictureError as error:
-        raise ValueError(f"no readable image: it {error}") from error
-    text = info.get(RECORD_CHUNK)
-    if text is None:
-        match = _XMP_RECORD.search(info.get("xmp", b""))
-        text = unescape(match[1].decode()) if match else None
-    if text is None:
-        raise ValueError("the image holds no record of sdbatch")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise ValueError("the image's record is damaged")
-    return record
 
 
 def _save_jpeg(

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs.manifest.prompt_syntax import READ_BY_A1111, SYNTAX, foreign_syntax
+from jobs.pictures.embedded import read_record
 from jobs.task import LoraUse, Task, VaeUse, spec_digest
-from worker.output.encode import read_record
 
 if TYPE_CHECKING:
     from sd_core.model.diffusion import Provenance

@@ -201,6 +201,7 @@ class TestExamples:
         found = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")}
         assert found == {
             *("quickstart.yaml", "sweep.yaml", "img2img.yaml", "sd-v1.yaml"),
+            *("few-steps.yaml", "starter.yaml"),
             "from-csv/shapes.yaml",
         }
 

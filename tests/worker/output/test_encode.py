@@ -19,11 +19,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from jobs.image_settings import IMAGE_SETTINGS
 from jobs.manifest.lora_tags import split_tags
+from jobs.pictures.embedded import read_record
 from jobs.task import LoraUse, VaeUse
 from tests.jobs.pictures.files_by_hand import png
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
 from worker.output.a1111 import a1111_text
-from worker.output.encode import encode_image, read_record
+from worker.output.encode import encode_image
 from worker.output.record import ModelInfo, image_record, record_from_image, record_line
 
 FORMATS = ["png", "jpeg", "webp"]

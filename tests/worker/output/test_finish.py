@@ -16,10 +16,10 @@ from jobs.errors import StoreError, StoreFullError
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.record_writer import ShardRecords
 from jobs.folder.records import dump_lines, read_lines, read_records
+from jobs.pictures.embedded import read_record
 from jobs.storage import LocalStore
 from tests.worker.samples import MODEL, RENDER, a_task, pixels, resaved
 from worker.observer import Observer
-from worker.output.encode import read_record
 from worker.output.finish import Finisher
 from worker.output.record import image_record
 from worker.output.stored import record_in_store
