@@ -10,16 +10,20 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from infra.sbom import requirements_here
 from jobs.errors import ExitCode
+from sd_core.spec import Sampling
 from tests.commands import COMMANDS
+from worker.output.encode import encode_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,17 +104,23 @@ def test_what_is_hidden():
 
 
 def test_every_command_but_those_that_render(run, tmp_path):
-    example = "jobs/examples/sweep.yaml"
+    example, picture = "jobs/examples/sweep.yaml", tmp_path / "picture.png"
+    record = {"prompt": "a ring", "negative": "", **asdict(Sampling(width=64, height=64))}
+    record["model"] = {"name": "demo", "digest": "0" * 64}
+    picture.write_bytes(encode_image(np.zeros((64, 64, 3), np.uint8), record, "png"))
     ran = [
         *(["validate", example], ["plan", example], ["schema"], ["submit", example], ["jobs"]),
         *(["workers"], ["status", "sweep"], ["failures", "sweep"], ["pause", "sweep"]),
         *(["unpause", "sweep"], ["retry", "sweep"], ["resume", "sweep"], ["cancel", "sweep"]),
         *(["grid", "sweep", "--output", str(tmp_path / "grid")], ["forget", "sweep"]),
+        *(["init", str(tmp_path / "first.yaml")], ["completion", "zsh"], ["show", str(picture)]),
+        ["doctor", "--store", str(tmp_path / "store")],
         *(["collect", "sweep", str(tmp_path)], ["watch", "sweep"]),
     ]
     codes, said = run(*ran)
     nothing_there = [ExitCode.NOT_FOUND] * 2  # no image to collect, and then no job to watch
-    assert codes == [ExitCode.DONE] * 15 + nothing_there, said
+    assert codes == [ExitCode.DONE] * 19 + nothing_there, said
+    assert "torch is not installed" in said
     assert {command for command, *_ in ran} == set(COMMANDS) - {"run", "bench", "worker", "local"}
 
 
