@@ -135,6 +135,9 @@ def _layer_names(value: object) -> object:
     return " ".join(value) if listed else value  # type: ignore[arg-type]
 
 
+FORMS: Mapping[str, tuple[str, ...]] = {"freeu": FreeU._fields, "apg": Projection._fields}
+"""Settings that may be mappings of numbers -> the names of these."""
+
 PagLayers = Annotated[
     str,
     AfterValidator(layers_called),
@@ -330,9 +333,9 @@ IMAGE_SETTINGS: Mapping[str, ImageSetting] = {
     ),
     "pag_scale": ImageSetting(
         PagScale,
-        "Scale of perturbed-attention guidance, away from a picture without structure, which takes "
-        "a row more (Ahn et al. 2024); 3 is usual, beside a guidance of 4 to 7 or with guidance 1. "
-        "Default 0, which is none.",
+        "Scale of perturbed-attention guidance, away from a picture without structure (Ahn et al. "
+        "2024). It takes a row more, with AND one for each part. 3 is usual, beside a guidance of "
+        "4 to 7 or with guidance 1. Default 0, which is none.",
         f"a number within 0 to {MOST_PAG_SCALE:g}",
         "PAG scale",
     ),

@@ -48,7 +48,10 @@ PROJECTION_RANGE = (
     f"three numbers eta norm_threshold momentum within -{MOST_ETA:g} to {MOST_ETA:g}, "
     f"0 to {MOST_NORM:g}, and above -1 and below 1"
 )
-LAYERS_RANGE = "of mid, down.0 to down.3, up.0 to up.3, or one attention of these, such as up.1.0"
+LAYERS_RANGE = (
+    "of mid, down.0 to down.2, up.1 to up.3 (of the demo model: down.1, down.2, mid, up.0, up.1), "
+    "or one attention of these, such as up.1.0"
+)
 
 
 def freeu_of(text: str) -> FreeU | None:
@@ -80,39 +83,40 @@ def text_of(numbers: FreeU | Projection | None) -> str:
     return "" if numbers is None else " ".join(repr(n).removesuffix(".0") for n in numbers)
 
 
-# Also as diffusers names blocks: mid_block, down_blocks.2, up_blocks.1.attentions.0.
-_LAYER = re.compile(
-    r"mid(?:_block)?|"
-    r"(?P<way>down|up)(?:_blocks)?\.(?P<level>[0-3])(?:\.(?:attentions\.)?(?P<index>[0-2]))?"
-)
+_ATTENTIONS = {
+    **{f"down.{level}": 2 for level in range(3)},
+    "mid": 1,
+    **{f"up.{level}": 3 for level in range(4)},
+}
+"""Levels of the UNet in the order that a latent comes by them, and the attentions of each."""
 
 
 def layers_called(text: str) -> str:
     """Names of attentions of the UNet, each once, in the order that a latent comes by them.
 
-    text: names between spaces or commas; levels count as diffusers counts blocks, from the way in.
-    A level has all of its attentions. Raises `ValueError`.
+    text: names between spaces or commas, also as diffusers names blocks (`mid_block`,
+    `up_blocks.1.attentions.0`), by whose numbers levels count. A level has all of its attentions.
+    Raises `ValueError`.
     """
-    names = re.split(r"[\s,]+", text.strip().lower())
-    found: set[str] = set()
-    for name in names:
-        match = _LAYER.fullmatch(name)
-        if match is None:
+    chosen: dict[str, set[int]] = {level: set() for level in _ATTENTIONS}
+    for name in re.split(r"[\s,]+", text.strip().lower()):
+        short = re.sub(r"_blocks?|(?<=\.)attentions\.", "", name)
+        level, _, index = (short, "", "") if short in _ATTENTIONS else short.rpartition(".")
+        every = range(_ATTENTIONS.get(level, 0))
+        wanted = [number for number in every if index in ("", str(number))]
+        if not wanted:
             raise ValueError(f"pag_layers {name!r:.80} is none {LAYERS_RANGE}")
-        parts = (match["way"] or "mid", match["level"], match["index"])
-        found.add(".".join(part for part in parts if part is not None))
-    whole = {name for name in found if name.count(".") < 2}
-    alone = {name for name in found if name.rpartition(".")[0] not in whole or name in whole}
-    return " ".join(sorted(alone, key=_place))
-
-
-def _place(name: str) -> tuple[int, str]:
-    return ("down", "mid", "up").index(name.partition(".")[0]), name
+        chosen[level].update(wanted)
+    found: list[str] = []
+    for level, indexes in chosen.items():
+        whole = len(indexes) == _ATTENTIONS[level]
+        found += [level] if whole else [f"{level}.{index}" for index in sorted(indexes)]
+    return " ".join(found)
 
 
 def _numbers(name: str, text: str, allowed: str, count: int) -> list[float]:
     try:
-        numbers = [float(part) for part in re.split(r"[\s,]+", text.strip())]
+        numbers = [float(part) + 0.0 for part in re.split(r"[\s,]+", text.strip())]  # no -0.0
     except ValueError:
         numbers = []
     if len(numbers) != count or not all(map(math.isfinite, numbers)):

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.formatting import found, one_of, quote, shorten, suggest
-from jobs.image_settings import IMAGE_SETTINGS
+from jobs.image_settings import FORMS, IMAGE_SETTINGS
 from jobs.limits import MAX_IMAGES, MAX_LABEL_CHARS, MAX_LABELS, MAX_PROMPT_CHARS
 from jobs.manifest.file_forms import LoraFile, LoraWeights
 from jobs.manifest.problems import Path, Place, ProblemList
@@ -42,6 +42,7 @@ _OTHER_NAMES = {  # other programs' names -> ours
     "subseed_strength": "variation_strength",
     "ensd": "eta_noise_seed_delta",
     "sigmas": "schedule",
+    "pag": "pag_scale",
     "pag_applied_layers": "pag_layers",
     "n_iter": "seeds",
     "n_samples": "seeds",
@@ -169,6 +170,8 @@ def _wrong_value(path: Path, value: Any) -> str:
         return f"found {found(value)}, expected {_A_FILE}"
     if "loras" in path[:2]:
         return _wrong_lora(path, key, value)
+    if key in FORMS and isinstance(value, dict):
+        return _wrong_number(FORMS[key], value)
     expected = EXPECTED[key]
     if path[0] == "matrix" and len(path) == 2:
         expected = _AXES.get(key, f"a list of values, each {expected}")
@@ -178,6 +181,16 @@ def _wrong_value(path: Path, value: Any) -> str:
     if bad is not None:
         return f"character {bad} is not allowed"
     return f"found {found(value)}, expected {expected}{_advice(key, value)}"
+
+
+def _wrong_number(names: Sequence[str], value: dict[Any, Any]) -> str:
+    """For a mapping of numbers that has another key, or something that is no number."""
+    for name, number in value.items():
+        if name not in names:
+            return f"unknown key {quote(str(name))}; expected one of {', '.join(names)}"
+        if type(number) not in (int, float):
+            return f"{name}: found {found(number)}, expected a number"
+    return f"found {found(value)}, expected numbers of {', '.join(names)}"
 
 
 def _wrong_label(path: Path, value: Any) -> str:

@@ -2,8 +2,8 @@
 
 One thread owns the model. At every tick it chooses the images of the next batch (`scheduler`),
 gives them one evaluation of the UNet, moves each over one row of its table, and decodes the
-finished. An image is two rows of the batch, one with guidance 1.0. It joins and leaves between any
-two evaluations, so urgent work waits for one evaluation and one decode at most.
+finished. An image is mostly two rows of the batch, one without guidance. It joins and leaves
+between any two evaluations, so urgent work waits for one evaluation and one decode at most.
 
 Batches of exact images are padded to a fixed row count for each latent shape, or to a smaller one
 that was seen to give the same bits (`batch_rows`), and text and images are encoded and decoded at
@@ -27,7 +27,7 @@ from sd_core.device import own_memory, use_device
 from sd_core.engine.added import Added, AddedWeights
 from sd_core.engine.batch_rows import MOST_ROWS, Rows, batch_rows
 from sd_core.engine.embeddings import EmbeddingCache
-from sd_core.engine.inflight import InflightRequest, PendingOutput
+from sd_core.engine.inflight import InflightRequest, PendingOutput, unguided
 from sd_core.engine.memory import Capacity, room_for_adapters
 from sd_core.engine.model_runner import ModelRunner, table_of
 from sd_core.engine.prompts import PROMPTS_KEPT
@@ -159,6 +159,8 @@ class Engine:
         try:
             # Kept in a cache. On the engine's thread, the device would wait: some take 25 ms.
             _ = table_of(request, self.model.spec).numbers
+            if self.model.told_guidance:
+                unguided(request)
         except ValueError as error:  # of settings that do not go with this model
             future.set_exception(error)
             return future
@@ -254,6 +256,10 @@ class Engine:
         """True while a program for a size that is new here is made: see `sd_core.execution`."""
         return self._stages.compiling
 
+    def images_of(self, sampling: Sampling) -> int:
+        """Images with guidance that fill a batch of this size."""
+        return self.rows_of(sampling) // (1 if self.model.told_guidance else 2)
+
     def stalled_s(self) -> float:
         """Seconds since work last moved on (an image begun, a batch evaluated, an image decoded);
         0 without work, and while a program is compiled in its time.
@@ -273,7 +279,7 @@ class Engine:
         side = self.model.spec.native_size
         # Some steps, so that all of a batch are in it at one time.
         sampling = Sampling(sampler="ddim", steps=4, width=side, height=side, seed=0)
-        full = [Request("", sampling)] * (self.rows_of(sampling) // 2)
+        full = [Request("", sampling)] * self.images_of(sampling)
         for future in [self.submit(request) for request in full]:
             future.result()
 

@@ -34,12 +34,12 @@ class InflightRequest:
 
     arrived: its number, that no other has.
     state: what it is to be continued from.
-    told_guidance: the model is told its guidance, and has no negative prompts.
+    told_guidance: the model is told its guidance, so that rows have none.
     added: its own weights, which stay on the device until it ends. embeddings: of its prompts.
-    contexts: for each row what its prompt is to every attention, the negative prompt's first.
+    contexts: for each condition what it is to every attention, the negative prompt's first.
     roles: of its rows, once it is started.
-    apart: evaluated by the program for images with adapters or long prompts, where the model is
-        compiled; False until the image is started.
+    apart: evaluated by the program for images with adapters, long prompts or changes such as
+        FreeU, where the model is compiled; False until the image is started.
     exact: all evaluations so far gave the bits of the fixed row count.
     The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
     """
@@ -66,7 +66,7 @@ class InflightRequest:
         """The request with the guidance that is left to its rows."""
         if not self.told_guidance:
             return self.request
-        return replace(self.request, sampling=replace(self.request.sampling, guidance=1.0))
+        return unguided(self.request)
 
     @property
     def loras(self) -> LoraSet | None:
@@ -138,6 +138,20 @@ class InflightRequest:
         if self.trajectory is None:
             raise RuntimeError("a flight without a trajectory is still waiting")
         return self.trajectory
+
+
+def unguided(request: Request) -> Request:
+    """The request where a model is told its guidance. Raises `ValueError` for settings of guidance
+    that it cannot have.
+    """
+    asked = request.sampling
+    sampling = replace(asked, guidance=1.0)
+    for name in ("apg", "guidance_rescale", "guidance_from", "guidance_to"):
+        if getattr(sampling, name) != getattr(asked, name):
+            raise ValueError(
+                f"{name} {getattr(asked, name)} does not go with a model that is told its guidance"
+            )
+    return replace(request, sampling=sampling)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The UNet's batch of one latent shape, kept on the device between evaluations.
 
-An image has one slot (`sd_core.sampling.slots`) and one row for each prompt. What its rows are
+An image has one slot (`sd_core.sampling.slots`) and rows by its `RowRoles`. What its rows are
 told, the projected prompts, is copied when it joins, and where its prompt changes. Adapters are
 read where they are.
 """

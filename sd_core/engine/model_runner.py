@@ -46,8 +46,8 @@ from sd_core.transfer import CopyOut, to_device
 
 BATCHES_KEPT = 4  # groups; at v1 size about 4 MB a row, for the prompts
 CAPTURE_AFTER = 8
-"""Evaluations of a batch with long or several prompts, without any change, before it is captured: a
-prompt may change from step to step.
+"""Evaluations of a batch with long or several prompts, adapters or other changes of rows, all the
+same, before it is captured: a prompt may change from step to step.
 """
 
 KEYS_COUNTED = 256
@@ -121,7 +121,7 @@ class ModelRunner:
             weights=tuple(condition.weight for condition in request.prompts),
             negative=len(request.conditions) > len(request.prompts),
             pag_scale=sampling.pag_scale,
-            layers=attentions_called(self.model.unet.places, layers),
+            layers=attentions_called(self.model.unet.attentions, layers),
             freeu=freeu_of(sampling.freeu),
         )
 

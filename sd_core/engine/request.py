@@ -211,7 +211,9 @@ class Request:
 
     @property
     def rows(self) -> int:
-        """Rows of the UNet's batch: one with guidance 1.0, else two, more with `AND`."""
+        """Rows of the UNet's batch where they are most: one with guidance 1.0, else two; more with
+        `AND` and perturbed-attention guidance.
+        """
         return self.perturbed + len(self.conditions)
 
     @property

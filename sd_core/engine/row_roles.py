@@ -9,9 +9,9 @@ from sd_core.setting_texts import FreeU
 
 @dataclass(frozen=True)
 class RowRoles:
-    """Roles of an image's rows. The last are its prompts', before them is that of the negative
-    prompt, and first are perturbed ones, one for each prompt; beyond the guided part of the steps
-    an image has fewer, of which the first are missing.
+    """Roles of an image's rows. First are perturbed ones, one for each prompt, then comes that of
+    the negative prompt, and last are those of the prompts. Beyond the guided part of the steps an
+    image has the last of them only.
 
     weights: of the prompts. negative: there is such a row. pag_scale: of the perturbed rows.
     layers: places of the UNet where they are so. freeu: of all rows.

@@ -39,10 +39,9 @@ def sample_latents(
     """Clean latents (B, 4, h, w) float32 from unit noise, all images by the same sampler.
 
     x_T: (B, 4, h, w) unit normal noise. cond: (B, 77, d) encoded prompts; uncond: the same of the
-    negative prompts, or None with guidance 1.0, or a model that is told it, which costs half the
-    rows. generators: one an
-    image, for the samplers that draw fresh noise; seeded by position where not given. on_step is
-    called after each evaluation with (done, all).
+    negative prompts, or None with guidance 1.0 or a model that is told it, which costs half the
+    rows. generators: one an image, for the samplers that draw fresh noise; seeded by position where
+    not given. on_step is called after each evaluation with (done, all).
     Raises ValueError for settings out of range and shapes that do not fit.
     """
     if len(cond) != len(x_T):

@@ -1,8 +1,8 @@
 """A trajectory between two steps as bytes, and back: safetensors, small, the same everywhere.
 
 What is kept is what the next evaluation needs: latents, past outputs, position, the generator's
-state, noise and differences of guidance that are read again, and with a mask what is returned to
-outside it. Table and context follow from the request.
+state, noise and guidance that are read again, and with a mask what is returned to outside it. Table
+and context follow from the request.
 
 Bytes come back from a store, where anything may have happened to them. Every tensor must be of the
 name, type and shape that request and position ask for, and all together of the digest in the
@@ -58,8 +58,8 @@ def save_trajectory(trajectory: Trajectory, *, kind: str, exact: bool) -> bytes:
         assert trajectory.noise_before is not None
         tensors["noise_before"] = trajectory.noise_before
     if trajectory.has_momentum and trajectory.position:
-        assert trajectory.differences is not None
-        tensors["differences"] = trajectory.differences
+        assert trajectory.difference is not None
+        tensors["difference"] = trajectory.difference
     if trajectory.inpainting is not None:
         known = trajectory.inpainting
         tensors |= {"known": known.known, "noise": known.noise, "mask": known.mask}
@@ -121,7 +121,7 @@ def load_trajectory(
     trajectory = Trajectory(
         *(table, latents, generator, guidance, inpainting, position, past),
         noise_before=there.get("noise_before"),
-        differences=there.get("differences"),
+        difference=there.get("difference"),
     )
     return trajectory, exact
 
@@ -160,7 +160,7 @@ def _form(
     if table.reads_noise_before(position):
         form["noise_before"] = latents
     if momentum and position:
-        form["differences"] = latents
+        form["difference"] = latents
     if inpainted:
         form |= {"known": latents, "noise": latents, "mask": (torch.float32, (1, *shape))}
     return form

@@ -143,8 +143,8 @@ class LatentDiffusion(nn.Module):
 
     @property
     def told_guidance(self) -> bool:
-        """True for a model that is told its guidance beside the timestep: it needs no negative
-        prompt.
+        """True for a model that is told its guidance beside the timestep, and needs no row for the
+        negative prompt.
         """
         return self.spec.unet.guidance_dim > 0
 

@@ -41,7 +41,7 @@ def guidance_embedding(guidance: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of guidance scales, sines first, as LCM was trained with (Luo et al.
     2023).
 
-    guidance: (B,), 1 for none. dim: even. Returns (B, dim) float32.
+    guidance: (B,), 1 for none. dim: even, above 2. Returns (B, dim) float32.
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=guidance.device) / (half - 1)

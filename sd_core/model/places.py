@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from sd_core.model.beside import Change, change
 from sd_core.setting_texts import FreeU
+from sd_core.transfer import to_device
 
 
 class Place:
-    """A result of the model that some rows have another of.
+    """A place in the model whose result may be changed in some rows.
 
-    change: at the next evaluations; mostly None. place: where compiled programs look for it
+    change: of it, at the next evaluations; mostly None. place: where compiled programs look for it
     (`sd_core.model.beside`); None, as mostly, where it is in `change`.
     """
 
@@ -51,15 +52,17 @@ def changing(places: Mapping[str, Place], changes: Mapping[str, Change]) -> Iter
             places[name].change = None
 
 
-def attentions_called(places: Mapping[str, Place], layers: str) -> tuple[str, ...]:
-    """Names of attentions. layers: as `sd_core.setting_texts.layers_called` gives them. Raises
-    `ValueError` where a model has none of that name.
+def attentions_called(attentions: Iterable[str], layers: str) -> tuple[str, ...]:
+    """Names of those of a model's attentions that are meant. Raises `ValueError` where it has none
+    of a name.
+
+    layers: as `sd_core.setting_texts.layers_called` gives them.
     """
+    known = [*attentions]
     found: list[str] = []
     for layer in layers.split():
-        names = [name for name in places if name == layer or name.startswith(f"{layer}.")]
+        names = [name for name in known if name == layer or name.startswith(f"{layer}.")]
         if not names:
-            known = [name for name in places if name.startswith(("down", "mid", "up"))]
             raise ValueError(f"pag_layers {layer} is none of this model's: {', '.join(known)}")
         found += names
     return tuple(found)
@@ -83,10 +86,9 @@ def freeu_changes(rows: Iterable[tuple[int, FreeU]]) -> dict[str, Change]:
     if not rows:
         return {}
     changes: dict[str, Change] = {}
-    for level in ("0", "1"):
-        number = int(level)
-        changes[f"backbone.{level}"] = partial(_scale_backbone, [(r, f[number]) for r, f in rows])
-        changes[f"skip.{level}"] = partial(_scale_lowest, [(r, f[2 + number]) for r, f in rows])
+    for level in range(2):
+        changes[f"backbone.{level}"] = partial(_scale_backbone, [(r, f[level]) for r, f in rows])
+        changes[f"skip.{level}"] = partial(_scale_lowest, [(r, f[2 + level]) for r, f in rows])
     return changes
 
 
@@ -109,17 +111,16 @@ def _scale_lowest(rows: Sequence[tuple[int, float]], skip: Tensor, x: Tensor) ->
         skip[row] += ((factor - 1) * lowest).view_as(skip[row]).to(skip.dtype)
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: captured evaluations know it by its address
 def lowest_waves(height: int, width: int, device: torch.device) -> Tensor:
     """(n, height · width) float32: the product with these and with their transpose is the real part
     of the frequencies 0 and -1 of either axis.
     """
     found = []
-    with torch.inference_mode(False):
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        for down in {0, -1 % height}:
-            for across in {0, -1 % width}:
-                angle = 2 * math.pi * (y.double() * down / height + x.double() * across / width)
-                found += [angle.cos(), angle.sin()] if down or across else [torch.ones_like(angle)]
-        waves = torch.stack(found).flatten(1) / math.sqrt(height * width)
-        return waves.float().to(device)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    for down in {0, -1 % height}:
+        for across in {0, -1 % width}:
+            angle = 2 * math.pi * (y.double() * down / height + x.double() * across / width)
+            found += [angle.cos(), angle.sin()] if down or across else [torch.ones_like(angle)]
+    waves = torch.stack(found).flatten(1) / math.sqrt(height * width)
+    return to_device(waves.float(), device)

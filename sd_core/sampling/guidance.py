@@ -15,8 +15,8 @@ class Guide(NamedTuple):
     """Changes to the guided output of one evaluation.
 
     rescale: see `rescale`; 0 is none. thresholding: see `threshold`; 0 is none. projection: see
-    `project`; None is none. guidance: the scale, for projection. clean: weights of x and of the
-    model's output in the clean latent that is seen, for thresholding and projection.
+    `project`; None is none. guidance: the scale, for projection, else 1. clean: weights of x and of
+    the model's output in the clean latent that is seen, for thresholding and projection.
     """
 
     rescale: float
@@ -25,19 +25,23 @@ class Guide(NamedTuple):
     guidance: float
     clean: tuple[float, float] | None
 
-    def project(self, given: Tensor, without: Tensor, x: Tensor, before: Tensor) -> Tensor | None:
-        """The guided output where guidance is projected, else None.
+    def project(
+        self, given: Tensor, without: Tensor, x: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The guided output and the difference that was projected in it; None where none is.
 
         given, without, x: (4, h, w) outputs for the prompt and the negative prompt, and the latents
-        that both are of. before: as for `project`.
+        that both are of. before: the difference of the evaluation before, which momentum reads;
+        zeros at first.
         """
         if self.projection is None or self.clean is None:
             return None
         of_x, of_output = self.clean
-        update = project(
-            of_x * x + of_output * given, of_output * (given - without), before, self.projection
-        )
-        return given + (self.guidance - 1) / of_output * update
+        difference = of_output * (given - without)
+        if self.projection.momentum:
+            difference = before * self.projection.momentum + difference
+        update = project(of_x * x + of_output * given, difference, self.projection)
+        return given + (self.guidance - 1) / of_output * update, difference
 
     def apply(self, guided: Tensor, given: Tensor, x: Tensor) -> None:
         """Changes `guided` in place. guided, given, x: (4, h, w) outputs of one image with guidance
@@ -61,16 +65,13 @@ def rescale(guided: Tensor, given: Tensor, share: float) -> None:
     guided.mul_(share * factor + (1 - share))
 
 
-def project(clean: Tensor, difference: Tensor, before: Tensor, by: Projection) -> Tensor:
-    """The update that adaptive projected guidance adds to a clean latent (Sadat et al. 2024, alg.
-    1), times its scale less 1.
+def project(clean: Tensor, difference: Tensor, by: Projection) -> Tensor:
+    """The update that adaptive projected guidance adds to a clean latent, times its scale less 1
+    (Sadat et al. 2024, alg. 1).
 
     clean: (4, h, w) for the prompt alone. difference: of that to the clean latent of the negative
-    prompt. before: the sum of earlier differences, each times the momentum once an evaluation;
-    written over by that with this one.
+    prompt, with momentum in it.
     """
-    if by.momentum:
-        difference = before.mul_(by.momentum).add_(difference)
     if by.norm_threshold:
         difference = difference * (by.norm_threshold / difference.norm()).clamp(max=1)
     along = F.normalize(clean.double().flatten(), dim=0)

@@ -56,7 +56,7 @@ class Slots:
         self._numbers = Upload((NUMBERS, count, 1, 1, 1), device)
         self._noise = Upload(wide, device)
         self._noise_before = torch.zeros(wide, device=device)  # that of the row before
-        self._differences = torch.zeros(wide, device=device)  # earlier ones of guidance
+        self._differences = torch.zeros(wide, device=device)  # of projected guidance
         self._inpainting: Inpainting | None = None  # of all slots; none until an image has one
         self._product = torch.zeros_like(self.latents)
         self._sum = torch.zeros_like(self.latents)
@@ -80,7 +80,7 @@ class Slots:
         past = _taken(self._outputs[:-1, slot], trajectory.past)
         trajectory.latents, trajectory.past = self.latents[slot], past
         trajectory.noise_before = _taken(self._noise_before[slot], trajectory.noise_before)
-        trajectory.differences = _taken(self._differences[slot], trajectory.differences)
+        trajectory.difference = _taken(self._differences[slot], trajectory.difference)
         self._inside[slot] = trajectory
 
     def take(self, slot: int) -> None:
@@ -88,13 +88,13 @@ class Slots:
         trajectory = self._inside.pop(slot)
         assert trajectory.past is not None
         assert trajectory.noise_before is not None
-        assert trajectory.differences is not None
+        assert trajectory.difference is not None
         reads = trajectory.table.reads_noise_before(trajectory.position)
         trajectory.latents = trajectory.latents.clone()
         trajectory.past = None if trajectory.done else trajectory.past.clone()
         trajectory.noise_before = trajectory.noise_before.clone() if reads else None
         kept = trajectory.has_momentum and not trajectory.done
-        trajectory.differences = trajectory.differences.clone() if kept else None
+        trajectory.difference = trajectory.difference.clone() if kept else None
         self.latents[slot].zero_()
         if self._inpainting is not None:
             self._inpainting.known[slot].zero_()
@@ -157,14 +157,19 @@ class Slots:
         # Classifier-free guidance (Ho & Salimans 2022): away from the unconditional prediction.
         alone = {slot: given[slot].clone() for slot in guides}
         eps = given.sub_(without).mul_(numbers[Number.GUIDANCE]).add_(without)
+        differences: dict[int, Tensor] = {}
         for slot, guide in guides.items():
             own = guide.project(alone[slot], without[slot], x[slot], self._differences[slot])
             if own is not None:
-                eps[slot].copy_(own)
+                eps[slot].copy_(own[0])
+                differences[slot] = own[1]
         for slot, push in pushed.items():
             eps[slot].add_(push)
         for slot, guide in guides.items():
             guide.apply(eps[slot], alone[slot], x[slot])
+        # From here on nothing is allocated: what raises before has moved nothing.
+        for slot, difference in differences.items():
+            self._differences[slot].copy_(difference)
         for older, newer in zip(outputs[:0:-1], outputs[-2::-1], strict=True):
             older.copy_(newer)
         # Products and sums one by one: a fused product and sum would round otherwise.

@@ -43,9 +43,10 @@ class Trajectory:
         first; a view as latents are. None before the first evaluation.
     noise_before: (4, h, w) float32, fresh noise of the last row, where the next one reads it; a
         view too.
-    differences: (4, h, w), earlier differences of guidance (`sd_core.sampling.guidance.project`),
+    difference: (4, h, w), that of the last projected guidance (`sd_core.sampling.guidance.Guide`),
         where the projection has momentum; a view too. None before the first evaluation.
     guided: (N,) whether each row of the table is within the guided part; None for all.
+    projection: of the guidance; None for none.
     """
 
     table: StepTable
@@ -56,7 +57,7 @@ class Trajectory:
     position: int = 0
     past: Tensor | None = None
     noise_before: Tensor | None = None
-    differences: Tensor | None = None
+    difference: Tensor | None = None
     guided: NDArray[np.bool_] | None = None
     projection: Projection | None = None
 
@@ -92,11 +93,13 @@ class Trajectory:
         # Weights of every row are others, of which a captured evaluation knows nothing.
         by_row = thresholding or projection is not None
         clean = self.table.clean(self.position) if by_row else None
-        return Guide(share, thresholding, projection, self.guidance, clean)
+        # One that only projection reads, so that graphs of other guides serve any scale.
+        guidance = 1.0 if projection is None else self.guidance
+        return Guide(share, thresholding, projection, guidance, clean)
 
     @property
     def has_momentum(self) -> bool:
-        """True where earlier differences of guidance are read again."""
+        """True where the last difference of guidance is read again."""
         return self.projection is not None and bool(self.projection.momentum)
 
     @property

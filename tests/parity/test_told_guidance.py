@@ -79,6 +79,36 @@ def test_images_of_other_guidance_share_batches_and_never_notice_each_other(mode
     assert batches[-1].rows_used == 4
 
 
+def test_weighted_prompts_are_told_from_the_negative_one_all_the_same(model):
+    """And perturbed attention is guidance that such a model can have."""
+    requests = [
+        ask(8.0, 1, syntax="a1111"),
+        dataclasses.replace(ask(8.0, 1, syntax="a1111"), prompt="a star AND a moon :0.5"),
+        ask(8.0, 2, pag_scale=3.0, pag_layers="down.0", guidance_to=0.5),
+    ]
+    batches: list[Batch] = []
+    with Engine(model, rows=6, on_batch=batches.append) as engine:
+        alone = [numbers(engine.submit(one).result(timeout=60)) for one in requests]
+        used = [batch.rows_used for batch in batches]
+        futures = [engine.submit(one) for one in requests]
+        together = [numbers(future.result(timeout=60)) for future in futures]
+    assert used == [1] * 4 + [3] * 4 + [2, 2, 1, 1]
+    assert all(map(torch.equal, alone, together))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"apg": "0 2 0"}, {"guidance_rescale": 0.5}, {"guidance_from": 0.5}, {"guidance_to": 0.5}],
+    ids=str,
+)
+def test_guidance_that_such_a_model_cannot_have_is_refused(model, settings):
+    with Engine(model, rows=4) as engine:
+        bad, good = engine.submit(ask(8.0, **settings)), engine.submit(ask(8.0))
+        with pytest.raises(ValueError, match="does not go with a model that is told its guidance"):
+            bad.result(timeout=60)
+        assert torch.isfinite(good.result(timeout=60).latents).all()
+
+
 def test_every_container_has_it(model, folder, tmp_path):
     save_single_file(model, tmp_path / "ours.safetensors")
     bare = tmp_path / "bare.safetensors"

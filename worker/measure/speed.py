@@ -67,10 +67,11 @@ class SpeedMeasurement:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self._model.device)
         rows = self._engine.rows_of(_sampling(width, height, 1))
+        images = self._engine.images_of(_sampling(width, height, 1))
         began = time.monotonic()
-        full = self._render(rows // 2, width, height, WARM)
+        full = self._render(images, width, height, WARM)
         first_s = time.monotonic() - began
-        full = self._render(rows // 2, width, height, _fitting(full.evaluations_s[-1]))
+        full = self._render(images, width, height, _fitting(full.evaluations_s[-1]))
         alone = self._render(1, width, height, WARM)
         alone = self._render(1, width, height, _fitting(alone.evaluations_s[-1]))
         speed = SizeSpeed(

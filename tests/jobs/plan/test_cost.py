@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.plan.cost import CostFold, PlanSummary
+from jobs.plan.cost import CostFold, PlanSummary, rows_of
 from jobs.task import Task
 from sd_core.sampler_table import SAMPLERS
 from sd_core.sampling.samplers import evaluations
@@ -49,6 +49,24 @@ prompts:
     assert summary.samplers == {"plms": 3, "ddim": 2}
     assert summary.inputs == 1
     assert (summary.first.prompt, summary.last.prompt) == ("a", "d")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, 20),
+        ({"pag_scale": 3.0}, 30),
+        ({"pag_scale": 3.0, "guidance": 1.0}, 20),
+        ({"pag_scale": 3.0, "guidance_to": 0.5}, 20),
+        ({"pag_scale": 3.0, "guidance": 1.0, "guidance_from": 0.8}, 12),
+        ({"guidance": 1.0, "guidance_to": 0.5}, 10),
+    ],
+    ids=str,
+)
+def test_rows_are_by_kinds_of_guidance(settings, rows):
+    sampling = replace(ROW.sampling, sampler="ddim", steps=10, guidance=5.0)
+    task = replace(ROW, sampling=replace(sampling, **settings))
+    assert rows_of(task) == cost_of([task]).rows == rows
 
 
 def test_json():

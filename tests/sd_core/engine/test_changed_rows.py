@@ -12,7 +12,8 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 from sd_core.engine.engine import Batch, Engine
 from sd_core.engine.request import Request, Suspended
 from sd_core.execution import make_ready
-from sd_core.sampling.guidance import Guide, project
+from sd_core.sampling import guidance
+from sd_core.sampling.guidance import Guide
 from sd_core.sampling.samplers import rows
 from sd_core.setting_texts import Projection
 from sd_core.spec import Sampling
@@ -134,6 +135,36 @@ def test_close_to_float32_in_every_way_of_running(way, settings):
     assert (own - expected).abs().mean() < 0.2 * (without - expected).abs().mean()
 
 
+def test_a_step_that_fails_moves_no_momentum(monkeypatch):
+    """The evaluation is made again, for each image alone."""
+    requests = [ask("a ring", seed=seed, apg="0 2 -0.5", thresholding=0.9) for seed in (1, 2)]
+    with Engine(small_model(ODD), rows=4) as engine:
+        wanted = rendered(engine, *requests)
+    calls = []
+
+    def threshold(*arguments):
+        calls.append(arguments)
+        if len(calls) == 6:  # the second image's, at its third step
+            raise torch.OutOfMemoryError("no room")
+        return the_real_one(*arguments)
+
+    the_real_one = guidance.threshold
+    monkeypatch.setattr(guidance, "threshold", threshold)
+    with Engine(small_model(ODD), rows=4) as engine:
+        found = rendered(engine, *requests)
+    assert len(calls) > 12
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_projected_guidance_of_a_model_that_predicts_the_velocity():
+    """With nothing left out it is plain guidance, of whatever the model predicts."""
+    spec = dataclasses.replace(ODD, prediction="v")
+    projected, plain = ask("a ring", seed=1, apg="1 1000 0"), ask("a ring", seed=1)
+    with Engine(small_model(spec), rows=4) as engine:
+        own, other = (engine.submit(one).result(timeout=60).latents for one in (projected, plain))
+    assert (own - other).norm() / other.norm() < 1e-4
+
+
 def test_an_attention_that_the_model_lacks_fails_its_image_alone():
     with Engine(small_model(ODD), rows=4) as engine:
         bad = engine.submit(ask("a ring", pag_scale=3.0, pag_layers="up.3"))
@@ -151,8 +182,11 @@ def test_an_attention_that_the_model_lacks_fails_its_image_alone():
 def test_projection_is_that_of_diffusers(by):
     clean, other = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     theirs, before = MomentumBuffer(by.momentum), torch.zeros(4, 8, 8)
+    guide = Guide(0.0, 0.0, by, 7.5, (0.0, 1.0))  # the outputs are clean latents
     for one, two in zip(clean, other, strict=True):
-        own = one + 6.5 * project(one, one - two, before, by)
+        projected = guide.project(one, two, one, before)
+        assert projected is not None
+        own, before = projected
         wanted = normalized_guidance(
             *(one[None], two[None], 6.5, theirs, by.eta, by.norm_threshold),
             use_original_formulation=True,
@@ -164,8 +198,9 @@ def test_a_projection_that_leaves_all_is_plain_guidance():
     """Momentum 0, no limit, and all that points along the clean latent."""
     given, without, x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     guide = Guide(0.0, 0.0, Projection(1.0, 0.0, 0.0), 7.5, (1.2, -0.8))
-    own = guide.project(given, without, x, torch.zeros_like(x))
-    assert own is not None
+    projected = guide.project(given, without, x, torch.zeros_like(x))
+    assert projected is not None
+    own, _ = projected
     assert (own - (without + 7.5 * (given - without))).abs().max() < 1e-4
     assert Sampling(apg="1 0 0") == Sampling()
     changed = dataclasses.replace(Sampling(), apg="1.0, 0, 0.25")

@@ -100,6 +100,13 @@ MIXED = [
 ]
 
 
+CHANGED = [
+    request(sampler="ddim", steps=16, seed=5, pag_scale=3.0),
+    request("a star", sampler="ddim", steps=16, seed=6, freeu="1.5 1.6 0.9 0.2", guidance=1.0),
+]
+"""Images with changes of rows, which are captured once their batch came often."""
+
+
 def test_auto_is_graphed_on_cuda_and_float32_is_float32(model):
     assert model.execution == "graphed"
     assert not torch.backends.cudnn.allow_tf32
@@ -133,10 +140,13 @@ def test_no_step_waits_for_the_device(device, execution):
     run = Run(model_on(execution))
     for sampler in SAMPLERS[:3]:
         run.start(request(sampler=sampler, steps=20, seed=5))
+    for one in CHANGED:
+        run.start(one)
     run.tick()
     run.runner.ended(wait=True)
     device.waits.clear()
     run.start(request("never seen", sampler="euler_a", steps=20))
+    run.start(request("another", pag_scale=2.0, freeu="1.2 1.3 1 1", apg="0 2 -0.5", steps=20))
     for _ in range(6):
         run.tick()
     assert device.waits == []
@@ -176,6 +186,29 @@ def test_a_captured_step_gives_the_bits_of_an_eager_one(device):
         found.append(run.finish())
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert device.replays >= 7
+
+
+def test_changes_of_rows_are_captured_and_give_the_bits_of_an_eager_step(device):
+    """Projected guidance is another at each step, and is never captured."""
+    projected = request(sampler="ddim", steps=16, seed=7, apg="0 2 -0.5")
+    for requests, captured in ((CHANGED, True), ([*CHANGED, projected], False)):
+        found = []
+        for execution in ("eager", "graphed"):
+            device.replays = 0
+            run = Run(model_on(execution))
+            for one in requests:
+                run.start(one)
+            found.append(run.finish())
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        assert (device.replays > 0) == captured
+
+
+def test_a_graph_of_rescaled_guidance_serves_any_scale(device):
+    run = Run(model_on("graphed"))
+    for guidance in (5.0, 6.0, 7.0):
+        run.start(request(sampler="ddim", steps=16, guidance=guidance, guidance_rescale=0.7))
+        run.finish()
+    assert run.runner.captures == 1
 
 
 def test_a_smaller_count_is_proved_and_then_captured(device, monkeypatch):
