@@ -119,6 +119,18 @@ def test_held_out_combinations_are_drawn_as_asked(engine, every, times):
     assert right >= 0.95 * len(triples), f"{right} of {len(triples)}"
 
 
+def test_four_steps_of_one_row_draw_what_is_asked(engine):
+    """As `jobs/examples/few-steps.yaml` has it."""
+    asked = [(s, c, b) for s in SHAPES for c, b in (("red", "blue"), ("white", "black"))]
+    prompts = [
+        f"a large {colour} {shape} on a {ground} background" for shape, colour, ground in asked
+    ]
+    images = render(engine, prompts, sampler="lcm", steps=4, guidance=1.0)
+    seen = [judge(image) for image in images]
+    right = [(one.shape, one.colour, one.background) for one in seen]
+    assert sum(map(tuple.__eq__, right, asked)) >= len(asked) - 1
+
+
 def test_the_autoencoder_keeps_edges(model):
     """At least 30 dB on scenes that training did not show."""
     rng = random.Random(12345)

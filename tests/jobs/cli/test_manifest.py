@@ -205,6 +205,10 @@ class TestExamples:
             "from-csv/shapes.yaml",
         }
 
+    def test_few_steps_are_four_evaluations_of_one_row(self, run):
+        plan = json.loads(run("plan", "--json", EXAMPLES / "few-steps.yaml")[1])
+        assert (plan["images"], plan["evaluations"], plan["rows"]) == (8, 32, 32)
+
     def test_quickstart_is_a_dozen_of_both_kinds(self, run):
         plan = json.loads(run("plan", "--json", EXAMPLES / "quickstart.yaml")[1])
         assert plan["images"] == 12
