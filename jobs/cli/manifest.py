@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from jobs.cli.estimate import MOST_WORKERS, check_price, estimate
 from jobs.cli.opening import open_store_at, read_manifest
 from jobs.cli.options import allow_outside_option, json_option, manifest_argument
 from jobs.errors import ManifestError, Problem, SdbatchError
@@ -58,25 +59,42 @@ def validate(terminal: Terminal, manifests: tuple[Path, ...], allow_outside: boo
 
 @click.command()
 @manifest_argument
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    help="How many workers like this machine share the job. [default: 1]",
+)
+@click.option("--price", type=float, help="Of a worker an hour, in whatever currency.")
 @allow_outside_option
 @json_option
 @click.pass_obj
-def plan(terminal: Terminal, manifest: Path, allow_outside: bool) -> None:
-    """Show what a job will cost, without rendering: images, model evaluations, disk space.
+def plan(
+    terminal: Terminal,
+    manifest: Path,
+    workers: int | None,
+    price: float | None,
+    allow_outside: bool,
+) -> None:
+    """Show what a job will cost, without rendering: images, model evaluations, disk space; and time
+    and money, if `sdbatch bench` has measured its model here.
 
     \b
     Example:
-      sdbatch plan shapes.yaml
+      sdbatch plan shapes.yaml --workers 4 --price 1.10
     """
+    check_price(price)
     job = read_manifest(terminal, manifest, allow_outside=allow_outside)
     with terminal.counting("planning", job.total) as tick:
         expansion = job.expand(_ticking(job.tasks(), tick), keep_parts=False)
     summary, job_id = expansion.cost, job.job_id_of(expansion.digest)
+    takes = estimate(job, expansion, workers, price)
     if terminal.json:
         files = {name: list(known) for name, known in _files(job).items()}
-        terminal.document({"job": job_id, "model": job.model, **files, **summary.to_json()})
+        document = {"job": job_id, "model": job.model, **files, **summary.to_json()}
+        terminal.document(document | {"estimate": None if takes is None else takes.to_json()})
     else:
-        for label, text in _plan_lines(job, job_id, summary):
+        lines = [*_plan_lines(job, job_id, summary), *(() if takes is None else takes.lines())]
+        for label, text in lines:
             terminal.say(f"{label:12} {text}")
         with terminal.status("looking for earlier jobs"):
             earlier = _earlier_job_lines(job, job_id)

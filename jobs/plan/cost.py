@@ -20,13 +20,27 @@ _BYTES_PER_IMAGE = 3000
 
 
 @dataclass
+class ShapeWork:
+    """Work of the images of one shape. evaluations, rows: of the model, over all of them."""
+
+    images: int = 0
+    evaluations: int = 0
+    rows: int = 0
+
+    @property
+    def rows_at_once(self) -> float:
+        """Rows of an image in a batch, on average."""
+        return self.rows / self.evaluations if self.evaluations else 0.0
+
+
+@dataclass
 class PlanSummary:
     """Cost of a job.
 
     images: how many.
     evaluations: of the model, over all images.
     rows: of the model's batches: an evaluation is one, and one for each kind of guidance.
-    shapes: (width, height) in pixels -> images.
+    shapes: (width, height) in pixels -> images. work: by the same.
     samplers: name -> images.
     inputs: distinct init images and masks.
     output_bytes: an estimate.
@@ -37,6 +51,7 @@ class PlanSummary:
     evaluations: int = 0
     rows: int = 0
     shapes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    work: dict[tuple[int, int], ShapeWork] = field(default_factory=dict)
     samplers: Counter[str] = field(default_factory=Counter)
     inputs: int = 0
     output_bytes: int = 0
@@ -121,6 +136,10 @@ class CostFold:
             summary.evaluations += images * evaluated
             summary.rows += images * rows
             summary.shapes[width, height] += images
+            work = summary.work.setdefault((width, height), ShapeWork())
+            work.images += images
+            work.evaluations += images * evaluated
+            work.rows += images * rows
             summary.samplers[sampler] += images
             image_bytes = _BYTES_PER_PIXEL[format] * width * height + _BYTES_PER_IMAGE
             summary.output_bytes += images * round(image_bytes)

@@ -43,6 +43,10 @@ CODES = {
     "sdbatch bench": ExitCode.DONE,
     "sdbatch bench --model path/to/sd-v1-4.ckpt --size 512x512": ExitCode.DONE,
     "sdbatch schema": ExitCode.DONE,
+    "sdbatch doctor": ExitCode.DONE,
+    "sdbatch init": ExitCode.DONE,
+    "sdbatch completion bash": ExitCode.DONE,
+    "sdbatch show IMAGE": ExitCode.DONE,
     "sdbatch validate bad.yaml": ExitCode.BAD_INPUT,
     "sdbatch plan": ExitCode.DONE,
     "sdbatch plan jobs/examples/sweep.yaml": ExitCode.DONE,
@@ -84,6 +88,7 @@ IN_A_SENTENCE = {
     "sdbatch plan": "sdbatch plan shapes.yaml",
     "sdbatch bench": "sdbatch bench --size 64x64",  # one size
     "sdbatch run": f"sdbatch run shapes.yaml --store {STORE}",  # it writes to buckets too
+    "sdbatch show IMAGE": "sdbatch show picture.png",
 }
 """Named without arguments there."""
 
@@ -164,6 +169,11 @@ class Reader:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         del self.environ["AWS_SESSION_TOKEN"]
+
+    def choose_an_image(self) -> None:
+        """One that the quickstart made."""
+        first = min(self.folder.glob("out/quickstart-*/images/*.png"))
+        shutil.copy(first, self.folder / "picture.png")
 
     @property
     def ledger(self) -> Ledger:
@@ -285,6 +295,7 @@ class Reader:
 
 
 BEFORE: dict[str, Callable[[Reader], None]] = {
+    "sdbatch show IMAGE": Reader.choose_an_image,
     "sdbatch worker --model demo": Reader.open_cluster,
     "sdbatch pause shapes": Reader.begin_a_long_job,
     "sdbatch forget shapes": Reader.end_the_job,

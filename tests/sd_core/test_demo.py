@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_core import load_model, to_pil
+from sd_core import load_model, make_ready, to_pil
 from sd_core.demo.judge import judge
 from sd_core.demo.scenes import (
     COLOURS,
@@ -33,7 +33,7 @@ SIDE = 128
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model("demo", device="cpu")
+    return make_ready(load_model("demo", device="cpu"))
 
 
 @pytest.fixture(scope="module")

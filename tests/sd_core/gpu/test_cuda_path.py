@@ -101,8 +101,8 @@ MIXED = [
 
 
 CHANGED = [
-    request(sampler="ddim", steps=16, seed=5, pag_scale=3.0),
-    request("a star", sampler="ddim", steps=16, seed=6, freeu="1.5 1.6 0.9 0.2", guidance=1.0),
+    request(sampler="ddim", steps=11, seed=5, pag_scale=3.0),
+    request("a star", sampler="ddim", steps=11, seed=6, freeu="1.5 1.6 0.9 0.2", guidance=1.0),
 ]
 """Images with changes of rows, which are captured once their batch came often."""
 
@@ -190,7 +190,7 @@ def test_a_captured_step_gives_the_bits_of_an_eager_one(device):
 
 def test_changes_of_rows_are_captured_and_give_the_bits_of_an_eager_step(device):
     """Projected guidance is another at each step, and is never captured."""
-    projected = request(sampler="ddim", steps=16, seed=7, apg="0 2 -0.5")
+    projected = request(sampler="ddim", steps=11, seed=7, apg="0 2 -0.5")
     for requests, captured in ((CHANGED, True), ([*CHANGED, projected], False)):
         found = []
         for execution in ("eager", "graphed"):
@@ -206,7 +206,7 @@ def test_changes_of_rows_are_captured_and_give_the_bits_of_an_eager_step(device)
 def test_a_graph_of_rescaled_guidance_serves_any_scale(device):
     run = Run(model_on("graphed"))
     for guidance in (5.0, 6.0, 7.0):
-        run.start(request(sampler="ddim", steps=16, guidance=guidance, guidance_rescale=0.7))
+        run.start(request(sampler="ddim", steps=11, guidance=guidance, guidance_rescale=0.7))
         run.finish()
     assert run.runner.captures == 1
 
