@@ -32,7 +32,7 @@ class Estimate:
 
     @property
     def cost(self) -> float | None:
-        """Of all workers until the last is done, in the price's currency."""
+        """Money for all workers until the last is done, in the price's currency."""
         return None if self.price is None else self.price * self.workers * self.seconds / 3600
 
     def to_json(self) -> dict[str, Any]:
