@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 
 import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
 from sd_core.engine.engine import Batch, Engine
-from sd_core.engine.request import Request, Suspended
+from sd_core.engine.request import Request
 from sd_core.execution import make_ready
 from sd_core.sampling import guidance
 from sd_core.sampling.guidance import Guide
 from sd_core.sampling.samplers import rows
 from sd_core.setting_texts import Projection
 from sd_core.spec import Sampling
+from tests.sd_core.engine.suspending import calm_and_resumed
 from tests.sd_core.engine.test_loras import WAYS
 from tests.sd_core.small import ODD, SMALL, numbers, small_model
 
@@ -89,28 +89,8 @@ def test_rows_beyond_a_batch_take_a_part_of_their_own():
 
 @pytest.mark.parametrize("number", range(len(MIXED)))
 def test_it_goes_on_where_it_was(number):
-    model, wanted = small_model(ODD), MIXED[number]
-    with Engine(model, rows=16) as engine:
-        (calm,) = rendered(engine, wanted)
-        reached, go_on = threading.Event(), threading.Event()
-
-        def on_step(done: int, _all: int) -> None:
-            if done == 3:
-                reached.set()
-                assert go_on.wait(60)
-
-        future = engine.submit(wanted, on_step=on_step)
-        assert reached.wait(60)
-        engine.suspend([future])
-        go_on.set()
-        with pytest.raises(Suspended) as stopped:
-            future.result(timeout=60)
-    with Engine(model, rows=16) as engine:
-        others = [engine.submit(one) for one in MIXED]
-        again = engine.submit(wanted, state=stopped.value.state)
-        assert torch.equal(numbers(again.result(timeout=60)), calm)
-        for other in others:
-            other.result(timeout=60)
+    calm, again = calm_and_resumed(small_model(ODD), MIXED[number], MIXED, after=3)
+    assert torch.equal(calm, again)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

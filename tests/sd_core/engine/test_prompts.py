@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import threading
 
 import pytest
 import torch
 
 from sd_core.engine.engine import Batch, Engine
-from sd_core.engine.request import Request, Suspended
+from sd_core.engine.request import Request
 from sd_core.engine.sample import sample_latents
 from sd_core.execution import make_ready
 from sd_core.model.layers import LongContext
@@ -20,6 +19,7 @@ from sd_core.sampling.samplers import step_table
 from sd_core.sampling.slots import Slots
 from sd_core.sampling.trajectory import Trajectory, from_noise
 from sd_core.spec import Sampling
+from tests.sd_core.engine.suspending import calm_and_resumed
 from tests.sd_core.engine.test_engine import BFLOAT16
 from tests.sd_core.small import ODD, numbers, small_model
 
@@ -93,28 +93,8 @@ def test_rows_of_an_image_that_a_batch_cannot_hold_are_evaluated_in_parts(model)
 
 @pytest.mark.parametrize("number", range(len(MIXED)))
 def test_it_goes_on_where_it_was(model, number: int):
-    wanted = MIXED[number]
-    with Engine(model, rows=16) as engine:
-        (calm,) = rendered(engine, wanted)
-        reached, go_on = threading.Event(), threading.Event()
-
-        def on_step(done: int, _all: int) -> None:
-            if done == 4:
-                reached.set()
-                assert go_on.wait(60)
-
-        future = engine.submit(wanted, on_step=on_step)
-        assert reached.wait(60)
-        engine.suspend([future])
-        go_on.set()
-        with pytest.raises(Suspended) as stopped:
-            future.result(timeout=60)
-    with Engine(model, rows=16) as engine:
-        others = [engine.submit(one) for one in MIXED]
-        again = engine.submit(wanted, state=stopped.value.state)
-        assert torch.equal(numbers(again.result(timeout=60)), calm)
-        for other in others:
-            other.result(timeout=60)
+    calm, again = calm_and_resumed(model, MIXED[number], MIXED, after=4)
+    assert torch.equal(calm, again)
 
 
 def sampled_by_hand(model, request: Request, contexts) -> torch.Tensor:
