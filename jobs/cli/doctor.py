@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from jobs.cli.opening import open_store_at
+from jobs.cli.opening import open_store_at, settings_with
 from jobs.cli.options import endpoint_option, json_option, redis_option
 from jobs.doctor.finding import State
 from jobs.errors import ExitCode
@@ -41,7 +41,7 @@ def doctor(
         return address, open_store_at(settings, address, endpoint, given=store is not None)
 
     with terminal.status("looking"):
-        findings = list(examine(opened, redis))
+        findings = list(examine(lambda: settings_with(redis), opened))
     if terminal.json:
         terminal.document({"checks": [asdict(one) for one in findings]})
     else:

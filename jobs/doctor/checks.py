@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import secrets
 import time
@@ -34,20 +33,18 @@ Opened = Callable[[], tuple[str, Store]]
 
 
 def examine(
-    open_the_store: Callable[[Settings], tuple[str, Store]], redis: str | None
+    read: Callable[[], Settings], open_the_store: Callable[[Settings], tuple[str, Store]]
 ) -> Iterator[Finding]:
-    """All findings, one by one. redis: instead of the settings' server."""
+    """All findings, one by one. read: reads the settings, which may raise `InputError`."""
     yield _program()
-    given = redis is not None or bool(os.environ.get("SDBATCH_REDIS"))
-    environ = os.environ | ({} if redis is None else {"SDBATCH_REDIS": redis})
     try:
-        settings = Settings.from_env(environ)
+        settings = read()
     except InputError as error:
         advice = "set it right; what goes by it was not looked at"
         yield Finding("settings", State.BAD, str(error), advice, ExitCode.BAD_INPUT)
         return
     yield _settings(settings)
-    yield from queue(settings.redis, needed=given or settings.local is not None)
+    yield from queue(settings.redis, needed=settings.redis != Settings.redis)
     yield store(lambda: open_the_store(settings))
     for found in metadata.entry_points(group=GROUP):
         yield from found.load()(settings)
