@@ -42,7 +42,7 @@ def _device(settings: Settings) -> Finding:
     except (RuntimeError, ValueError) as error:
         advice = "see SDBATCH_DEVICE, and the driver and torch of this machine"
         return Finding("device", State.BAD, str(error), advice, ExitCode.MODEL)
-    found = f"{device_kind(device)}, {memory} free, {dtype}, torch {torch.__version__}"
+    found = f"{device_kind(device)}, {memory} of memory, {dtype}, torch {torch.__version__}"
     if device.type == "cpu" and settings.device == "auto":
         advice = "fine for the demo model; a real one takes minutes an image on a CPU"
         return Finding("device", State.LOOK, found, advice)

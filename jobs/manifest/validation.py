@@ -185,12 +185,11 @@ def _wrong_value(path: Path, value: Any) -> str:
 
 def _wrong_number(names: Sequence[str], value: dict[Any, Any]) -> str:
     """For a mapping of numbers that has another key, or something that is no number."""
-    for name, number in value.items():
-        if name not in names:
-            return f"unknown key {quote(str(name))}; expected one of {', '.join(names)}"
-        if type(number) not in (int, float):
-            return f"{name}: found {found(number)}, expected a number"
-    return f"found {found(value)}, expected numbers of {', '.join(names)}"
+    other = next((name for name in value if name not in names), None)
+    if other is not None:
+        return f"unknown key {quote(str(other))}; expected one of {', '.join(names)}"
+    name = next(name for name, number in value.items() if type(number) not in (int, float))
+    return f"{name}: found {found(value[name])}, expected a number"
 
 
 def _wrong_label(path: Path, value: Any) -> str:

@@ -23,7 +23,6 @@ _BYTES_PER_IMAGE = 3000
 class ShapeWork:
     """Work of the images of one shape. evaluations, rows: of the model, over all of them."""
 
-    images: int = 0
     evaluations: int = 0
     rows: int = 0
 
@@ -137,7 +136,6 @@ class CostFold:
             summary.rows += images * rows
             summary.shapes[width, height] += images
             work = summary.work.setdefault((width, height), ShapeWork())
-            work.images += images
             work.evaluations += images * evaluated
             work.rows += images * rows
             summary.samplers[sampler] += images

@@ -74,6 +74,7 @@ class InflightBatch:
         self._slot_of: dict[int, int] = {}  # by number of the image, which is not to be kept alive
         self._rows_of: dict[int, tuple[int, ...]] = {}  # by slot
         self._roles: dict[int, RowRoles] = {}  # by slot
+        self._special: dict[int, RowRoles] = {}  # by slot, those that are not plain
         self._loras: dict[int, LoraSet] = {}  # by slot, of images that have some
         self._guides: dict[int, Guide] = {}  # by slot
         self._changed = False  # since the device was last told of it
@@ -175,11 +176,6 @@ class InflightBatch:
         return attentions | freeu_changes(freed)
 
     @property
-    def _special(self) -> dict[int, RowRoles]:
-        """Roles of images that have more than a prompt and a negative prompt, by slot."""
-        return {slot: roles for slot, roles in self._roles.items() if not roles.plain}
-
-    @property
     def changes_by_step(self) -> bool:
         """True for an image whose step is another at every evaluation: it is not to be captured."""
         return any(guide.clean is not None for guide in self._guides.values())
@@ -275,6 +271,8 @@ class InflightBatch:
         self._slot_of[flight.arrived] = slot
         self._rows_of[slot] = rows
         self._roles[slot] = flight.roles
+        if not flight.roles.plain:
+            self._special[slot] = flight.roles
         if flight.loras is not None:
             self._loras[slot] = flight.loras
         self._changed = True
@@ -284,6 +282,7 @@ class InflightBatch:
         for row in self._rows_of.pop(slot):
             self._told.pop(row, None)
         del self._roles[slot]
+        self._special.pop(slot, None)
         self._loras.pop(slot, None)
         self._slots.take(slot)
         self._changed = True

@@ -115,7 +115,8 @@ class UNet(nn.Module):
         # Layers that are laid out for a CPU take these over.
         self.adapters = adapters_in(self)
         self.attentions = self._attentions()
-        self.joints = {f"{part}.{level}": Place() for part in _JOINED for level in range(2)}
+        joints = {f"{part}.{level}": Place() for part in _JOINED for level in range(2)}
+        self.places = self.attentions | joints
 
     def embed(self, timesteps: Tensor, guidance: Tensor | None = None) -> Tensor:
         """timesteps: (T,), fractional allowed -> (T, n): what they add in each residual block, side
@@ -158,16 +159,11 @@ class UNet(nn.Module):
             x = stage(torch.cat([x, skip], dim=1), shifts, contexts, size)
         return self.out(x)
 
-    @property
-    def places(self) -> dict[str, Place]:
-        """All places whose results may be changed, by name."""
-        return self.attentions | self.joints
-
     def _joined(self, level: int, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of a stage of the decoder. level: counted from the deepest."""
         if level > 1:
             return x, skip
-        backbone, other = (self.joints[f"{part}.{level}"] for part in _JOINED)
+        backbone, other = (self.places[f"{part}.{level}"] for part in _JOINED)
         return backbone.changed(x, skip), other.changed(skip, x)
 
     def _attentions(self) -> dict[str, Place]:

@@ -80,7 +80,7 @@ def test_images_of_other_guidance_share_batches_and_never_notice_each_other(mode
 
 
 def test_weighted_prompts_are_told_from_the_negative_one_all_the_same(model):
-    """And perturbed attention is guidance that such a model can have."""
+    """Perturbed attention is guidance that such a model can have, too."""
     requests = [
         ask(8.0, 1, syntax="a1111"),
         dataclasses.replace(ask(8.0, 1, syntax="a1111"), prompt="a star AND a moon :0.5"),

@@ -120,7 +120,7 @@ def test_held_out_combinations_are_drawn_as_asked(engine, every, times):
 
 
 def test_four_steps_of_one_row_draw_what_is_asked(engine):
-    """As `jobs/examples/few-steps.yaml` has it."""
+    """Settings of `jobs/examples/few-steps.yaml`."""
     asked = [(s, c, b) for s in SHAPES for c, b in (("red", "blue"), ("white", "black"))]
     prompts = [
         f"a large {colour} {shape} on a {ground} background" for shape, colour, ground in asked

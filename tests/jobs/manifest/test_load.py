@@ -458,7 +458,7 @@ class TestJobId:
     ],
 )
 def test_guidance_beside_that_of_the_negative_prompt(tmp_path, written, meant):
-    """What comes to nothing is in no plan."""
+    """Settings that come to nothing are in no plan."""
     (task,) = tasks(tmp_path, f"defaults:\n  {written}\nprompts: [a]")
     found = task.canonical()
     assert meant.items() <= found.items()
