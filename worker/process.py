@@ -103,7 +103,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
     health.starting = "compiling"
     _compile_ahead(engine)
     encoding = contextlib.ExitStack()
-    encode = encoding.enter_context(encoder(model.device.type))
+    files = encoding.enter_context(encoder(model.device.type))
     worker = Worker(
         owner,
         engine,
@@ -114,7 +114,7 @@ def _begin(settings: Settings, owner: str) -> _Life:
         added=AddedFiles.of(settings, settings.cache),
         heartbeat=heartbeat,
         on_stop=_end,
-        encode=encode,
+        encoder=files,
         grace_s=settings.grace_s,
     )
     reporter = Reporter(worker, metrics)

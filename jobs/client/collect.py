@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
@@ -79,6 +80,8 @@ def collect(
 
     def take(record: Record) -> None:
         size = _copy(folder.store, target, folder.keys(record["path"]), record["sha256"])
+        if size is not None and "thumbnail" in record:
+            _copy_thumbnail(folder.store, target, folder.keys(record["thumbnail"]))
         with lock:
             if size is None:
                 collected.damaged.append(record["path"])
@@ -148,6 +151,13 @@ def _copy(
         return None
     target.put(key, data, overwrite=True)
     return len(data)
+
+
+def _copy_thumbnail(store: Store, target: LocalStore, key: str) -> None:
+    """Copies one that is not there yet; a page does without."""
+    if target.head(key) is None:
+        with contextlib.suppress(NotFoundError, DamagedError):
+            target.put(key, store.get(key, limit_bytes=MAX_RENDERED_BYTES), overwrite=True)
 
 
 def _besides(folder: JobFolder) -> Iterator[str]:

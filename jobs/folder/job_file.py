@@ -35,6 +35,7 @@ class JobFile:
     submitted last; see `sd_core.engine.request.Request` for what exact means. parts: sha256 of each
     part of the plan, as it is stored; None in the job of a version that did not note them.
     models: of a job of several, in the order of its plan; model: all their names then.
+    thumbnails: whether large images get some.
     """
 
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
@@ -47,6 +48,7 @@ class JobFile:
     reproducible: Reproducible = "exact"
     parts: Annotated[tuple[Sha256, ...], Field(max_length=MAX_IMAGES)] | None = None
     models: Annotated[tuple[ModelPart, ...], Field(max_length=MAX_MODELS)] = ()
+    thumbnails: bool = True
 
 
 _JOB_FILE = TypeAdapter(JobFile)
@@ -61,6 +63,8 @@ def write_job_file(folder: JobFolder, job: JobFile, *, force: bool = False) -> N
     values = asdict(job)
     if not job.models:
         del values["models"]
+    if job.thumbnails:
+        del values["thumbnails"]
     data = json.dumps(values, indent=2).encode() + b"\n"
 
     def put(overwrite: bool) -> bool:

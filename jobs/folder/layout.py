@@ -4,6 +4,7 @@
   manifest.yaml  job.json  plan/part-00000.jsonl.gz       inputs/<name>       model.json
   manifest.resolved.yaml, the same as manifest.yaml with nothing but this folder
   images/<name>-<spec16>.<ext>                            records/000000.jsonl
+  thumbs/<name>-<spec16>.webp, of large images
   failures.jsonl           index.html, grid-0000.jpg      done.json
   saved/<index>-<spec16>.safetensors, while an image is left half-way
 """
@@ -105,6 +106,11 @@ class JobKeys:
         The digest makes the key a function of what is drawn: other parameters, another file.
         """
         return self(f"images/{name}-{spec_digest[:SPEC_DIGITS]}.{EXTENSIONS[format]}")
+
+    def thumbnail(self, image: str) -> str:
+        """Where the thumbnail of a picture is. image: the picture's key."""
+        name = self.path(image).removeprefix("images/").rpartition(".")[0]
+        return self(f"thumbs/{name}.webp")
 
     def records(self, shard: int) -> str:
         return self(f"records/{shard:06d}.jsonl")

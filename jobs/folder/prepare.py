@@ -59,6 +59,7 @@ def prepare(
         reproducible=manifest.reproducible or reproducible,
         parts=tuple(parts),
         models=tuple(manifest.models) if len(manifest.models) > 1 else (),
+        thumbnails=manifest.output.thumbnails,
     )
     write_job_file(folder, job, force=force)
     write_resolved(folder, manifest, job.reproducible)

@@ -80,7 +80,9 @@ class ShardRecords:
                 raise
             for index, line in stored.items():
                 if line["path"] != lines[index]["path"]:
-                    self._folder.delete(self._folder.keys(line["path"]))
+                    for path in (line["path"], line.get("thumbnail")):
+                        if path is not None:
+                            self._folder.delete(self._folder.keys(path))
 
     def _stored(self) -> dict[int, Record]:
         """Damaged lines are left out: the file is written without them, and what they were about

@@ -148,12 +148,17 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_image_path(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and value.startswith("images/")
-        and all(is_segment(part) for part in value.split("/"))
-    )
+def _is_path_in(folder: str) -> Callable[[object], bool]:
+    """Gives a check for paths within that folder of the job's."""
+
+    def is_path(value: object) -> bool:
+        return (
+            isinstance(value, str)
+            and value.startswith(f"{folder}/")
+            and all(is_segment(part) for part in value.split("/"))
+        )
+
+    return is_path
 
 
 def _is_sha256(value: object) -> bool:
@@ -170,7 +175,8 @@ def _are_timings(value: object) -> bool:
 
 _RECORD: Mapping[str, Callable[[object], bool]] = {
     "index": _is_count,
-    "path": _is_image_path,
+    "path": _is_path_in("images"),
+    "thumbnail": _is_path_in("thumbs"),
     "sha256": _is_sha256,
     "bytes": _is_count,
     "prompt": _is_text,

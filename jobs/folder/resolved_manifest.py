@@ -72,6 +72,8 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
     output: dict[str, Any] = {"format": manifest.output.format, "name": manifest.output.name}
     if manifest.output.format != "png":
         output["quality"] = manifest.output.quality
+    if not manifest.output.thumbnails:
+        output["thumbnails"] = False
     prompts = list(_prompts(folder, manifest, defaults))
     text = _dump_yaml({**head, "output": output, "prompts": prompts})
     data = (_HEADER + text).encode()

@@ -72,7 +72,7 @@ class Output:
     """Where images go, and as what.
 
     store: a folder or an s3:// address; None leaves it to the settings. quality: of jpeg and webp.
-    webhook: URL that is told when a submitted job ends.
+    webhook: URL that is told when a submitted job ends. thumbnails: whether large images get some.
     """
 
     store: str | None = None
@@ -80,6 +80,7 @@ class Output:
     name: str = DEFAULT_TEMPLATE
     quality: int = DEFAULT_QUALITY
     webhook: str | None = None
+    thumbnails: bool = True
 
 
 @dataclass(frozen=True)
@@ -345,6 +346,7 @@ class _Loader:
             given.get("name", Output.name),
             given.get("quality", Output.quality),
             webhook,
+            given.get("thumbnails", Output.thumbnails),
         )
 
     def _has_prompts(self, top: Node, broken: set[str]) -> bool:

@@ -377,6 +377,13 @@ class OutputFields(TypedDict, total=False):
             examples=["https://example.com/hook"],
         ),
     ]
+    thumbnails: Annotated[
+        bool,
+        Field(
+            description="Whether images of more than 320 pixels get a WebP of at most 12 kB beside "
+            "them, for the gallery. Default true."
+        ),
+    ]
 
 
 @with_config(STRICT)

@@ -69,7 +69,7 @@ EXPECTED = {
     "reproducible": "exact or fast",
     "defaults": "a mapping of settings",
     "matrix": "a mapping of settings to lists of values",
-    "output": "a mapping of store, format, quality, name, webhook",
+    "output": "a mapping of store, format, quality, name, webhook, thumbnails",
     "prompts": "a list of prompts",
     "prompt": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
     "negative": f"a text of at most {MAX_PROMPT_CHARS:,} characters",

@@ -174,6 +174,22 @@ def test_a_manifest_is_expanded_once(tmp_path, checkpoint, monkeypatch):
     assert made == images
 
 
+@pytest.mark.parametrize("thumbnails", [True, False])
+def test_thumbnails_are_made_and_collected_unless_declined(tmp_path, checkpoint, thumbnails):
+    path = tmp_path / "large.yaml"
+    path.write_text(
+        "version: 1\ndefaults: {width: 384, height: 64, steps: 1}\nprompts: [a ring]\n"
+        f"output: {{thumbnails: {str(thumbnails).lower()}}}\n"
+    )
+    store = LocalStore(tmp_path / "out")
+    folder = JobFolder(store, JobKeys(run(path, checkpoint, store).job))
+    (record,) = read_records(folder)
+    assert ("thumbnail" in record) == thumbnails
+    collected = collect(folder, tmp_path / "mine").folder
+    found = sorted(str(p.relative_to(collected)) for p in collected.rglob("*.webp"))
+    assert found == ([record["thumbnail"]] if thumbnails else [])
+
+
 def test_job_folder_is_complete(manifest_path, checkpoint, tmp_path):
     store = LocalStore(tmp_path / "out")
     recorder = Recorder()

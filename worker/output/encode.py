@@ -18,13 +18,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from jobs.pictures.embedded import RECORD_CHUNK, xmp_of
 from jobs.task import DEFAULT_QUALITY
 from worker.output.a1111 import a1111_text
 from worker.output.png import png_file
+
+THUMBNAIL_SIDE = 320
+"""Pixels of a thumbnail's longer side."""
+
+THUMBNAIL_BYTES = 12 * 1024
+"""Most that a thumbnail has; one of pure noise has more."""
+
+THUMBNAIL_QUALITIES = (80, 60, 40, 20, 5)
+"""Tried in this order until a thumbnail is small enough."""
 
 
 def encode_image(
@@ -57,6 +66,23 @@ def encode_image(
     else:
         raise ValueError(f"format {format!r} is unknown; png, jpeg or webp")
     return buffer.getvalue()
+
+
+def encode_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+    """A WebP of a picture (H, W, 3), as large as `THUMBNAIL_SIDE` has room for. It says nothing of
+    how the picture was made.
+    """
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    size = THUMBNAIL_SIDE, THUMBNAIL_SIDE
+    small = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+    data = b""
+    for quality in THUMBNAIL_QUALITIES:
+        buffer = io.BytesIO()
+        small.save(buffer, "WEBP", quality=quality)
+        data = buffer.getvalue()
+        if len(data) <= THUMBNAIL_BYTES:
+            break
+    return data
 
 
 def _save_jpeg(

@@ -21,12 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.output.encode import encode_image
+from worker.output.encode import encode_image, encode_thumbnail
 
 log = logging.getLogger(__name__)
-
-Encode = Callable[[NDArray[np.uint8], Mapping[str, Any], str, int], bytes]
-"""Gives what `encode_image` does."""
 
 PROCESSES = 2
 """Enough for 100 images of 512×512 a second, or 25 of 1024×1024: a PNG of the former takes 17 ms
@@ -35,19 +32,36 @@ PROCESSES = 2
 
 
 @contextlib.contextmanager
-def encoder(device_type: str) -> Iterator[Encode]:
+def encoder(device_type: str) -> Iterator[Encoder]:
     """Gives the encoder for images of a device of this type, for as long as they are made."""
     if device_type == "cpu":
-        yield encode_image
+        yield Encoder()
         return
     processes = EncoderProcesses()
     try:
-        yield processes.encode
+        yield processes
     finally:
         processes.close()
 
 
-class EncoderProcesses:
+class Encoder:
+    """Encodes on the thread that asks."""
+
+    def picture(
+        self, pixels: NDArray[np.uint8], record: Mapping[str, Any], format: str, quality: int
+    ) -> bytes:
+        """An image file; see `encode_image`. Raises like it."""
+        return self._run(encode_image, pixels, dict(record), format, quality)
+
+    def thumbnail(self, pixels: NDArray[np.uint8]) -> bytes:
+        """See `encode_thumbnail`."""
+        return self._run(encode_thumbnail, pixels)
+
+    def _run(self, encode: Callable[..., bytes], *arguments: Any) -> bytes:
+        return encode(*arguments)
+
+
+class EncoderProcesses(Encoder):
     """Processes that encode for threads of this one. They end with it, however it ends.
 
     Where they cannot be started or one is killed, files are encoded on the threads that ask.
@@ -60,18 +74,15 @@ class EncoderProcesses:
             PROCESSES, mp_context=fresh, initializer=_begin
         )
 
-    def encode(
-        self, pixels: NDArray[np.uint8], record: Mapping[str, Any], format: str, quality: int
-    ) -> bytes:
-        """Raises like `encode_image`."""
+    def _run(self, encode: Callable[..., bytes], *arguments: Any) -> bytes:
         pool = self._pool
         if pool is not None:
             try:
-                return pool.submit(encode_image, pixels, dict(record), format, quality).result()
+                return pool.submit(encode, *arguments).result()
             except (BrokenProcessPool, OSError) as error:
                 self._pool = None
                 log.warning("images are encoded in this process from now on: %s", error)
-        return encode_image(pixels, record, format, quality)
+        return super()._run(encode, *arguments)
 
     def close(self) -> None:
         pool, self._pool = self._pool, None

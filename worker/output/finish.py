@@ -21,10 +21,10 @@ from jobs.folder.layout import JobFolder
 from jobs.folder.records import Record
 from jobs.task import DEFAULT_QUALITY, Task
 from worker.observer import Observer
-from worker.output.encode import encode_image
-from worker.output.encoders import Encode
+from worker.output.encoders import Encoder
 from worker.output.record import ModelInfo, RenderInfo, image_record, names_of_inputs, record_line
 from worker.output.stored import record_in_store
+from worker.output.thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Finisher:
     """Finishes the images of a job, or of a shard of it; threads may share it.
 
     overwrite: replace what is in the store (`--force`) instead of keeping it.
-    encode: makes the files. input_names: see `names_of_inputs`.
+    encoder, thumbnails: make the files. input_names: see `names_of_inputs`.
     clock_s, now: seconds for timings, and the time of day in UTC for records.
     """
 
@@ -61,8 +61,9 @@ class Finisher:
     observer: Observer
     quality: int = DEFAULT_QUALITY
     overwrite: bool = False
-    encode: Encode = encode_image
+    encoder: Encoder = field(default_factory=Encoder)
     input_names: Mapping[str, str] = field(default_factory=dict)
+    thumbnails: Thumbnails | None = None
     clock_s: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
 
@@ -82,7 +83,7 @@ class Finisher:
         """
         record = image_record(task, self.model, render)
         started = self.clock_s()
-        data = self.encode(pixels, record, task.format, self.quality)
+        data = self.encoder.picture(pixels, record, task.format, self.quality)
         encoded = self.clock_s()
         key = self.folder.keys.image(task.name, record["spec"], task.format)
         stored = self._put(key, data, record["spec"], damage)
@@ -95,6 +96,8 @@ class Finisher:
             path = self.folder.keys.path(key)
             line = record_line(record, path, data, timings_s=timings_s, finished=finished)
             line |= names_of_inputs(task, self.input_names)
+            if self.thumbnails is not None:
+                line |= self.thumbnails.put(pixels, key)
         else:
             line, equal = stored | {"index": task.index}, stored["index"] != task.index
         self.records.add(line)

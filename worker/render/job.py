@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from jobs.folder.job_file import JobFile
 from jobs.folder.layout import JobFolder
 from sd_core.engine.engine import Engine
-from worker.output.encode import encode_image
-from worker.output.encoders import Encode
+from worker.output.encoders import Encoder
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.weight_files import AddedFiles
@@ -23,7 +22,7 @@ class RenderJob:
     described: its `job.json`.
     engine, model: what renders it, and how records name that.
     inputs: its init images and masks. added: finds files of LoRA, embeddings and VAEs.
-    encode: makes the image files.
+    encoder: makes the image files.
     input_names: see `worker.output.record.names_of_inputs`.
     force: render what is in the store too, and replace it.
     """
@@ -34,6 +33,6 @@ class RenderJob:
     model: ModelInfo
     inputs: Inputs
     added: AddedFiles
-    encode: Encode = encode_image
+    encoder: Encoder = field(default_factory=Encoder)
     input_names: Mapping[str, str] = field(default_factory=dict)
     force: bool = False

@@ -43,11 +43,11 @@ def render(
     """
     with (
         closing(JobRecords(folder, shards)) as records,
-        encoder(model.device.type) as encode,
+        encoder(model.device.type) as files,
         Engine(model) as engine,
     ):
         job = RenderJob(
-            *(folder, described, engine, info, Inputs(folder), added, encode),
+            *(folder, described, engine, info, Inputs(folder), added, files),
             input_names=read_input_names(folder),
             force=force,
         )

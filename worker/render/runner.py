@@ -29,6 +29,7 @@ from worker.observer import Observer
 from worker.output.finish import Finisher
 from worker.output.record import RenderInfo, prompts_of
 from worker.output.stored import ImageRecords, StoredImages
+from worker.output.thumbnails import Thumbnails
 from worker.render.job import RenderJob
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ class Runner:
             observer,
             quality=job.described.quality,
             overwrite=job.force,
-            encode=job.encode,
+            encoder=job.encoder,
+            thumbnails=Thumbnails(job.folder, job.encoder) if job.described.thumbnails else None,
             input_names=job.input_names,
         )
         self._records = records

@@ -22,8 +22,7 @@ from sd_core.engine.engine import Engine, EngineClosedError
 from worker.faults import DeviceLostError, report_job_error
 from worker.logs import masked
 from worker.observer import Observer
-from worker.output.encode import encode_image
-from worker.output.encoders import Encode
+from worker.output.encoders import Encoder
 from worker.output.record import ModelInfo
 from worker.render.inputs import Inputs
 from worker.render.job import RenderJob
@@ -84,7 +83,7 @@ class Worker:
     owner: unique to this process.
     on_stop: called once, when the worker stops by itself, with the reason; what it held is about to
         be released.
-    encode: makes the image files. added: finds files of LoRA, embeddings and VAEs.
+    encoder: makes the image files. added: finds files of LoRA, embeddings and VAEs.
     grace_s: when it drains, images that end within so long are finished.
     """
 
@@ -100,7 +99,7 @@ class Worker:
         added: AddedFiles,
         heartbeat: LeaseHeartbeat | None = None,
         on_stop: Callable[[Stopped], None] = lambda stopped: None,
-        encode: Encode = encode_image,
+        encoder: Encoder | None = None,
         pause_s: tuple[float, ...] = PAUSE_S,
         grace_s: float = 0.0,
     ) -> None:
@@ -113,7 +112,7 @@ class Worker:
         self.stopped: Stopped | None = None
         self._observer = observer
         self._on_stop = on_stop
-        self._encode = encode
+        self._encoder = encoder or Encoder()
         self._added = added
         self._store_at = lru_cache(maxsize=JOBS_KEPT)(open_store)
         self._loaded = lru_cache(maxsize=JOBS_KEPT)(self._load_job)
@@ -268,7 +267,7 @@ class Worker:
         described = read_job_file(folder)
         inputs = Inputs(folder)
         job = RenderJob(
-            *(folder, described, self.engine, self.model, inputs, self._added, self._encode),
+            *(folder, described, self.engine, self.model, inputs, self._added, self._encoder),
             input_names=read_input_names(folder),
         )
         return job, PlanReader(folder)

@@ -410,6 +410,8 @@ class TestJobId:
             "seeds: {start: 0, count: 2}}]",
             "name: shapes\ndefaults: {steps: 5}\noutput: {store: elsewhere}\nprompts: [a, "
             "{prompt: b, seeds: [0, 1]}]",
+            "name: shapes\ndefaults: {steps: 5}\noutput: {thumbnails: false}\nprompts: [a, "
+            "{prompt: b, seeds: [0, 1]}]",
             "name: shapes\ndefaults: {steps: 5, guidance: 2.00, strength: 0.1}\nprompts: [a, "
             "{prompt: b, seeds: [0, 1]}]",
         ],

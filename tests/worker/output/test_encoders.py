@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.samples import MODEL, RENDER, a_task, pixels
-from worker.output.encode import encode_image
+from worker.output.encode import encode_image, encode_thumbnail
 from worker.output.encoders import PROCESSES, EncoderProcesses, encoder
 from worker.output.record import image_record
 
@@ -36,7 +36,7 @@ def children(processes: EncoderProcesses) -> list[int]:
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_the_files_are_those_of_this_process(processes, format: str):
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: processes.encode(pixels(), RECORD, format, 90), range(8)))
+        found = list(pool.map(lambda _: processes.picture(pixels(), RECORD, format, 90), range(8)))
     assert set(found) == {encode_image(pixels(), RECORD, format, 90)}
     assert len(children(processes)) == PROCESSES
 
@@ -44,26 +44,26 @@ def test_the_files_are_those_of_this_process(processes, format: str):
 def test_what_does_not_fit_is_the_error_of_that_image(processes):
     long = RECORD | {"prompt": "long " * 20_000}
     with pytest.raises(ValueError, match="too long for a JPEG"):
-        processes.encode(pixels(), long, "jpeg", 90)
-    assert processes.encode(pixels(), RECORD, "png", 90)
+        processes.picture(pixels(), long, "jpeg", 90)
+    assert processes.picture(pixels(), RECORD, "png", 90)
 
 
 def test_with_the_processes_killed_files_are_made_here(processes, caplog):
-    wanted = processes.encode(pixels(), RECORD, "png", 90)
+    wanted = processes.picture(pixels(), RECORD, "png", 90)
     for child in children(processes):
         os.kill(child, signal.SIGKILL)
-    found = [processes.encode(pixels(), RECORD, "png", 90) for _ in range(3)]
+    found = [processes.picture(pixels(), RECORD, "png", 90) for _ in range(3)]
     assert set(found) == {wanted}
     assert "in this process from now on" in caplog.text
 
 
 def test_the_end_of_a_service_does_not_end_them(processes):
-    wanted = processes.encode(pixels(), RECORD, "png", 90)
+    wanted = processes.picture(pixels(), RECORD, "png", 90)
     before = children(processes)
     for child in before:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(child, number)
-    assert processes.encode(pixels(), RECORD, "png", 90) == wanted
+    assert processes.picture(pixels(), RECORD, "png", 90) == wanted
     assert children(processes) == before
 
 
@@ -75,7 +75,7 @@ from worker.output.encoders import EncoderProcesses
 
 if __name__ == "__main__":
     processes = EncoderProcesses()
-    processes.encode(pixels(), RECORD, "png", 90)
+    processes.picture(pixels(), RECORD, "png", 90)
     print(*children(processes), flush=True)
     time.sleep(600)
 """
@@ -110,7 +110,10 @@ def runs(pid: int) -> bool:
 
 
 def test_on_a_cpu_the_threads_encode(processes):
-    with encoder("cpu") as encode:
-        assert encode is encode_image
-    with encoder("cuda") as encode:
-        assert encode(pixels(), RECORD, "png", 90) == encode_image(pixels(), RECORD, "png", 90)
+    wanted = encode_image(pixels(), RECORD, "png", 90), encode_thumbnail(pixels())
+    with encoder("cpu") as here:
+        assert not isinstance(here, EncoderProcesses)
+        assert (here.picture(pixels(), RECORD, "png", 90), here.thumbnail(pixels())) == wanted
+    with encoder("cuda") as beside:
+        assert isinstance(beside, EncoderProcesses)
+        assert (beside.picture(pixels(), RECORD, "png", 90), beside.thumbnail(pixels())) == wanted
