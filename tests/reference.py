@@ -40,6 +40,7 @@ ARGUMENTS = {
     "IMAGE...": "pictures",
     "SHELL": "bash, zsh or fish",
     "JOB": "a job's name, or a beginning of it that no other job has",
+    "[JOB...]": "names of jobs",
     "DEST": "a folder, made where it is not there",
 }
 """Meanings by name, for not all versions of click that we take have help for arguments."""

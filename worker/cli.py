@@ -18,6 +18,7 @@ from jobs.cli.options import (
     endpoint_option,
     json_option,
     manifest_argument,
+    no_reuse_option,
     redis_option,
 )
 from jobs.errors import ExitCode, InputError
@@ -60,6 +61,7 @@ dtype_option = click.option(
 )
 @dtype_option
 @click.option("--force", is_flag=True, help="Render anew what the folder holds already.")
+@no_reuse_option
 @allow_outside_option
 @json_option
 @click.pass_obj

@@ -26,6 +26,7 @@ from jobs.formatting import counted
 from jobs.manifest.load import Manifest
 from jobs.plan.cost import PlanSummary
 from jobs.report import write_unfinished_report
+from jobs.reuse import earlier_pictures, index_pictures
 from jobs.settings import Settings
 from jobs.storage import Store
 from jobs.task import Failure, Reproducible
@@ -47,6 +48,7 @@ class RunSummary:
     images: of the whole job.
     url: of its folder, for people.
     equal: reused images that were not there before, but are the same as another image of the job.
+    copied: reused images that an earlier job of the store had made.
     """
 
     job: str
@@ -58,6 +60,7 @@ class RunSummary:
     load_s: float
     render_s: float
     equal: int = 0
+    copied: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +70,7 @@ class RunSummary:
             "rendered": self.rendered,
             "reused": self.reused,
             "equal": self.equal,
+            "copied": self.copied,
             "failed": self.failed,
             "load_s": round(self.load_s, 3),
             "render_s": round(self.render_s, 3),
@@ -80,6 +84,7 @@ def run_job(
     *,
     job: str | None = None,
     force: bool = False,
+    reuse: bool = True,
     reproducible: Reproducible = JobFile.reproducible,
     settings: Settings | None = None,
     observe: Callable[[PlanSummary], AbstractContextManager[Observer]],
@@ -89,7 +94,8 @@ def run_job(
     """Renders what the job's folder does not hold yet, model by model, and writes its report.
 
     choices: one for each of the manifest's models. job: names the folder; by default the name
-    derived from the manifest's content. reproducible: for a manifest that says nothing of it.
+    derived from the manifest's content. reuse: take pictures that earlier jobs of the store made.
+    reproducible: for a manifest that says nothing of it.
     settings: say where LoRA, embeddings and VAEs are that have a name.
     observe: opens the progress of one model's images, which cost so much. status: shows what else
     takes its time.
@@ -118,12 +124,18 @@ def run_job(
         ) from None
     added = AddedFiles.of(settings or Settings(), choices[0].cache)
     outcome = Outcome()
-    run = Run(manifest, folder, reproducible, added, stop, status, observe, force=force)
+    earlier = earlier_pictures(store) if reuse and not force else None
+    run = Run(
+        *(manifest, folder, reproducible, added, stop, status, observe),
+        force=force,
+        earlier=earlier,
+    )
     for part in parts:
         if not stop.is_set():
             outcome.add(run.render(part))
     write_failures(folder, outcome.failures)
     if outcome.settled < manifest.total:
+        index_pictures(folder)
         with status("writing the gallery"):
             shown = _write_gallery_so_far(folder, outcome.failures, manifest.total)
         done = f"{outcome.rendered + outcome.reused:,} of {counted(manifest.total, 'image')}"
@@ -142,6 +154,7 @@ def run_job(
         load_s=run.load_s,
         render_s=run.render_s,
         equal=outcome.equal,
+        copied=outcome.copied,
     )
 
 

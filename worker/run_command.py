@@ -41,6 +41,7 @@ class RunOptions:
     dtype: str | None = None
     job: str | None = None
     force: bool = False
+    no_reuse: bool = False
 
 
 def model_source(model: str, settings: Settings) -> tuple[str, ModelSource]:
@@ -81,6 +82,7 @@ def run_manifest(
             store,
             job=options.job,
             force=options.force,
+            reuse=not options.no_reuse,
             reproducible=settings.reproducible,
             settings=settings,
             observe=lambda cost: RunProgress(cost.images, cost.evaluations, terminal.err),
@@ -130,7 +132,7 @@ def stopping_on_signals(terminal: Terminal) -> Iterator[threading.Event]:
 def summary_lines(summary: RunSummary) -> Iterator[str]:
     """The end of a run, for people."""
     images = counted(summary.images, "image")
-    before = summary.reused - summary.equal
+    before = summary.reused - summary.equal - summary.copied
     were = f"{agreeing(before, 'was', 'were')} there already"
     if summary.images == before:
         yield f"nothing to do: {before:,} of {images} {were}"
@@ -140,6 +142,8 @@ def summary_lines(summary: RunSummary) -> Iterator[str]:
             done += f" ({summary.rendered / summary.render_s:.2f} images/s)"
         if before:
             done += f", {before:,} {were}"
+        if summary.copied:
+            done += f", {summary.copied:,} taken from earlier jobs"
         if summary.equal:
             same = agreeing(summary.equal, "is the same as another", "are the same as others")
             done += f", {summary.equal:,} {same}"

@@ -18,6 +18,7 @@ from jobs.folder.prepare import prepare
 from jobs.manifest.load import Manifest
 from jobs.plan.cost import CostFold, PlanSummary
 from jobs.plan.shards import ShardTable
+from jobs.reuse.earlier import EarlierPictures
 from jobs.task import Reproducible, Task
 from worker.checkpoint import digests
 from worker.checkpoint.load import ModelChoice, load
@@ -55,6 +56,7 @@ def parts_of(manifest: Manifest, choices: Sequence[ModelChoice]) -> Iterator[Par
 class Run:
     """The rendering of a job's parts, one after the other: a model is gone before the next comes.
 
+    earlier: pictures of other jobs that may be taken.
     models: those that made images, or were to.
     """
 
@@ -69,6 +71,7 @@ class Run:
         observe: Callable[[PlanSummary], AbstractContextManager[Observer]],
         *,
         force: bool,
+        earlier: EarlierPictures | None,
     ) -> None:
         self._manifest = manifest
         self._folder = folder
@@ -78,6 +81,7 @@ class Run:
         self._status = status
         self._observe = observe
         self._force = force
+        self._earlier = earlier
         self._prepared: tuple[JobFile, ShardTable] | None = None
         self.models: list[ModelInfo] = []
         self.load_s = 0.0
@@ -112,6 +116,7 @@ class Run:
                 observer=observer,
                 stop=self._stop,
                 force=self._force,
+                earlier=self._earlier,
             )
         self.render_s += time.monotonic() - started
         return outcome
@@ -125,6 +130,7 @@ class Run:
                     self._folder,
                     reproducible=self._reproducible,
                     force=self._force,
+                    reuse=self._earlier is not None,
                 )
         return self._prepared
 

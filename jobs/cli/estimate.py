@@ -11,8 +11,8 @@ from typing import Any
 from jobs.errors import InputError
 from jobs.manifest.load import Manifest
 from jobs.plan.calibration import Speed, read_calibration
+from jobs.plan.cost import PlanSummary
 from jobs.plan.duration import seconds_of
-from jobs.plan.expansion import Expansion
 from jobs.settings import Settings
 from jobs.terminal.figures import duration
 
@@ -57,10 +57,11 @@ class Estimate:
 
 
 def estimate(
-    job: Manifest, expansion: Expansion, workers: int | None, price: float | None
+    job: Manifest, cost: PlanSummary, shards: int, workers: int | None, price: float | None
 ) -> Estimate | None:
     """The estimate, where the job's model was measured here (`sdbatch bench`); else None.
 
+    cost: of the images that are to be rendered. shards: of the job.
     Raises `InputError` where workers or a price are given all the same.
     """
     asked = workers is not None or price is not None
@@ -79,8 +80,7 @@ def estimate(
             )
         return None
     count = 1 if workers is None else workers
-    shards = len(expansion.shards.ends)
-    seconds = seconds_of(expansion.cost, speed, workers=count, shards=shards)
+    seconds = seconds_of(cost, speed, workers=count, shards=shards)
     return Estimate(seconds, count, speed, price)
 
 

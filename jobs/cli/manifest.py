@@ -19,6 +19,7 @@ from jobs.manifest.named_files import KnownFile
 from jobs.manifest.schema import json_schema
 from jobs.plan.cost import PlanSummary
 from jobs.settings import Settings
+from jobs.storage import Store
 from jobs.task import Task
 from jobs.terminal.console import Terminal
 
@@ -82,23 +83,38 @@ def plan(
     Example:
       sdbatch plan shapes.yaml --workers 4 --price 1.10
     """
+    from jobs.client.earlier_jobs import earlier_job_lines  # and numpy, of `plan` alone
+    from jobs.reuse import earlier_pictures
+    from jobs.reuse.left import LeftToRender
+
     check_price(price)
     job = read_manifest(terminal, manifest, allow_outside=allow_outside)
+    store = _store_of(job)
+    left = None
+    if store is not None:
+        with terminal.status("looking for earlier pictures"):
+            left = LeftToRender(earlier_pictures(store), job.models)
     with terminal.counting("planning", job.total) as tick:
-        expansion = job.expand(_ticking(job.tasks(), tick), keep_parts=False)
+        tasks = _ticking(job.tasks(), tick)
+        expansion = job.expand(tasks if left is None else left.watch(tasks), keep_parts=False)
     summary, job_id = expansion.cost, job.job_id_of(expansion.digest)
-    takes = estimate(job, expansion, workers, price)
+    made, cost = (0, summary) if left is None else (left.made, left.cost(summary))
+    takes = estimate(job, cost, len(expansion.shards.ends), workers, price)
     if terminal.json:
         files = {name: list(known) for name, known in _files(job).items()}
         document = {"job": job_id, "model": job.model, **files, **summary.to_json()}
+        document |= {"reused": made}
         terminal.document(document | {"estimate": None if takes is None else takes.to_json()})
     else:
         lines = [*_plan_lines(job, job_id, summary), *(() if takes is None else takes.lines())]
+        if made:
+            lines.append(("reused", f"up to {made:,} images, which earlier jobs of the store made"))
         for label, text in lines:
             terminal.say(f"{label:12} {text}")
-        with terminal.status("looking for earlier jobs"):
-            earlier = _earlier_job_lines(job, job_id)
-        terminal.note(earlier)
+        if store is not None:
+            with terminal.status("looking for earlier jobs"):
+                earlier = earlier_job_lines(store, job, job_id, job.tasks())
+            terminal.note(earlier)
 
 
 @click.command()
@@ -120,17 +136,14 @@ def _ticking(tasks: Iterable[Task], tick: Tick) -> Iterator[Task]:
         yield task
 
 
-def _earlier_job_lines(job: Manifest, job_id: str) -> list[str]:
-    """See `earlier_job_lines`; of the store that the job would go to, if it can be reached."""
-    from jobs.client.earlier_jobs import earlier_job_lines  # of `plan` alone
-
+def _store_of(job: Manifest) -> Store | None:
+    """The store that the job would go to; None where there is none, as a plan needs none."""
     try:
         settings = Settings.from_env(os.environ)
         address = job.output.store or settings.job_store
-        store = open_store_at(settings, address, None, given=job.output.store is not None)
-    except SdbatchError:  # a plan needs neither settings nor a store
-        return []
-    return earlier_job_lines(store, job, job_id, job.tasks())
+        return open_store_at(settings, address, None, given=job.output.store is not None)
+    except SdbatchError:
+        return None
 
 
 def _files(job: Manifest) -> dict[str, Mapping[str, KnownFile]]:

@@ -32,3 +32,8 @@ endpoint_option = click.option(
     "own AWS_ENDPOINT_URL. [default: AWS_ENDPOINT_URL, else what the AWS configuration says]",
 )
 job_argument = click.argument("job", metavar="JOB")
+no_reuse_option = click.option(
+    "--no-reuse",
+    is_flag=True,
+    help="Render also what earlier jobs of the store have made.",
+)

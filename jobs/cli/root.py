@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "retry": ("jobs.cli.manage", "Render the failed images of a job again."),
     "forget": ("jobs.cli.manage", "Take a job out of the ledger; its folder stays."),
     "resume": ("jobs.cli.manage", "Enter a job again from its folder."),
+    "index": ("jobs.cli.index", "Note a store's pictures, so that later jobs take them."),
     "workers": ("jobs.cli.manage", "List workers: where they are and what they do."),
     "doctor": ("jobs.cli.doctor", "Look at all that jobs need here."),
     "bench": (None, "Measure how fast this machine renders."),

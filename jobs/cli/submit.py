@@ -23,6 +23,7 @@ from jobs.cli.options import (
     job_argument,
     json_option,
     manifest_argument,
+    no_reuse_option,
     redis_option,
 )
 from jobs.client.earlier_jobs import earlier_job_lines
@@ -48,6 +49,7 @@ from jobs.terminal.console import Terminal
     type=click.IntRange(1, 100),
     help="Share of the workers against other jobs. [default: what the job has, 10 if it is new]",
 )
+@no_reuse_option
 @click.option("--wait", is_flag=True, help="Then watch the job until it ends.")
 @redis_option
 @allow_outside_option
@@ -60,6 +62,7 @@ def submit(
     endpoint: str | None,
     job: str | None,
     priority: int | None,
+    no_reuse: bool,
     wait: bool,
     redis: str | None,
     allow_outside: bool,
@@ -98,6 +101,7 @@ def submit(
         priority=priority,
         webhook=read.output.webhook,
         reproducible=settings.reproducible,
+        reuse=not no_reuse,
         status=terminal.status,
     )
     if not (terminal.json and wait):

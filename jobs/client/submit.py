@@ -68,13 +68,15 @@ def submit(
     priority: int | None = None,
     webhook: str | None = None,
     reproducible: Reproducible = JobFile.reproducible,
+    reuse: bool = True,
     status: Callable[[str], AbstractContextManager[object]],
 ) -> Submitted:
     """Enters a job for the workers of its model, or continues it.
 
     address: of the store, as workers are to open it. job: names the folder; by default the name
     derived from the manifest's content. priority: None keeps that of a job that is there.
-    reproducible: for a manifest that says nothing of it.
+    reproducible: for a manifest that says nothing of it. reuse: take pictures that earlier jobs of
+    the store made.
     status: shows what takes its time.
     Raises `InputError`, `JobConflictError`, `StoreError` and `LedgerError`.
     """
@@ -97,6 +99,7 @@ def submit(
             priority=priority,
             webhook=webhook,
             reproducible=reproducible,
+            reuse=reuse,
         )
     return enter(
         described, shards, JobFolder(store, keys), ledger, queue, address=address, status=status

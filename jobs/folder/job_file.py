@@ -35,7 +35,8 @@ class JobFile:
     submitted last; see `sd_core.engine.request.Request` for what exact means. parts: sha256 of each
     part of the plan, as it is stored; None in the job of a version that did not note them.
     models: of a job of several, in the order of its plan; model: all their names then.
-    thumbnails: whether large images get some.
+    thumbnails: whether large images get some. reuse: whether pictures of the store's earlier jobs
+    are taken, as submitted last.
     """
 
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
@@ -49,6 +50,7 @@ class JobFile:
     parts: Annotated[tuple[Sha256, ...], Field(max_length=MAX_IMAGES)] | None = None
     models: Annotated[tuple[ModelPart, ...], Field(max_length=MAX_MODELS)] = ()
     thumbnails: bool = True
+    reuse: bool = True
 
 
 _JOB_FILE = TypeAdapter(JobFile)
@@ -63,8 +65,9 @@ def write_job_file(folder: JobFolder, job: JobFile, *, force: bool = False) -> N
     values = asdict(job)
     if not job.models:
         del values["models"]
-    if job.thumbnails:
-        del values["thumbnails"]
+    for name in ("thumbnails", "reuse"):  # that a version before did not know
+        if values[name]:
+            del values[name]
     data = json.dumps(values, indent=2).encode() + b"\n"
 
     def put(overwrite: bool) -> bool:

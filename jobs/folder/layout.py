@@ -160,6 +160,10 @@ class JobFolder:
         """See `Store.head`."""
         return self.store.head(key)
 
+    def copy(self, source: str, key: str) -> bool:
+        """See `Store.copy`."""
+        return self.store.copy(source, key)
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
         return self.store.list(prefix)

@@ -29,11 +29,13 @@ def prepare(
     webhook: str | None = None,
     reproducible: Reproducible = JobFile.reproducible,
     force: bool = False,
+    reuse: bool = True,
 ) -> tuple[JobFile, ShardTable]:
     """Writes the files of a job's folder that are missing or damaged, before its images.
 
     priority: None keeps that of a job that is there.
     reproducible: for a manifest that says nothing of it.
+    reuse: whether pictures of earlier jobs may be taken.
     force: replaces a job of the same prompts whose images are of another model or quality.
 
     Returns the job's file and the table of its shards.
@@ -60,6 +62,7 @@ def prepare(
         parts=tuple(parts),
         models=tuple(manifest.models) if len(manifest.models) > 1 else (),
         thumbnails=manifest.output.thumbnails,
+        reuse=reuse,
     )
     write_job_file(folder, job, force=force)
     write_resolved(folder, manifest, job.reproducible)

@@ -178,6 +178,7 @@ _RECORD: Mapping[str, Callable[[object], bool]] = {
     "path": _is_path_in("images"),
     "thumbnail": _is_path_in("thumbs"),
     "sha256": _is_sha256,
+    "spec": _is_sha256,
     "bytes": _is_count,
     "prompt": _is_text,
     "seed": _is_count,

@@ -71,6 +71,15 @@ class Store(Protocol):
         """
         ...
 
+    def copy(self, source: str, key: str) -> bool:
+        """Write an object that is the same as another one, without its bytes passing through this
+        process where the store can do so; True if it was written.
+
+        False means that the key was there already. Two writers at the same moment may both be
+        told True. Raises `NotFoundError` if there is no `source`.
+        """
+        ...
+
     def head(self, key: str) -> ObjectInfo | None:
         """Facts about the object without reading it; None if there is none."""
         ...

@@ -97,6 +97,9 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise NotFoundError(f"{path}: no such object") from None
 
+    def copy(self, source: str, key: str) -> bool:
+        return self.head(key) is None and self.put(key, self.get(source))
+
     def head(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
         with _explained(path):

@@ -112,6 +112,30 @@ def test_overwrite_replaces(store: Store):
     assert store.get("key") == b"second and longer"
 
 
+def test_a_copy_is_the_same_object(store: Store):
+    store.put("job/images/a.png", b"pixels")
+    assert store.copy("job/images/a.png", "other/images/b.png") is True
+    assert store.get("other/images/b.png") == b"pixels"
+    before, after = store.head("job/images/a.png"), store.head("other/images/b.png")
+    assert before is not None
+    assert after is not None
+    assert after.size_bytes == before.size_bytes
+    assert after.metadata == before.metadata  # its digest among it, where a store notes one
+
+
+def test_a_copy_replaces_nothing(store: Store):
+    store.put("a", b"one")
+    store.put("b", b"two")
+    assert store.copy("a", "b") is False
+    assert store.get("b") == b"two"
+
+
+def test_of_nothing_there_is_no_copy(store: Store):
+    with pytest.raises(NotFoundError, match="none"):
+        store.copy("none", "copy")
+    assert store.head("copy") is None
+
+
 def test_what_is_not_there(store: Store):
     assert store.head("none") is None
     assert store.head("none/below") is None

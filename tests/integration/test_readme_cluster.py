@@ -47,6 +47,7 @@ CODES = {
     "sdbatch init": ExitCode.DONE,
     "sdbatch completion bash": ExitCode.DONE,
     "sdbatch show IMAGE": ExitCode.DONE,
+    "sdbatch index": ExitCode.DONE,
     "sdbatch validate bad.yaml": ExitCode.BAD_INPUT,
     "sdbatch plan": ExitCode.DONE,
     "sdbatch plan jobs/examples/sweep.yaml": ExitCode.DONE,

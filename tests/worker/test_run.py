@@ -174,6 +174,49 @@ def test_a_manifest_is_expanded_once(tmp_path, checkpoint, monkeypatch):
     assert made == images
 
 
+SWEEP = """\
+version: 1
+name: sweep
+defaults: {width: 64, height: 64, steps: 2}
+prompts: [a red circle, a green star]
+matrix: {seeds: [1, 2], guidance: [3, 5]}
+"""
+
+
+def test_a_growing_sweep_renders_what_is_new(tmp_path, checkpoint):
+    path, store = tmp_path / "sweep.yaml", LocalStore(tmp_path / "out")
+
+    def render(text: str, **options) -> tuple[int, int, int]:
+        """Images rendered, and taken from earlier jobs; evaluations."""
+        path.write_text(text)
+        recorder = Recorder()
+        summary = run(path, checkpoint, store, recorder=recorder, **options)
+        assert summary.rendered + summary.reused == summary.images
+        return summary.rendered, summary.copied, recorder.counts["steps"]
+
+    assert render(SWEEP) == (8, 0, 8 * 3)  # PLMS takes one more
+    assert render(SWEEP.replace("[1, 2]", "[1, 2, 3]")) == (4, 8, 4 * 3)
+    renamed = SWEEP.replace("name: sweep", "name: other").replace("[1, 2]", "[3, 1]")
+    assert render(renamed) == (0, 8, 0)
+    assert render(renamed) == (0, 0, 0)  # there already
+    again = SWEEP.replace("name: sweep", "name: again")
+    assert render(again, reuse=False)[:2] == (8, 0)
+    assert render(again.replace("again", "new"), force=True)[:2] == (8, 0)
+
+
+def test_what_a_stopped_run_has_made_is_taken(tmp_path, checkpoint):
+    path, store, stop = tmp_path / "sweep.yaml", LocalStore(tmp_path / "out"), threading.Event()
+    path.write_text(SWEEP.replace("[1, 2]", "{start: 0, count: 40}"))
+    recorder = Recorder(lambda count: stop.set())
+    with pytest.raises(Interrupted):
+        run(path, checkpoint, store, recorder=recorder, stop=stop)
+    made = recorder.counts["rendered"]
+    path.write_text(path.read_text().replace("name: sweep", "name: other"))
+    summary = run(path, checkpoint, store)
+    assert summary.copied == made
+    assert summary.rendered == summary.images - made
+
+
 @pytest.mark.parametrize("thumbnails", [True, False])
 def test_thumbnails_are_made_and_collected_unless_declined(tmp_path, checkpoint, thumbnails):
     path = tmp_path / "large.yaml"
@@ -370,7 +413,7 @@ def test_a_signal_ends_between_steps_with_its_own_code(manifest_path, checkpoint
     assert "the same command continues" in said
     assert "Traceback" not in said
     store = LocalStore(tmp_path / "out")
-    (folder,) = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").glob("mixed-*")
     records = {r["path"]: r["sha256"] for r in read_records(JobFolder(store, JobKeys(folder.name)))}
     assert records == digests(store, folder.name)
 

@@ -12,6 +12,7 @@ from jobs.folder.layout import JobFolder
 from jobs.folder.records import WHOLE, Record, read_records
 from jobs.folder.suspended import SavedImages
 from jobs.report import write_report
+from jobs.reuse import index_pictures
 from jobs.task import Failure
 from worker.output.record import software_versions
 from worker.output.repair_records import check_images, repair_records
@@ -46,6 +47,7 @@ def end_job(
             folder, images=images, failed={failure.index for failure in failures}
         )
         _write_summary(folder, failures, model, images, shards)
+    index_pictures(folder)
 
 
 def _write_summary(

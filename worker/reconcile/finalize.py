@@ -18,6 +18,7 @@ from jobs.folder.records import write_failures
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, JobStatus
 from jobs.report import write_unfinished_report
+from jobs.reuse import index_pictures
 from jobs.storage import Store
 from jobs.task import Failure
 from worker.faults import report_job_error
@@ -148,6 +149,7 @@ class JobFinalizer:
         failures = with_prompts(self._ledger.failures(job_id), PlanReader(JobFolder(store, keys)))
         write_failures(JobFolder(store, keys), failures)
         write_unfinished_report(JobFolder(store, keys), failures, planned=job.total)
+        index_pictures(JobFolder(store, keys))
         self._ledger.lock(end, self._owner, 2 * SHOW_WITHIN_S)
         self._look_at_s[end] = math.inf
         log.info("job %s was cancelled; its gallery is written", job_id)

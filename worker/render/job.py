@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from jobs.folder.job_file import JobFile
 from jobs.folder.layout import JobFolder
+from jobs.reuse.earlier import EarlierPictures
 from sd_core.engine.engine import Engine
 from worker.output.encoders import Encoder
 from worker.output.record import ModelInfo
@@ -25,6 +26,7 @@ class RenderJob:
     encoder: makes the image files.
     input_names: see `worker.output.record.names_of_inputs`.
     force: render what is in the store too, and replace it.
+    earlier: pictures that may be taken instead of being rendered; None where none are.
     """
 
     folder: JobFolder
@@ -36,3 +38,4 @@ class RenderJob:
     encoder: Encoder = field(default_factory=Encoder)
     input_names: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
+    earlier: EarlierPictures | None = None

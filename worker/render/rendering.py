@@ -12,6 +12,7 @@ from jobs.folder.layout import JobFolder
 from jobs.folder.plan import read_plan
 from jobs.folder.record_writer import JobRecords
 from jobs.plan.shards import ShardTable
+from jobs.reuse.earlier import EarlierPictures
 from sd_core.engine.engine import Engine
 from sd_core.model.diffusion import LatentDiffusion
 from worker.observer import Observer
@@ -35,11 +36,13 @@ def render(
     observer: Observer,
     stop: threading.Event,
     force: bool,
+    earlier: EarlierPictures | None = None,
 ) -> Outcome:
     """Render what the folder, which `prepare` has filled, does not hold of these images; with
     `force` all of them.
 
-    info: of the model, for records. stop: see `run_job`. Raises like it.
+    info: of the model, for records. stop: see `run_job`. earlier: pictures that may be taken.
+    Raises like `run_job`.
     """
     with (
         closing(JobRecords(folder, shards)) as records,
@@ -50,6 +53,7 @@ def render(
             *(folder, described, engine, info, Inputs(folder), added, files),
             input_names=read_input_names(folder),
             force=force,
+            earlier=earlier,
         )
         runner = Runner(job, records, observer, RenderOptions(save=lambda: True))
         # From the plan in the store: the files that a manifest names may change meanwhile.

@@ -28,6 +28,7 @@ from worker.faults import DeviceLostError, Reason, is_device_lost, reason_of
 from worker.observer import Observer
 from worker.output.finish import Finisher
 from worker.output.record import RenderInfo, prompts_of
+from worker.output.reused import ReusedPictures
 from worker.output.stored import ImageRecords, StoredImages
 from worker.output.thumbnails import Thumbnails
 from worker.render.job import RenderJob
@@ -50,11 +51,13 @@ class Outcome:
 
     equal: reused images without a record that were made as another image of the job, of the same
         name and parameters.
+    copied: reused images that another job of the store had made.
     """
 
     rendered: int = 0
     reused: int = 0
     equal: int = 0
+    copied: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -66,6 +69,7 @@ class Outcome:
         self.rendered += other.rendered
         self.reused += other.reused
         self.equal += other.equal
+        self.copied += other.copied
         self.failures += other.failures
 
 
@@ -110,6 +114,9 @@ class Runner:
         self._records = records
         self._stored = StoredImages(job.folder, records)
         self._saved = SavedImages(job.folder)
+        self._reused = None
+        if job.earlier is not None and not job.force:
+            self._reused = ReusedPictures(job.folder, job.described, job.earlier, job.input_names)
         self._observer = observer
         self._options = options
         self._lock = threading.Lock()
@@ -170,12 +177,24 @@ class Runner:
             return False
         found = self._stored.find(task, spec)
         if found is None:
-            return False
+            return self._take_earlier(task, spec)
         if found.line is not None:
             self._records.add(found.line)
         with self._lock:
             self.outcome.reused += 1
             self.outcome.equal += found.equal
+        self._observer.reused(task.index, evaluations_of(task))
+        return True
+
+    def _take_earlier(self, task: Task, spec: str) -> bool:
+        """True if another job of the store had made the image: now it is in this one's folder."""
+        line = None if self._reused is None else self._reused.take(task, spec)
+        if line is None:
+            return False
+        self._records.add(line)
+        with self._lock:
+            self.outcome.reused += 1
+            self.outcome.copied += 1
         self._observer.reused(task.index, evaluations_of(task))
         return True
 

@@ -17,6 +17,7 @@ from jobs.folder.plan import PlanReader
 from jobs.formatting import counted
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import Claim, ClaimAnswer, JobStatus, Shard
+from jobs.reuse import EarlierPictures, refresh
 from jobs.storage import Store
 from sd_core.engine.engine import Engine, EngineClosedError
 from worker.faults import DeviceLostError, report_job_error
@@ -36,6 +37,7 @@ from worker.serve.shard import render_shard
 log = logging.getLogger(__name__)
 
 JOBS_KEPT = 8  # whose plan parts and inputs stay in memory
+STORES_KEPT = 2  # whose earlier pictures stay in memory
 PAUSE_S = (5.0, 20.0, 60.0)
 """Seconds of pause after one, two, three or more shards in a row that a store failed: an
 unreachable store is not asked again at once. After a failure of one job's own, the pause is the
@@ -115,6 +117,7 @@ class Worker:
         self._encoder = encoder or Encoder()
         self._added = added
         self._store_at = lru_cache(maxsize=JOBS_KEPT)(open_store)
+        self._earlier_at = lru_cache(maxsize=STORES_KEPT)(self._earlier_in)
         self._loaded = lru_cache(maxsize=JOBS_KEPT)(self._load_job)
         self._pause_s = pause_s
         self._grace_s = grace_s
@@ -255,6 +258,9 @@ class Worker:
         left = self.ledger.release(lease)
         log.info("released, %s left", counted(left, "image"))
 
+    def _earlier_in(self, address: str) -> EarlierPictures:
+        return EarlierPictures(self._store_at(address))
+
     def _load_job(self, identity: _Identity) -> tuple[RenderJob, PlanReader]:
         """Raises `InputError` if the job wants another model, `NotFoundError`, `StoreError`."""
         if identity.model != self.model.name:
@@ -266,9 +272,14 @@ class Worker:
         pin_model(folder, self.model.name, self.model.digest, of=of)
         described = read_job_file(folder)
         inputs = Inputs(folder)
+        earlier = None
+        if described.reuse:
+            earlier = self._earlier_at(identity.store)
+            refresh(earlier)
         job = RenderJob(
             *(folder, described, self.engine, self.model, inputs, self._added, self._encoder),
             input_names=read_input_names(folder),
+            earlier=earlier,
         )
         return job, PlanReader(folder)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.parsers import ResponseParserError
 
+from jobs.errors import NotFoundError
 from jobs.storage.base import (
     MAX_OBJECT_BYTES,
     MOST_FOLDERS,
@@ -135,6 +136,27 @@ class S3Store:
                 if not left_bytes:
                     raise too_large(self.url(key), None, limit_bytes)
         return b"".join(chunks)
+
+    def copy(self, source: str, key: str) -> bool:
+        # Few servers honour a condition on what a copy would write over.
+        if self.head(key) is not None:
+            return False
+        bucket, name = self.address.bucket, self.address.name(source)
+
+        def ask(client: S3Client) -> bool:
+            try:
+                client.copy_object(
+                    Bucket=bucket,
+                    Key=self.address.name(key),
+                    CopySource={"Bucket": bucket, "Key": name},
+                )
+            except ClientError as error:
+                if error_code(error) in ("NoSuchKey", "404"):
+                    raise NotFoundError(f"{self.url(source)}: no such object") from None
+                raise
+            return True
+
+        return self._ask("write", key, ask)
 
     def head(self, key: str) -> ObjectInfo | None:
         name = self.address.name(key)

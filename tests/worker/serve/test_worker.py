@@ -21,6 +21,7 @@ from jobs.folder.prepare import prepare
 from jobs.folder.records import read_lines, read_records
 from jobs.ledger.types import ClaimAnswer, JobState, ModelShards, NewJob
 from jobs.manifest.load import load_manifest
+from jobs.reuse.index import write_index
 from jobs.task import Task
 from sd_core.spec import Sampling
 from tests.worker.samples import resaved
@@ -350,6 +351,26 @@ def test_a_job_that_came_again_under_its_name_is_another_job(service):
     lines = read_lines(service.store, keys.records(0))
     assert {line["prompt"] for line in lines} == {"a green star", "a blue ring"}
     assert service.store.head(keys.model()) is not None
+
+
+def test_pictures_of_an_earlier_job_are_taken_unless_declined(service):
+    service.enter("first")
+    service.handle("first", 0)
+    write_index(JobFolder(service.store, JobKeys("first")))
+    service.enter("second")
+    evaluated = service.value("sdbatch_evaluations_total", model="odd")
+    service.handle("second", 0)
+    status = service.ledger.status("second")
+    assert (status.done, status.failed, status.evaluated) == (2, 0, 0)
+    assert service.value("sdbatch_evaluations_total", model="odd") == evaluated
+    (one, two) = read_lines(service.store, JobKeys("second").records(0))
+    assert one["reused_from"] == two["reused_from"] == "first"
+    described = JobKeys("third").job
+    service.enter("third")
+    job = json.loads(service.store.get(described)) | {"reuse": False}
+    service.store.put(described, json.dumps(job).encode(), overwrite=True)
+    service.handle("third", 0)
+    assert service.ledger.status("third").evaluated > 0
 
 
 def test_of_a_job_of_several_models_it_renders_its_own_shards(service):
