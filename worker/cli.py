@@ -12,10 +12,12 @@ from typing import Any
 
 import click
 
-from jobs.cli.opening import read_manifest
+from jobs.cli.opening import open_job, read_manifest
 from jobs.cli.options import (
     allow_outside_option,
     endpoint_option,
+    job_argument,
+    job_store_option,
     json_option,
     manifest_argument,
     no_reuse_option,
@@ -91,6 +93,59 @@ def run(terminal: Terminal, /, manifest: Path, allow_outside: bool, **options: A
         for line in summary_lines(summary):
             terminal.say(line)
     return ExitCode.SOME_FAILED if summary.failed else ExitCode.DONE
+
+
+@click.command()
+@job_argument
+@job_store_option
+@endpoint_option
+@click.option(
+    "--sample",
+    metavar="SHARE",
+    help="Also render so many of the images again, such as 1%, and compare them.",
+)
+@click.option("--repair", is_flag=True, help="Render what is missing, damaged or different.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Renders instead of the job's model of that name; of the same weights.",
+)
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Where to render: auto, cpu, cuda or cuda:N. [default: SDBATCH_DEVICE, else auto]",
+)
+@dtype_option
+@redis_option
+@json_option
+@click.pass_obj
+def verify(
+    terminal: Terminal, /, job: str, store: str | None, endpoint: str | None, **options: Any
+) -> int:
+    """Compare every image of a job with its record and its plan, and a sample with what the model
+    draws. JOB may be the folder of a job on this machine.
+
+    What is missing, damaged, of something else (foreign), without a record, or not in the plan
+    (extra) is named. The exit code is 0 if all is right, or was repaired, else 5. Pixels of a
+    sample must be the same on a device of the same kind, else nearly so.
+
+    \b
+    Example:
+      sdbatch verify out/shapes-0c7c52d1c2fe --sample 1%
+      sdbatch verify shapes --repair
+    """
+    from jobs.settings import Settings
+    from worker.verify_command import VerifyOptions, result_lines, verify_folder
+
+    chosen = VerifyOptions.of(**{name: options[name] for name in options if name != "redis"})
+    folder = open_job(job, store, endpoint, options["redis"])
+    verified = verify_folder(folder, chosen, Settings.from_env(os.environ), terminal)
+    if terminal.json:
+        terminal.document(verified.to_json())
+    else:
+        for line in result_lines(verified):
+            terminal.say(line)
+    return ExitCode.STORE if verified.left else ExitCode.DONE
 
 
 @click.command()

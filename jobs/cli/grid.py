@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
-from jobs.cli.opening import find_job, ledger_at, open_store_at, settings_with
-from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
-from jobs.errors import InputError
-from jobs.folder.layout import JobFolder, JobKeys
+from jobs.cli.opening import open_job
+from jobs.cli.options import (
+    endpoint_option,
+    job_argument,
+    job_store_option,
+    json_option,
+    redis_option,
+)
 from jobs.formatting import counted
-from jobs.storage import LocalStore
-from jobs.storage.base import is_segment
 from jobs.terminal.console import Terminal
 
 _AXIS = "sampler, guidance, seed, prompt, model, vae, loras, meta.name or another setting"
@@ -30,11 +31,7 @@ _AXIS = "sampler, guidance, seed, prompt, model, vae, loras, meta.name or anothe
     type=click.Path(path_type=Path),
     help="Folder for page and sheets. [default: grid-JOB]",
 )
-@click.option(
-    "--store",
-    metavar="URL",
-    help="Where the job is, so that no ledger is asked; JOB is then its whole name.",
-)
+@job_store_option
 @endpoint_option
 @redis_option
 @json_option
@@ -62,7 +59,7 @@ def grid(
     """
     from jobs.report.grid_files import write_grid
 
-    folder = _opened(job, store, endpoint, redis)
+    folder = open_job(job, store, endpoint, redis)
     target = Path(f"grid-{folder.keys.job_id}") if output is None else output
     with terminal.counting("drawing") as tick:
         drawn = write_grid(folder, target, (x, y, z), tick=tick)
@@ -91,21 +88,3 @@ def grid(
     terminal.say(f"page      {page}")
     more = f" and {len(sheets) - 1:,} more" if len(sheets) > 1 else ""
     terminal.say(f"sheets    {sheets[0]}{more}")
-
-
-def _opened(job: str, store: str | None, endpoint: str | None, redis: str | None) -> JobFolder:
-    """The job's folder: a path of this machine, a name in a store, or one that the ledger knows."""
-    given = store is not None
-    if store is None:
-        path = Path(job)
-        if (path / "job.json").is_file():
-            path = path.absolute()
-            return JobFolder(LocalStore(path.parent), JobKeys(path.name))
-        if "/" in job:
-            raise InputError(f"{shlex.quote(job)} is no folder of a job: it has no job.json")
-        found = find_job(ledger_at(redis), job)
-        job, store = found.job_id, found.store
-    if "/" in job or not is_segment(job):
-        raise InputError(f"{job!r} is not a folder name")
-    opened = open_store_at(settings_with(redis), store, endpoint, given=given)
-    return JobFolder(opened, JobKeys(job))

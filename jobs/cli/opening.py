@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.errors import InputError, NotFoundError
+from jobs.folder.layout import JobFolder, JobKeys
 from jobs.ledger import Ledger, open_ledger
 from jobs.ledger.types import JobStatus, check_readable
 from jobs.settings import Settings
 from jobs.storage import LocalStore, Store, open_store
+from jobs.storage.base import is_segment
 from jobs.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -100,6 +103,27 @@ def _find_job(ledger: Ledger, name: str) -> JobStatus:
         names = ", ".join(job.job_id for job in found[:5])
         raise InputError(f"{name!r} may be any of {len(found)} jobs: {names}")
     return found[0]
+
+
+def open_job(job: str, store: str | None, endpoint: str | None, redis: str | None) -> JobFolder:
+    """The job's folder: a path of this machine, a name in a store, or one that the ledger knows.
+
+    Raises `InputError`, `NotFoundError`, `StoreError` and `LedgerError`.
+    """
+    given = store is not None
+    if store is None:
+        path = Path(job)
+        if (path / "job.json").is_file():
+            path = path.absolute()
+            return JobFolder(LocalStore(path.parent), JobKeys(path.name))
+        if "/" in job:
+            raise InputError(f"{shlex.quote(job)} is no folder of a job: it has no job.json")
+        found = find_job(ledger_at(redis), job)
+        job, store = found.job_id, found.store
+    if "/" in job or not is_segment(job):
+        raise InputError(f"{job!r} is not a folder name")
+    opened = open_store_at(settings_with(redis), store, endpoint, given=given)
+    return JobFolder(opened, JobKeys(job))
 
 
 def store_address(store: Store, given: str) -> str:

@@ -32,6 +32,11 @@ endpoint_option = click.option(
     "own AWS_ENDPOINT_URL. [default: AWS_ENDPOINT_URL, else what the AWS configuration says]",
 )
 job_argument = click.argument("job", metavar="JOB")
+job_store_option = click.option(
+    "--store",
+    metavar="URL",
+    help="Where the job is, so that no ledger is asked; JOB is then its whole name.",
+)
 no_reuse_option = click.option(
     "--no-reuse",
     is_flag=True,

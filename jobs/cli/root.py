@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "watch": ("jobs.cli.submit", "Follow a job until it ends."),
     "collect": ("jobs.cli.submit", "Copy the images of a job into a folder, each checked."),
     "grid": ("jobs.cli.grid", "Draw a job's images by what they differ in."),
+    "verify": (None, "Compare a job's images with records, plan and model."),
     "show": ("jobs.cli.show", "Show how pictures were made."),
     "jobs": ("jobs.cli.manage", "List jobs, the latest first."),
     "status": ("jobs.cli.manage", "Show where a job stands."),

@@ -48,6 +48,7 @@ CODES = {
     "sdbatch completion bash": ExitCode.DONE,
     "sdbatch show IMAGE": ExitCode.DONE,
     "sdbatch index": ExitCode.DONE,
+    "sdbatch verify shapes --sample 5%": ExitCode.DONE,
     "sdbatch validate bad.yaml": ExitCode.BAD_INPUT,
     "sdbatch plan": ExitCode.DONE,
     "sdbatch plan jobs/examples/sweep.yaml": ExitCode.DONE,

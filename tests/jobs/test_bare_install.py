@@ -27,6 +27,9 @@ from worker.output.encode import encode_image
 
 ROOT = Path(__file__).parents[2]
 
+RENDERING = {"run", "verify", "bench", "worker", "local"}
+"""Commands that draw something, or may."""
+
 RUN = """\
 import json, sys
 from importlib.abc import MetaPathFinder
@@ -122,7 +125,7 @@ def test_every_command_but_those_that_render(run, tmp_path):
     nothing_there = [ExitCode.NOT_FOUND] * 2  # no image to collect, and then no job to watch
     assert codes == [ExitCode.DONE] * 20 + nothing_there, said
     assert "torch is not installed" in said
-    assert {command for command, *_ in ran} == set(COMMANDS) - {"run", "bench", "worker", "local"}
+    assert {command for command, *_ in ran} == set(COMMANDS) - RENDERING
 
 
 @pytest.mark.parametrize(
