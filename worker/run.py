@@ -181,6 +181,9 @@ def _is_complete(manifest: Manifest, parts: Sequence[Part], folder: JobFolder) -
     """True if there is nothing to do. Raises `JobConflictError` if the folder's images are known to
     be of another model.
     """
+    wanted = manifest.output.dataset
+    if wanted is not None and next(folder.list(folder.keys.dataset(wanted)), None) is None:
+        return False  # asked for since
     known = {part.of: pinned_digest(folder, part) for part in parts}
     digests = {of: digest for of, digest in known.items() if digest is not None}
     tasks, images = manifest.expansion.tasks(), manifest.total

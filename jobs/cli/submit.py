@@ -153,6 +153,15 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
 )
 @endpoint_option
 @click.option("--containing", metavar="TEXT", help="Only images whose prompt has this text.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["files", "webdataset", "parquet", "captions", "hf"]),
+    default="files",
+    help="Files as in the job's folder; tar files in img2dataset's layout (webdataset); tables "
+    "with the images inside (parquet); name.txt beside name.png (captions); Hugging Face's "
+    "imagefolder (hf). [default: files]",
+)
 @redis_option
 @json_option
 @click.pass_obj
@@ -163,6 +172,7 @@ def collect(
     store: str | None,
     endpoint: str | None,
     containing: str | None,
+    form: str,
     redis: str | None,
 ) -> int:
     """Copy the images of a job into DEST/JOB, each checked; again for only what is missing. What is
@@ -172,9 +182,11 @@ def collect(
     Example:
       sdbatch collect shapes pictures
       sdbatch collect shapes-0c7c52d1c2fe pictures --store s3://bucket/jobs
+      sdbatch collect shapes training --as webdataset
     """
     from jobs.client.collect import collect as copy
-    from jobs.client.collect import refuse_same
+    from jobs.client.collect import collect_as, refuse_same
+    from jobs.dataset import Form
 
     total, given = None, store is not None
     if store is None:
@@ -183,7 +195,11 @@ def collect(
     opened = open_store_at(settings_with(redis), store, endpoint, given=given)
     refuse_same(opened, dest)
     with terminal.counting("collecting", total if containing is None else None) as tick:
-        collected = copy(JobFolder(opened, JobKeys(job)), dest, containing=containing, tick=tick)
+        folder = JobFolder(opened, JobKeys(job))
+        if form == "files":
+            collected = copy(folder, dest, containing=containing, tick=tick)
+        else:
+            collected = collect_as(Form(form), folder, dest, containing=containing, tick=tick)
     repairs = list(_repairs(collected.damaged, job, store, endpoint))
     if terminal.json:
         terminal.document({**collected.to_json(), "repairs": repairs})

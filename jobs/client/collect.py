@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.dataset import Form, write_dataset
 from jobs.errors import DamagedError, NotFoundError, StoreError
 from jobs.folder.check import AT_ONCE, THREADS, chunks, whole_image
 from jobs.folder.job_file import read_job_file
@@ -28,7 +29,7 @@ _INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
 
 _BESIDES = (
     *("manifest.yaml", "manifest.resolved.yaml", "inputs.json"),
-    *("records/", "failures.jsonl", "index.html", "grid-", "done.json"),
+    *("records/", "records.parquet", "failures.jsonl", "index.html", "grid-", "done.json"),
 )
 """Files that are collected besides images and inputs, in this order: `done.json` last."""
 
@@ -91,12 +92,7 @@ def collect(
             collected.bytes_copied += size
             tick(next(looked_at))
 
-    wanted = "" if containing is None else containing.casefold()
-    records = (
-        record
-        for record in read_records(folder, needs=("sha256", "prompt"))
-        if wanted in record["prompt"].casefold()
-    )
+    records = _wanted(folder, containing)
     found = False
     with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-collect") as pool:
         for chunk in chunks(records, AT_ONCE):
@@ -121,6 +117,47 @@ def collect(
         ):  # not finished, so what gallery there may be is of another moment
             _write_gallery(folder, target)
     return collected
+
+
+def collect_as(
+    form: Form,
+    folder: JobFolder,
+    destination: Path,
+    *,
+    containing: str | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Collected:
+    """Copies a job's images into a data set in `destination/<job>`, each checked against the sha256
+    of its record; again for only what is missing.
+
+    containing, tick: see `collect`. Raises `StoreError`, `NotFoundError` if the job has no records,
+    `InputError` without pyarrow where the form needs it.
+    """
+    target = LocalStore(destination)
+    target.check_writable()
+    records = _wanted(folder, containing)
+    first = list(itertools.islice(records, 1))
+    if not first and containing is None:
+        raise NotFoundError(f"{folder.url} has no finished images")
+    prefix = folder.keys.prefix
+    written = write_dataset(
+        form, folder, itertools.chain(first, records), target, prefix, tick=tick
+    )
+    return Collected(
+        destination / folder.keys.job_id,
+        written.copied,
+        written.present,
+        written.bytes_copied,
+        written.damaged,
+    )
+
+
+def _wanted(folder: JobFolder, containing: str | None) -> Iterator[Record]:
+    """Records of the images that are collected."""
+    wanted = "" if containing is None else containing.casefold()
+    for record in read_records(folder, needs=("sha256", "prompt")):
+        if wanted in record["prompt"].casefold():
+            yield record
 
 
 def _write_gallery(folder: JobFolder, target: LocalStore) -> None:

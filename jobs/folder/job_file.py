@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -36,7 +36,7 @@ class JobFile:
     part of the plan, as it is stored; None in the job of a version that did not note them.
     models: of a job of several, in the order of its plan; model: all their names then.
     thumbnails: whether large images get some. reuse: whether pictures of the store's earlier jobs
-    are taken, as submitted last.
+    are taken, as submitted last. dataset: the form of a data set that is written beside the images.
     """
 
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
@@ -51,6 +51,7 @@ class JobFile:
     models: Annotated[tuple[ModelPart, ...], Field(max_length=MAX_MODELS)] = ()
     thumbnails: bool = True
     reuse: bool = True
+    dataset: Literal["webdataset"] | None = None
 
 
 _JOB_FILE = TypeAdapter(JobFile)
@@ -65,8 +66,8 @@ def write_job_file(folder: JobFolder, job: JobFile, *, force: bool = False) -> N
     values = asdict(job)
     if not job.models:
         del values["models"]
-    for name in ("thumbnails", "reuse"):  # that a version before did not know
-        if values[name]:
+    for name in ("thumbnails", "reuse", "dataset"):  # that a version before did not know
+        if values[name] == getattr(JobFile, name):
             del values[name]
     data = json.dumps(values, indent=2).encode() + b"\n"
 

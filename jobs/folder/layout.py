@@ -75,6 +75,15 @@ class JobKeys:
         return self("failures.jsonl")
 
     @property
+    def table(self) -> str:
+        """All records as one table."""
+        return self("records.parquet")
+
+    def dataset(self, form: str) -> str:
+        """Beginning of the keys of a data set."""
+        return f"{self.job_id}/{form}/"
+
+    @property
     def index(self) -> str:
         return self("index.html")
 

@@ -63,6 +63,7 @@ def prepare(
         models=tuple(manifest.models) if len(manifest.models) > 1 else (),
         thumbnails=manifest.output.thumbnails,
         reuse=reuse,
+        dataset=manifest.output.dataset,
     )
     write_job_file(folder, job, force=force)
     write_resolved(folder, manifest, job.reproducible)

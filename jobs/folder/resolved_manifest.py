@@ -74,6 +74,8 @@ def write_resolved(folder: JobFolder, manifest: Manifest, reproducible: Reproduc
         output["quality"] = manifest.output.quality
     if not manifest.output.thumbnails:
         output["thumbnails"] = False
+    if manifest.output.dataset is not None:
+        output["dataset"] = manifest.output.dataset
     prompts = list(_prompts(folder, manifest, defaults))
     text = _dump_yaml({**head, "output": output, "prompts": prompts})
     data = (_HEADER + text).encode()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -73,6 +73,7 @@ class Output:
 
     store: a folder or an s3:// address; None leaves it to the settings. quality: of jpeg and webp.
     webhook: URL that is told when a submitted job ends. thumbnails: whether large images get some.
+    dataset: the form of a data set that is written beside the images.
     """
 
     store: str | None = None
@@ -81,6 +82,7 @@ class Output:
     quality: int = DEFAULT_QUALITY
     webhook: str | None = None
     thumbnails: bool = True
+    dataset: Literal["webdataset"] | None = None
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,7 @@ class _Loader:
             given.get("quality", Output.quality),
             webhook,
             given.get("thumbnails", Output.thumbnails),
+            given.get("dataset"),
         )
 
     def _has_prompts(self, top: Node, broken: set[str]) -> bool:

@@ -384,6 +384,13 @@ class OutputFields(TypedDict, total=False):
             "them, for the gallery. Default true."
         ),
     ]
+    dataset: Annotated[
+        Literal["webdataset"],
+        Field(
+            description="Also write a data set into the job's folder: webdataset, tar files of "
+            "10,000 images each in img2dataset's layout, with a table of each."
+        ),
+    ]
 
 
 @with_config(STRICT)

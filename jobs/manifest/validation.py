@@ -69,7 +69,7 @@ EXPECTED = {
     "reproducible": "exact or fast",
     "defaults": "a mapping of settings",
     "matrix": "a mapping of settings to lists of values",
-    "output": "a mapping of store, format, quality, name, webhook, thumbnails",
+    "output": "a mapping of store, format, quality, name, webhook, thumbnails, dataset",
     "prompts": "a list of prompts",
     "prompt": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
     "negative": f"a text of at most {MAX_PROMPT_CHARS:,} characters",
@@ -101,6 +101,7 @@ EXPECTED = {
     "wildcards": "the path of a folder",
     "store": "a folder or s3://bucket/prefix",
     "format": "one of png, jpeg, webp",
+    "dataset": "webdataset",
     "quality": f"{_WHOLE} 1 to 100",
     "webhook": f"an http:// or https:// URL of at most {MAX_URL_CHARS:,} characters",
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from jobs.errors import DamagedError, StoreError
@@ -59,6 +60,16 @@ class Store(Protocol):
 
         False means that the key was there already and `overwrite` is False: the first writer wins.
         Readers see the old bytes or the new ones, never a part.
+        """
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write an object of any size from a file, whole or not at all, over what is there."""
+        ...
+
+    def sha256(self, key: str) -> str | None:
+        """The digest of an object of any size, 64 hex digits: as the store noted it when it was
+        put, else by reading it. None if there is none, or nothing was noted.
         """
         ...
 
@@ -172,6 +183,8 @@ _CONTENT_TYPES = {
     "jsonl": "application/x-ndjson",
     "gz": "application/gzip",
     "yaml": "application/yaml",
+    "tar": "application/x-tar",
+    "parquet": "application/vnd.apache.parquet",
 }
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
+import shutil
 import stat
 import threading
 import time
@@ -88,6 +90,26 @@ class LocalStore:
                 temporary.unlink(missing_ok=True)
             _sync_folder(folder)
         return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        target = self._path(key)
+        with _explained(target):
+            self._make_folder(target.parent)
+            temporary = _write_temporary(target.parent, path)
+            try:
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+
+    def sha256(self, key: str) -> str | None:
+        path = self._path(key)
+        with _explained(path):
+            try:
+                with open(path, "rb", opener=_open_at_once) as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
 
     def get(self, key: str, *, limit_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         path = self._path(key)
@@ -211,12 +233,18 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _write_temporary(folder: Path, data: bytes) -> Path:
-    """A new hidden file with these bytes, on the disk; none is left if that fails."""
+def _write_temporary(folder: Path, content: bytes | Path) -> Path:
+    """A new hidden file with these bytes, or those of a file, on the disk; none is left if that
+    fails.
+    """
     path = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     try:
         with path.open("xb") as file:
-            file.write(data)
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, file, length=2**20)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:  # also Ctrl-C in the middle

@@ -136,6 +136,23 @@ def test_of_nothing_there_is_no_copy(store: Store):
     assert store.head("copy") is None
 
 
+@pytest.mark.parametrize("size", [0, 10, 20 * 2**20 + 7])
+def test_a_file_of_any_size_is_put_whole(store: Store, tmp_path: Path, size: int):
+    path, data = tmp_path / "file", (bytes(range(256)) * (size // 256 + 1))[:size]
+    path.write_bytes(data)
+    store.put("job/00000.tar", b"before")
+    store.put_file("job/00000.tar", path)
+    assert store.get("job/00000.tar", limit_bytes=size) == data
+    assert store.sha256("job/00000.tar") == hashlib.sha256(data).hexdigest()
+    assert keys(store) == ["job/00000.tar"]
+
+
+def test_digests_that_a_store_knows(store: Store):
+    store.put("a", b"one")
+    assert store.sha256("a") == hashlib.sha256(b"one").hexdigest()
+    assert store.sha256("none") is None
+
+
 def test_what_is_not_there(store: Store):
     assert store.head("none") is None
     assert store.head("none/below") is None

@@ -57,6 +57,7 @@ CODES = {
     "sdbatch submit shapes.yaml --store s3://bucket/jobs": ExitCode.DONE,
     "sdbatch watch shapes": ExitCode.DONE,
     "sdbatch collect shapes pictures": ExitCode.DONE,
+    "sdbatch collect shapes training --as webdataset": ExitCode.DONE,
     "sdbatch grid shapes": ExitCode.DONE,
     "sdbatch jobs": ExitCode.DONE,
     "sdbatch status shapes": ExitCode.DONE,

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -202,6 +203,24 @@ def test_a_growing_sweep_renders_what_is_new(tmp_path, checkpoint):
     again = SWEEP.replace("name: sweep", "name: again")
     assert render(again, reuse=False)[:2] == (8, 0)
     assert render(again.replace("again", "new"), force=True)[:2] == (8, 0)
+
+
+def test_a_data_set_is_written_beside_the_images_also_when_asked_for_later(tmp_path, checkpoint):
+    path, store = tmp_path / "sweep.yaml", LocalStore(tmp_path / "out")
+    path.write_text(SWEEP)
+    summary = run(path, checkpoint, store)
+    folder = tmp_path / "out" / summary.job
+    table = pyarrow.parquet.read_table(folder / "records.parquet")
+    sha256 = [record["sha256"] for record in read_records(JobFolder(store, JobKeys(summary.job)))]
+    assert table.column("sha256").to_pylist() == sha256
+    assert not (folder / "webdataset").exists()
+    path.write_text(SWEEP + "output: {dataset: webdataset}\n")
+    again = run(path, checkpoint, store)
+    assert (again.job, again.rendered) == (summary.job, 0)
+    twin = pyarrow.parquet.read_table(folder / "webdataset" / "00000.parquet")
+    assert twin.column("sha256").to_pylist() == sha256
+    assert (folder / "webdataset" / "00000.tar").stat().st_size > 0
+    assert run(path, checkpoint, store).load_s == 0  # nothing to do
 
 
 def test_what_a_stopped_run_has_made_is_taken(tmp_path, checkpoint):

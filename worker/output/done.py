@@ -16,6 +16,7 @@ from jobs.reuse import index_pictures
 from jobs.task import Failure
 from worker.output.record import software_versions
 from worker.output.repair_records import check_images, repair_records
+from worker.output.tables import write_tables
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def _write_summary(
             f"{folder.url}: {missing:,} of {images:,} images have neither a record nor "
             "failed; run it again, or sdbatch resume"
         )
+    write_tables(folder, images=images)
     SavedImages(folder).drop_all()
     document = done_document(
         folder.keys.job_id, totals, failed=len(failures), model=model, software=software_versions()

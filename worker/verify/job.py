@@ -185,7 +185,7 @@ class _Rendering:
             raise Interrupted("stopped; what was mended stays so")
 
     def _parts(self, indices: Sequence[int]) -> Iterator[tuple[Again, list[int]]]:
-        """Gives what draws the images of each model, and their indices. Raises `JobConflictError`."""
+        """Gives what draws each model's images, and their indices. Raises `JobConflictError`."""
         try:
             from worker.render.weight_files import AddedFiles
             from worker.verify.again import Again

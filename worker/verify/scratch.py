@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from jobs.storage import ObjectInfo, Store
 from jobs.storage.base import MAX_OBJECT_BYTES
@@ -32,6 +33,12 @@ class ScratchStore:
 
     def copy(self, source: str, key: str) -> bool:
         return self.put(key, self.get(source))
+
+    def put_file(self, key: str, path: Path) -> None:
+        self.put(key, path.read_bytes())
+
+    def sha256(self, key: str) -> str | None:
+        return self._store.sha256(key)
 
     def get(self, key: str, *, limit_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         return self._store.get(key, limit_bytes=limit_bytes)

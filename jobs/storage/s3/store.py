@@ -13,8 +13,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.parsers import ResponseParserError
 
@@ -105,6 +107,24 @@ class S3Store:
             return False
         self._ask("write", key, lambda client: client.put_object(**request))
         return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        extra = {"ContentType": content_type(key), "Metadata": {"sha256": digest}}
+        bucket, name = self.address.bucket, self.address.name(key)
+
+        def write(client: S3Client) -> None:
+            try:
+                client.upload_file(str(path), bucket, name, ExtraArgs=extra)
+            except S3UploadFailedError as error:  # which hides what it is about
+                raise error.__context__ or error from None
+
+        self._ask("write", key, write)
+
+    def sha256(self, key: str) -> str | None:
+        info = self.head(key)
+        return None if info is None else info.metadata.get("sha256")
 
     def get(self, key: str, *, limit_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         name = self.address.name(key)

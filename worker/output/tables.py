@@ -1,0 +1,50 @@
+"""Tables and data sets that a job has at its end, beside its images and records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from jobs.dataset import Form, write_dataset
+from jobs.dataset.table import write_job_table
+from jobs.errors import NotFoundError, StoreError
+from jobs.folder.job_file import read_job_file
+from jobs.folder.layout import JobFolder
+from jobs.folder.records import Record, read_records
+
+log = logging.getLogger(__name__)
+
+
+def write_tables(folder: JobFolder, *, images: int) -> None:
+    """Write `records.parquet`, and the data set that the manifest asks for. images: of the job.
+
+    A table that cannot be written is a warning, for it says what the records say. Raises
+    `StoreError` if that happens to a data set, and `InputError` for one without pyarrow.
+    """
+
+    def records() -> Iterator[Record]:
+        return read_records(folder, needs=("sha256", "prompt"), images=images)
+
+    if find_spec("pyarrow") is None:
+        log.info("without pyarrow there is no records.parquet: pip install 'sdbatch[data]'")
+    else:
+        try:
+            write_job_table(folder, records)
+        except StoreError as error:
+            log.warning("there is no records.parquet: %s", error)
+    form = _dataset_of(folder)
+    if form is not None:
+        prefix = folder.keys.dataset(form)
+        written = write_dataset(form, folder, records(), folder.store, prefix)
+        if written.damaged:
+            log.warning("%s damaged images are not in the data set", len(written.damaged))
+
+
+def _dataset_of(folder: JobFolder) -> Form | None:
+    """The form of the data set that the job is to have; None if it is to have none."""
+    try:
+        dataset = read_job_file(folder).dataset
+    except NotFoundError:  # a report of records alone
+        return None
+    return None if dataset is None else Form(dataset)
