@@ -115,8 +115,16 @@ def test_exit_codes_are_all_listed():
     assert {int(code) for code in re.findall(r"\b\d+\b", listed)} == {int(c) for c in ExitCode}
 
 
-def test_python_example_runs(capsys, tmp_path, monkeypatch):
-    (code,) = blocks("python")
+def test_jobs_from_python(capsys, tmp_path, monkeypatch):
+    code, _ = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    size = (128, 128)
+    assert capsys.readouterr().out == f"1 {size}\n2 {size}\n3 {size}\nTrue\n"
+
+
+def test_the_renderer_from_python(capsys, tmp_path, monkeypatch):
+    _, code = blocks("python")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.endswith("31/31\n(128, 128, 3)\n")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli.opening import open_job, read_manifest
 from jobs.cli.options import (
     allow_outside_option,
     endpoint_option,
@@ -23,9 +22,14 @@ from jobs.cli.options import (
     no_reuse_option,
     redis_option,
 )
+from jobs.client.manifests import read_manifest
+from jobs.client.opening import open_job
 from jobs.errors import ExitCode, InputError
 from jobs.terminal.console import Terminal
 from sd_core.spec import DTYPES, MAX_STEPS
+
+if TYPE_CHECKING:
+    from jobs.manifest.load import Manifest
 
 dtype_option = click.option(
     "--dtype",
@@ -78,15 +82,15 @@ def run(terminal: Terminal, /, manifest: Path, allow_outside: bool, **options: A
       sdbatch run portraits.yaml --model models/sd-v1-4.ckpt --store /data/jobs
     """
     from jobs.settings import Settings
-    from worker.run_command import RunOptions, model_source, run_manifest, summary_lines
+    from worker.api import run as render
+    from worker.run_command import summary_lines
 
-    settings = Settings.from_env(os.environ)
-    chosen = RunOptions(**options)
-    name = None if chosen.model is None else model_source(chosen.model, settings)[0]
-    job = read_manifest(
-        terminal, manifest, allow_outside=allow_outside, model=name, all_listed=True
-    )
-    summary = run_manifest(job, chosen, settings, terminal)
+    def read(model: str | None) -> Manifest:
+        return read_manifest(
+            terminal, manifest, allow_outside=allow_outside, model=model, all_listed=True
+        )
+
+    summary = render(read, Settings.from_env(os.environ), terminal, **options)
     if terminal.json:
         terminal.document(summary.to_json())
     else:

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from jobs.cli.opening import open_store_at, settings_with
 from jobs.cli.options import endpoint_option, json_option, redis_option
+from jobs.client.opening import open_store_at, settings_with
 from jobs.doctor.finding import State
 from jobs.errors import ExitCode
 from jobs.settings import Settings

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from jobs.cli.opening import open_job
 from jobs.cli.options import (
     endpoint_option,
     job_argument,
@@ -14,6 +13,7 @@ from jobs.cli.options import (
     json_option,
     redis_option,
 )
+from jobs.client.opening import open_job
 from jobs.formatting import counted
 from jobs.terminal.console import Terminal
 

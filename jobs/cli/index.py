@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 
 import click
 
-from jobs.cli.opening import open_store_at, settings_with
 from jobs.cli.options import endpoint_option, json_option
+from jobs.client.opening import open_store_at, settings_with
 from jobs.errors import InputError, NotFoundError
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.formatting import counted

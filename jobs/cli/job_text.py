@@ -14,7 +14,7 @@ from jobs.ledger.types import JobState, JobStatus
 from jobs.terminal.console import Terminal
 
 if TYPE_CHECKING:
-    from jobs.client.submit import Submitted
+    from jobs.client.enter import Submitted
 
 
 def job_document(job: JobStatus) -> dict[str, Any]:

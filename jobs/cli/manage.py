@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from jobs.cli.job_text import done_part, job_code, job_document, say_submitted, workers_of
-from jobs.cli.opening import find_job, ledger_at, open_store_at, settings_with, store_address
 from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
+from jobs.client.opening import find_job, ledger_at, open_store_at, settings_with, store_address
 from jobs.client.served import no_worker, served_models, unserved, waits_for_worker
 from jobs.errors import ExitCode, InputError
 from jobs.formatting import counted

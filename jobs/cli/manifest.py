@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from jobs.cli.estimate import MOST_WORKERS, check_price, estimate
-from jobs.cli.opening import open_store_at, read_manifest
 from jobs.cli.options import allow_outside_option, json_option, manifest_argument
+from jobs.client.manifests import read_manifest
+from jobs.client.opening import open_store_at
 from jobs.errors import ManifestError, Problem, SdbatchError
 from jobs.formatting import counted, size
 from jobs.manifest.load import Manifest, Tick

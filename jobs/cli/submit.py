@@ -9,14 +9,6 @@ from pathlib import Path
 import click
 
 from jobs.cli.job_text import job_code, job_document, job_line, say_submitted
-from jobs.cli.opening import (
-    find_job,
-    ledger_at,
-    open_store_at,
-    read_manifest,
-    settings_with,
-    store_address,
-)
 from jobs.cli.options import (
     allow_outside_option,
     endpoint_option,
@@ -27,6 +19,14 @@ from jobs.cli.options import (
     redis_option,
 )
 from jobs.client.earlier_jobs import earlier_job_lines
+from jobs.client.manifests import read_manifest
+from jobs.client.opening import (
+    find_job,
+    ledger_at,
+    open_store_at,
+    settings_with,
+    store_address,
+)
 from jobs.errors import ExitCode, Interrupted
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.formatting import agreeing, counted, size
@@ -76,7 +76,7 @@ def submit(
     Example:
       sdbatch submit shapes.yaml --store s3://bucket/jobs
     """
-    from jobs.client.submit import submit as submit_manifest
+    from jobs.client.enter import submit as submit_manifest
     from jobs.queue.messages import CeleryQueue
 
     settings = settings_with(redis)

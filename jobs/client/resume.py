@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from jobs.client.submit import Submitted, agreed_address, enter
+from jobs.client.enter import Submitted, agreed_address, enter
 from jobs.errors import InputError, NotFoundError
 from jobs.folder.check import remove_damaged
 from jobs.folder.job_file import read_job_file

@@ -31,9 +31,10 @@ def watch(
     *,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
+    enough: Callable[[], bool] = lambda: False,
 ) -> JobStatus:
     """Shows images, steps, rate, time left and what holds the job up, until it is done or
-    cancelled; how it ended.
+    cancelled; how it ended. enough: asked about once a second; True ends the watching.
 
     Raises `NotFoundError` if it is forgotten meanwhile, `LedgerError` if the ledger is unreachable
     for longer than a restart takes.
@@ -44,7 +45,7 @@ def watch(
     answered_at = clock()
     told = _Told(ledger, console)
     with ProgressDisplay(lambda: figures_of(status), console, clock=clock) as progress:
-        while status.state not in ENDED:
+        while status.state not in ENDED and not enough():
             progress.show(at_once=told.tell(status))
             sleep(EVERY_S)
             try:

@@ -39,7 +39,7 @@ class Written:
 
 
 class SampleReader:
-    """Reads a job's images ahead of whoever takes them, and counts them.
+    """Reads a job's images ahead of their use, and counts them.
 
     written: what became of them so far. tick: called with the number of images taken.
     """

@@ -168,6 +168,7 @@ class Manifest:
 def load_manifest(
     path: Path,
     *,
+    source: bytes | None = None,
     allow_outside: bool = False,
     model: str | None = None,
     tick: Tick | None = None,
@@ -179,15 +180,20 @@ def load_manifest(
 ) -> Manifest:
     """Read and check a manifest and every file it names.
 
-    allow_outside: let it name files outside its own folder. model: to be used instead of the one
-    it names; sizes and guidance that it leaves open are then this model's. warnings: takes what is
-    no mistake, but may not be meant, also where there are mistakes. loras, embeddings, vaes: those
-    that have a name besides the manifest's own, and how large one may be. models: gives the names
-    that models have besides demo; None allows any.
+    source: of the manifest, where it is in no file; what it names is beside `path` all the same,
+    and messages name that.
+    allow_outside: let it name files outside its own folder.
+    model: to be used instead of the one it names; sizes and guidance that it leaves open are then
+    this model's.
+    warnings: takes what is no mistake, but may not be meant, also where there are mistakes.
+    loras, embeddings, vaes: those that have a name besides the manifest's own, and how large one
+    may be. models: gives the names that models have besides demo; None allows any.
     Raises `ManifestError` with all problems at once.
     """
     try:
-        source = read_file(path, MAX_MANIFEST_BYTES)
+        source = read_file(path, MAX_MANIFEST_BYTES) if source is None else source
+        if len(source) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it has more than {MAX_MANIFEST_BYTES:,} bytes")
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
         raise ManifestError([Problem(str(path), 0, 0, "", f"cannot be read: {why}")]) from None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
+from jobs.client.enter import submit
 from jobs.client.resume import resume
-from jobs.client.submit import submit
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.records import read_records
 from jobs.ledger.types import JobState
 from jobs.manifest.load import load_manifest
-from tests.jobs.client.test_submit import Messages
+from tests.jobs.client.test_enter import Messages
 from tests.worker.serve.services import MANIFEST, Service
 
 PROMPTS = "{prompt: a red circle, seeds: {start: 0, count: 6}}"

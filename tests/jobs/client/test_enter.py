@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from jobs.client.enter import submit
 from jobs.client.resume import resume
-from jobs.client.submit import submit
 from jobs.errors import (
     DamagedError,
     InputError,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.errors import InputError, NotFoundError
 from jobs.folder.layout import JobFolder, JobKeys
@@ -15,52 +13,6 @@ from jobs.ledger.types import JobStatus, check_readable
 from jobs.settings import Settings
 from jobs.storage import LocalStore, Store, open_store
 from jobs.storage.base import is_segment
-from jobs.terminal.console import Terminal
-
-if TYPE_CHECKING:
-    from jobs.manifest.load import Manifest
-
-
-def read_manifest(
-    terminal: Terminal,
-    path: Path,
-    *,
-    allow_outside: bool,
-    model: str | None = None,
-    all_listed: bool = False,
-) -> Manifest:
-    """`load_manifest` with progress, for commands; says its warnings.
-
-    all_listed: models must be in the model list here; else they may be in that of workers alone.
-    The settings are read where models besides demo, LoRA, embeddings or VAEs are named. Raises
-    `ManifestError` and `InputError`.
-    """
-    # The manifest's side (pydantic, libyaml) takes long to import; most commands do without it.
-    from jobs.limits import MAX_EMBEDDING_BYTES
-    from jobs.manifest.load import load_manifest
-    from jobs.manifest.named_files import FileRules
-    from jobs.manifest.warnings import WarningList
-
-    settings = functools.cache(lambda: Settings.from_env(os.environ))
-    found = WarningList()
-    loras = FileRules(lambda: settings().loras, lambda: settings().lora_bytes)
-    embeddings = FileRules(lambda: settings().embeddings, lambda: MAX_EMBEDDING_BYTES)
-    vaes = FileRules(lambda: settings().vaes, lambda: settings().lora_bytes)
-    try:
-        with terminal.counting(f"reading {path.name}") as tick:
-            return load_manifest(
-                path,
-                allow_outside=allow_outside,
-                model=model,
-                tick=tick,
-                warnings=found,
-                loras=loras,
-                embeddings=embeddings,
-                vaes=vaes,
-                models=lambda: settings().models if all_listed else None,
-            )
-    finally:
-        terminal.warn(found)
 
 
 def settings_with(redis: str | None) -> Settings:
