@@ -1,33 +1,38 @@
-"""The time and the money of a plan, by what was measured on this machine."""
+"""Time and money of a plan: by earlier jobs of the store, else by what was measured here."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import InputError
-from jobs.manifest.load import Manifest
 from jobs.plan.calibration import Speed, read_calibration
 from jobs.plan.cost import PlanSummary
 from jobs.plan.duration import seconds_of
+from jobs.plan.observed import Observed, ObservedSpeed, observed, seconds_by
 from jobs.settings import Settings
 from jobs.terminal.figures import duration
 
 MOST_WORKERS = 100_000
 
+ERROR_OF_BENCH = 0.25
+"""Relative error that is stated of plans by `sdbatch bench`: ten of them were within 23 %
+(`python -m tests.bench.plans`).
+"""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of the job on so many workers, without loading. by: what was measured. price: of a
-    worker an hour, in whatever currency; None where nobody asks.
+    """seconds: of the job on so many workers, without loading. by: for each model what is known of
+    its speed. price: of a worker an hour, in whatever currency; None where nobody asks.
     """
 
     seconds: float
     workers: int
-    by: Speed
+    by: Sequence[Speed | Observed]
     price: float | None
 
     @property
@@ -35,53 +40,84 @@ class Estimate:
         """Money for all workers until the last is done, in the price's currency."""
         return None if self.price is None else self.price * self.workers * self.seconds / 3600
 
+    @property
+    def error(self) -> float:
+        """By how much it may be wrong: a share of it."""
+        return max(one.error if isinstance(one, Observed) else ERROR_OF_BENCH for one in self.by)
+
     def to_json(self) -> dict[str, Any]:
-        by = self.by
         return {
             "seconds": round(self.seconds, 3),
+            "error": round(self.error, 3),
             "workers": self.workers,
             "cost": None if self.cost is None else round(self.cost, 6),
-            "measured": {
-                **{name: getattr(by, name) for name in ("model", "device", "dtype", "execution")},
-                "at": by.measured,
-            },
+            "by": [_basis(one) for one in self.by],
         }
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Labels and texts for people."""
         many = f"{self.workers:,} workers" if self.workers > 1 else "one worker"
-        by = f"{self.by.device}, {self.by.dtype}, measured {self.by.measured[:10]}"
-        yield "time", f"about {duration(self.seconds)} on {many} like this machine ({by})"
+        about = f"{duration(self.seconds)} ± {self.error:.0%}"
+        yield "time", f"about {about} on {many} ({_told(self.by[0])})"
         if self.cost is not None:
             yield "money", f"about {self.cost:,.2f} at {self.price:g} an hour for each"
 
 
-def estimate(
-    job: Manifest, cost: PlanSummary, shards: int, workers: int | None, price: float | None
-) -> Estimate | None:
-    """The estimate, where the job's model was measured here (`sdbatch bench`); else None.
+def _basis(by: Speed | Observed) -> dict[str, Any]:
+    named = {name: getattr(by, name) for name in ("model", "device", "dtype", "execution")}
+    if isinstance(by, Observed):
+        return {**named, "from": "records", "jobs": by.jobs}
+    return {**named, "from": "bench", "at": by.measured}
 
-    cost: of the images that are to be rendered. shards: of the job.
+
+def _told(by: Speed | Observed) -> str:
+    device = f"{by.device}, {by.dtype}"
+    if isinstance(by, Observed):
+        return f"{device}, as {by.jobs:,} earlier {'jobs' if by.jobs > 1 else 'job'} had"
+    return f"like this machine: {device}, measured {by.measured[:10]}"
+
+
+def estimate(
+    costs: Mapping[str, PlanSummary],
+    shards: int,
+    earlier: Sequence[Sequence[ObservedSpeed]],
+    workers: int | None,
+    price: float | None,
+) -> Estimate | None:
+    """The estimate, where the speed of the job's models is known; else None.
+
+    costs: of the images that are to be rendered, by model. shards: of the job. earlier: speeds of
+    the store's earlier jobs.
     Raises `InputError` where workers or a price are given all the same.
     """
     asked = workers is not None or price is not None
-    if len(job.models) > 1:
-        if asked:
-            raise InputError("time and money are estimated for jobs of one model only")
-        return None
     settings = Settings.from_env(os.environ) if asked else _settings()
-    speeds = [] if settings is None else read_calibration(settings.cache).speeds
-    speed = next((one for one in speeds if one.model == job.model and one.sizes), None)
-    if speed is None:
-        if asked:
-            raise InputError(
-                f"model {job.model} was not measured here, and time goes by that; "
-                f"sdbatch bench --model {job.model} does so in a minute or two"
-            )
-        return None
+    measured = [] if settings is None else read_calibration(settings.cache).speeds
     count = 1 if workers is None else workers
-    seconds = seconds_of(cost, speed, workers=count, shards=shards)
-    return Estimate(seconds, count, speed, price)
+    seconds, by = 0.0, list[Speed | Observed]()
+    for model, cost in costs.items():
+        speed = observed(model, earlier) or _measured(model, measured)
+        if speed is not None:
+            seconds += _seconds(cost, speed, count, shards)
+            by.append(speed)
+        elif asked:
+            raise InputError(
+                f"the speed of model {model} is not known: no earlier job of the store has it, nor "
+                f"was it measured here; sdbatch bench --model {model} does so in a minute or two"
+            )
+        else:
+            return None
+    return Estimate(seconds, count, by, price)
+
+
+def _measured(model: str, speeds: Sequence[Speed]) -> Speed | None:
+    return next((one for one in speeds if one.model == model and one.sizes), None)
+
+
+def _seconds(cost: PlanSummary, speed: Speed | Observed, workers: int, shards: int) -> float:
+    if isinstance(speed, Observed):
+        return seconds_by(cost, speed, workers=workers, shards=shards)
+    return seconds_of(cost, speed, workers=workers, shards=shards)
 
 
 def _settings() -> Settings | None:

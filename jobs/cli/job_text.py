@@ -21,7 +21,7 @@ def job_document(job: JobStatus) -> dict[str, Any]:
     """A job as commands give it as JSON."""
     values = asdict(job)
     del values["first_shard"]  # of a part
-    return values
+    return {"job": values.pop("job_id"), **values}
 
 
 def workers_of(job: JobStatus, served: Counter[str]) -> int:

@@ -78,7 +78,7 @@ def plan(
     allow_outside: bool,
 ) -> None:
     """Show what a job will cost, without rendering: images, model evaluations, disk space; and time
-    and money, if `sdbatch bench` has measured its model here.
+    and money, by earlier jobs of the store, or if `sdbatch bench` has measured its model here.
 
     \b
     Example:
@@ -91,31 +91,30 @@ def plan(
     check_price(price)
     job = read_manifest(terminal, manifest, allow_outside=allow_outside)
     store = _store_of(job)
-    left = None
-    if store is not None:
-        with terminal.status("looking for earlier pictures"):
-            left = LeftToRender(earlier_pictures(store), job.models)
+    with terminal.status("looking for earlier pictures"):
+        earlier = None if store is None else earlier_pictures(store)
+    left = LeftToRender(earlier, job.models)
     with terminal.counting("planning", job.total) as tick:
-        tasks = _ticking(job.tasks(), tick)
-        expansion = job.expand(tasks if left is None else left.watch(tasks), keep_parts=False)
+        expansion = job.expand(left.watch(_ticking(job.tasks(), tick)), keep_parts=False)
     summary, job_id = expansion.cost, job.job_id_of(expansion.digest)
-    made, cost = (0, summary) if left is None else (left.made, left.cost(summary))
-    takes = estimate(job, cost, len(expansion.shards.ends), workers, price)
+    speeds = [] if earlier is None else earlier.speeds()
+    takes = estimate(left.costs(), len(expansion.shards.ends), speeds, workers, price)
     if terminal.json:
         files = {name: list(known) for name, known in _files(job).items()}
         document = {"job": job_id, "model": job.model, **files, **summary.to_json()}
-        document |= {"reused": made}
+        document |= {"reused": left.made}
         terminal.document(document | {"estimate": None if takes is None else takes.to_json()})
     else:
         lines = [*_plan_lines(job, job_id, summary), *(() if takes is None else takes.lines())]
-        if made:
-            lines.append(("reused", f"up to {made:,} images, which earlier jobs of the store made"))
+        if left.made:
+            told = f"up to {left.made:,} images, which earlier jobs of the store made"
+            lines.append(("reused", told))
         for label, text in lines:
             terminal.say(f"{label:12} {text}")
         if store is not None:
             with terminal.status("looking for earlier jobs"):
-                earlier = earlier_job_lines(store, job, job_id, job.tasks())
-            terminal.note(earlier)
+                before = earlier_job_lines(store, job, job_id, job.tasks())
+            terminal.note(before)
 
 
 @click.command()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.errors import DamagedError, NotFoundError
+from jobs.plan.observed import ObservedSpeed
 from jobs.reuse.index import INDEX_FOLDER, INDEX_PREFIX, JobIndex, read_index, spec_number
 from jobs.storage import Store
 from jobs.storage.base import ObjectInfo
@@ -93,6 +94,10 @@ class EarlierPictures:
         """Digests of the weights that jobs of this store had under this name."""
         indexes = self._indexes.values()
         return {index.models[model] for index in indexes if model in index.models}
+
+    def speeds(self) -> list[Sequence[ObservedSpeed]]:
+        """How fast each job's images were made."""
+        return [index.speeds for index in self._indexes.values()]
 
     def _read(self, info: ObjectInfo) -> JobIndex | None:
         try:

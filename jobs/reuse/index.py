@@ -1,8 +1,8 @@
 """The index of pictures: for each job of a store one small object that says which it has made.
 
-    .pictures/<job-id>    a line of JSON, {"version": 1, "models": {name: digest}}, then 12 bytes a
-                          picture: 8 of its spec digest, and the number of its shard, big-endian,
-                          in the order of these bytes
+    .pictures/<job-id>    a line of JSON, {"version": 1, "models": {name: digest}, "speeds": […]},
+                          then 12 bytes a picture: 8 of its spec digest, and the number of its
+                          shard, big-endian, in the order of these bytes
 
 So one listing tells what is new, and a new job of any size is looked up without a request for each
 of its images. It is made of records and may be deleted: `sdbatch index` makes it again.
@@ -10,8 +10,7 @@ of its images. It is made of records and may be deleted: `sdbatch index` makes i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,6 +22,7 @@ from jobs.errors import DamagedError
 from jobs.folder.layout import SPEC_DIGITS, JobFolder
 from jobs.folder.records import Record, read_lines
 from jobs.limits import MAX_IMAGES, MAX_MODELS
+from jobs.plan.observed import MOST_KINDS, ObservedSpeed, SpeedFold
 from jobs.storage import Store
 from jobs.storage.base import check_key
 
@@ -44,13 +44,17 @@ class _Header(BaseModel):
 
     version: Literal[1]
     models: Annotated[dict[str, str], Field(max_length=MAX_MODELS)]
+    speeds: Annotated[list[ObservedSpeed], Field(max_length=MOST_KINDS)] = []
 
 
 @dataclass(frozen=True)
 class JobIndex:
-    """Pictures of one job. models: name -> digest of its weights, 64 hex digits."""
+    """Pictures of one job. models: name -> digest of its weights, 64 hex digits. speeds: how fast
+    they were made.
+    """
 
     models: Mapping[str, str]
+    speeds: Sequence[ObservedSpeed]
     entries: Entries
 
 
@@ -70,18 +74,22 @@ def write_index(folder: JobFolder) -> int:
     Raises `StoreError`.
     """
     models: dict[str, str] = {}
-    entries = np.fromiter(_entries(folder, models), ENTRY)
+    speeds = SpeedFold()
+    entries = np.fromiter(_entries(folder, models, speeds), ENTRY)
     if len(entries) == 0:
         folder.delete(index_key(folder.keys.job_id))
         return 0
-    header = json.dumps({"version": 1, "models": models}).encode()
-    data = header + b"\n" + np.sort(entries, order=("spec", "shard")).tobytes()
+    header = _Header(version=1, models=models, speeds=speeds.speeds()).model_dump_json()
+    data = header.encode() + b"\n" + np.sort(entries, order=("spec", "shard")).tobytes()
     folder.put(index_key(folder.keys.job_id), data, overwrite=True)
     return len(entries)
 
 
-def _entries(folder: JobFolder, models: dict[str, str]) -> Iterator[tuple[int, int]]:
+def _entries(
+    folder: JobFolder, models: dict[str, str], speeds: SpeedFold
+) -> Iterator[tuple[int, int]]:
     for shard, record in _records(folder):
+        speeds.add(record)
         models[record["model"]["name"]] = record["model"]["digest"]
         yield spec_number(record["spec"]), shard
 
@@ -103,7 +111,7 @@ def read_index(store: Store, key: str) -> JobIndex:
     end = data.find(b"\n", 0, MAX_HEADER_BYTES + 1)
     body = memoryview(data)[end + 1 :]
     try:
-        models = _Header.model_validate_json(data[: max(0, end)]).models
+        header = _Header.model_validate_json(data[: max(0, end)])
     except ValidationError:
         raise _damaged(store, key, "its first line") from None
     if len(body) % ENTRY.itemsize:
@@ -111,7 +119,7 @@ def read_index(store: Store, key: str) -> JobIndex:
     entries = np.frombuffer(body, ENTRY)
     if (entries["spec"][1:] < entries["spec"][:-1]).any():
         raise _damaged(store, key, "its order")
-    return JobIndex(models, entries)
+    return JobIndex(header.models, header.speeds, entries)
 
 
 def _damaged(store: Store, key: str, what: str) -> DamagedError:

@@ -131,7 +131,7 @@ def test_from_submit_to_pictures(shell, tmp_path):
     assert "images    5, 0 done\n" in said
     assert "  done  5 of 5 (100 %)\n" in said
     ended = shell.json("submit", manifest, "--store", shell.out, "--wait")
-    job_id = ended["job_id"]
+    job_id = ended["job"]
     assert (ended["state"], ended["done"], ended["failed"]) == ("done", 5, 0)
 
     assert shell.json("status", "plain") == {**ended, "workers": 1}
@@ -355,9 +355,9 @@ def test_a_whole_name_is_no_beginning(shell, resting):
     """One that another name begins with means the job of that name."""
     manifest = shell.write("resting", model="absent", circles=4)
     shell.json("submit", manifest, "--store", shell.out, "--job", f"{resting}-too")
-    assert shell.json("pause", resting)["job_id"] == resting
+    assert shell.json("pause", resting)["job"] == resting
     assert shell.ledger.status(f"{resting}-too").state is JobState.ACTIVE
-    assert shell.json("status", f"{resting}-")["job_id"] == f"{resting}-too"
+    assert shell.json("status", f"{resting}-")["job"] == f"{resting}-too"
 
 
 def test_submitting_again(shell, resting):

@@ -201,7 +201,7 @@ def test_a_cluster_in_one_command(local, tmp_path):
     again = local.cluster()
     assert (again.redis, again.endpoint) == (cluster.redis, cluster.endpoint)
     (kept,) = local.answer("jobs")["jobs"]
-    assert (kept["job_id"], kept["state"], kept["done"]) == (job, "done", IMAGES)
+    assert (kept["job"], kept["state"], kept["done"]) == (job, "done", IMAGES)
     assert local.answer("collect", job, str(tmp_path / "mine again"))["copied"] == IMAGES
     assert digests(tmp_path / "mine again" / job) == digests(calm / job)
     assert local.stop() == ExitCode.DONE

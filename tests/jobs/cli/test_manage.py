@@ -153,7 +153,7 @@ class TestLists:
         assert said[1].split()[:3] == [job, "demo", "active"]
         assert "0 of 6 (0 %)" in said[1]
         assert said[1].index("active") == said[0].index("STATE")
-        assert commands.json("jobs")["jobs"][0]["job_id"] == job
+        assert commands.json("jobs")["jobs"][0]["job"] == job
 
     def test_what_is_wrong_with_a_job_is_said_below(self, commands):
         job = commands.submit()["job"]
