@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from jobs.formatting import quote, reason
 from jobs.limits import MAX_IMAGE_BYTES
+from jobs.manifest.picture_sets import WILDCARD, PictureSet, files_named, stem_of
 from jobs.manifest.sources import S3, FileSource, ObjectSource, Source, require_file
 from jobs.pictures.rules import PictureError, read_picture
 from jobs.storage import open_store
@@ -18,11 +18,7 @@ TRIED = (64, 64)
 """Width and height that each picture is brought to once, as a worker will, so that one which cannot
 be is refused now."""
 
-_WILDCARD = re.compile(r"[*?]|\[.+\]")
-_NO_WILDCARDS = (
-    "there are no wildcards here: name one file an entry, or list images in a .csv file with the "
-    "columns prompt and init_image"
-)
+_NO_WILDCARDS = "there are no wildcards here: name one file an entry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +27,12 @@ class InputImage:
 
     name: `<sha256 of the file's bytes>.<png|jpg|webp>`, what it is called in the job's folder.
     size: (width, height) in pixels, of the picture held upright.
+    stem: what the manifest calls its file, without folder and ending.
     """
 
     name: str
     size: tuple[int, int]
+    stem: str
 
 
 class Inputs:
@@ -66,7 +64,7 @@ class Inputs:
                 raise ValueError(_outside(text))
             require_file(resolved)
         except FileNotFoundError:
-            hint = f"; {_NO_WILDCARDS}" if _WILDCARD.search(text) else ""
+            hint = f"; {_NO_WILDCARDS}" if WILDCARD.search(text) else ""
             raise ValueError(f"{quote(text)} does not exist{hint}") from None
         except OSError as error:
             raise ValueError(f"{quote(text)} cannot be read: {reason(error)}") from None
@@ -86,6 +84,20 @@ class Inputs:
         if not resolved.is_dir():
             raise ValueError(f"{quote(text)} is no folder")
         return path
+
+    def images(self, text: str, folder: Path) -> InputImage | PictureSet:
+        """The picture that `text` names, or those of a folder or a pattern. Raises `ValueError`."""
+        if "://" in text:
+            return self.image(text, folder)
+        if not self._allow_outside and (Path(text).is_absolute() or ".." in Path(text).parts):
+            raise ValueError(_outside(text))
+        try:
+            names = files_named(text, folder)
+        except OSError as error:
+            raise ValueError(f"{quote(text)} cannot be read: {reason(error)}") from None
+        if names is None:
+            return self.image(text, folder)
+        return PictureSet(text, tuple((stem_of(name), self.image(name, folder)) for name in names))
 
     def image(self, text: str, folder: Path) -> InputImage:
         """Picture that `text` names, from `folder` or as `s3://bucket/key`. Raises `ValueError`."""
@@ -114,7 +126,7 @@ class Inputs:
         called = PurePosixPath(text).name
         if called != name:  # as it is in a job's folder
             self.names.setdefault(name, called)
-        return InputImage(name, picture.size)
+        return InputImage(name, picture.size, stem_of(text))
 
     def source(self, text: str, folder: Path) -> Source:
         """Where the bytes are that `text` names, from `folder` or as `s3://bucket/key`; nothing is

@@ -385,7 +385,7 @@ class _Loader:
             self._problems.at(top, ("prompts",), message)
 
     def _keep(self, entries: Sequence[Entry], place: Place) -> None:
-        """Add a prompt's entries, one for each of its models, to the job."""
+        """Add a prompt's entries, one for each of its models and init images, to the job."""
         self._read += 1
         if self._tick is not None and self._read % _TICK_EVERY == 0:
             self._tick(self._read)
@@ -405,7 +405,12 @@ class _Loader:
             for other in entries:
                 self._settings.look(other, place)
                 if other is not entry:
-                    one = one._replace(settings=other.settings, model=other.model)
+                    one = one._replace(
+                        settings=other.settings,
+                        model=other.model,
+                        init_image=other.init_image,
+                        mask=other.mask,
+                    )
                 self._entries.append(one, combinations * one.seed_count)
         if len(self._entries.images) > MAX_MODELS:
             line, column = place.position(())

@@ -29,6 +29,7 @@ from jobs.manifest.lora_lists import Problem, uses_of
 from jobs.manifest.lora_tags import without_tags
 from jobs.manifest.matrix import Matrix
 from jobs.manifest.naming import DEFAULT_TEMPLATE, check_template, label_flaw
+from jobs.manifest.picture_sets import matched
 from jobs.manifest.problems import Path as ValuePath
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_warnings import PromptWatch
@@ -154,7 +155,7 @@ class Resolver:
         for key in _IMAGES:
             if values.get(key) is not None:
                 try:
-                    values[key] = self.inputs.image(values[key], folder)
+                    values[key] = self.inputs.images(values[key], folder)
                 except ValueError as error:
                     self.problems.at(place, (*prefix, key), str(error))
                     values[key] = None
@@ -216,11 +217,11 @@ class Resolver:
             above = {**self.head, **(under.values if under else {}), **own.values}
             models = [above.get("model", "demo")]
         seeds = drawn({**self._seeds, **(under.values if under else {}), **own.values}["seeds"])
-        first = self._entry(own, under, models[0], seeds)
-        if first is None:
+        first = self._entries(own, under, models[0], seeds)
+        if not first:
             return []
-        others = (self._entry(own, under, model, seeds) for model in models[1:])
-        return [first, *(entry for entry in others if entry is not None)]
+        others = [self._entries(own, under, model, seeds) for model in models[1:]]
+        return [entry for some in (first, *others) for entry in some]
 
     def _base(self, model: str) -> dict[str, Any]:
         """Values of a prompt of this model that sets none."""
@@ -235,23 +236,14 @@ class Resolver:
             self._bases[model] = {**base, **self._defaults.values}
         return self._bases[model]
 
-    def _entry(self, own: Layer, under: Layer | None, model: str, seeds: Seeds) -> Entry | None:
-        """One prompt for one of its models."""
+    def _entries(self, own: Layer, under: Layer | None, model: str, seeds: Seeds) -> list[Entry]:
+        """One prompt for one of its models: an entry for each of its init images."""
         before = len(self.problems)
         values = {**self._base(model), **(under.values if under else {}), **own.values}
         layers = [own, *([under] if under else []), self._matrix, self._defaults]
-        init_image: InputImage | None = values.get("init_image")
-        mask: InputImage | None = values.get("mask")
-        if "init_image" not in values:
-            self._check_needs_image(own)
-            mask = None  # one in the defaults is for the prompts that have an init image
-        elif init_image and mask and init_image.size != mask.size:
-            message = "mask is {}×{} pixels, its init_image {}×{}; expected the same size".format(
-                *mask.size, *init_image.size
-            )
-            self._report(layers, ("mask", "init_image"), message)
+        pictures = self._pictures(values, own, layers)
         if not all(layer.valid for layer in layers):
-            return None
+            return []
         values |= spacing_of(layer.values for layer in (self._defaults, under, own) if layer)
         settings = tuple([values[name] for name in SETTINGS])
         for message in self._check(settings):
@@ -260,22 +252,22 @@ class Resolver:
             keys = ("schedule", "karras") if key in ("schedule", "karras") else (key,)
             self._report(layers, (*keys, "sampler"), message)
         if len(self.problems) > before:
-            return None
+            return []
         meta = merged(self._defaults.values, under.values if under else {}, own.values)
         texts = {key: self._filled_in(key, values, meta, layers) for key in ("prompt", "negative")}
         flaw = label_flaw(values["name"], meta)
         if flaw is not None:
             self._report(layers, ("name",), flaw)
         if len(self.problems) > before:
-            return None
+            return []
         as_given = values["prompt"] if texts["prompt"] != values["prompt"] else None
         entry = Entry(
             texts["prompt"],
             texts["negative"],
             seeds if self.matrix.seeds is None else self.matrix.seeds,
             settings,
-            init_image.name if init_image else None,
-            mask.name if mask else None,
+            None,
+            None,
             values["name"],
             values["dynamic"],
             as_given if values["dynamic"] == "none" else None,
@@ -288,7 +280,37 @@ class Resolver:
         flaws = self._flaws.of(entry)
         for flaw, key in flaws.items():
             self._report(layers, (key,), flaw)
-        return None if flaws else entry
+        if flaws:
+            return []
+        return [
+            entry._replace(
+                init_image=None if init_image is None else init_image.name,
+                mask=None if mask is None else mask.name,
+            )
+            for init_image, mask in pictures
+        ]
+
+    def _pictures(
+        self, values: Mapping[str, Any], own: Layer, layers: list[Layer]
+    ) -> list[tuple[InputImage | None, InputImage | None]]:
+        """The init images of a prompt, each with its mask; one pair of None where it has none."""
+        if "init_image" not in values:
+            self._check_needs_image(own)
+            return [(None, None)]  # a mask in the defaults is for prompts that have an init image
+        try:
+            pairs = matched(values["init_image"], values.get("mask"))
+        except ValueError as error:
+            self._report(layers, ("mask",), str(error))
+            return []
+        for init_image, mask in pairs:
+            if init_image and mask and init_image.size != mask.size:
+                message = (
+                    "mask is {}×{} pixels, its init_image {}×{}; expected the same size".format(
+                        *mask.size, *init_image.size
+                    )
+                )
+                self._report(layers, ("mask", "init_image"), message)
+        return pairs
 
     def _filled_in(
         self, key: str, values: Mapping[str, Any], meta: Labels, layers: list[Layer]

@@ -202,15 +202,16 @@ class Settings(_Seeds, _Image, total=False):
         Field(
             description="PNG, JPEG or WebP to start from (img2img), cropped about its centre to "
             "the aspect of width and height and resized. A path relative to the file naming it, or "
-            "s3://bucket/key.",
-            examples=["photos/ring.png"],
+            "s3://bucket/key. A folder, or a pattern such as photos/*.png, is all of its pictures.",
+            examples=["photos/ring.png", "photos/"],
         ),
     ]
     mask: Annotated[
         Path,
         Field(
             description="PNG, JPEG or WebP of the init image's size: white is drawn anew, black is "
-            "kept (inpainting). Needs an init_image.",
+            "kept (inpainting). Needs an init_image. Of a folder or a pattern, each init image has "
+            "the mask whose file is called as its own.",
         ),
     ]
     meta: Annotated[
