@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "validate": ("jobs.cli.manifest", "Check manifests and every file they name."),
     "plan": ("jobs.cli.manifest", "Show what a job will cost, without rendering."),
     "run": (None, "Render a manifest here and now."),
+    "import": ("jobs.cli.importing", "Make a manifest of pictures."),
     "schema": ("jobs.cli.manifest", "Print the manifest format as JSON Schema."),
     "submit": ("jobs.cli.submit", "Queue a manifest for the workers of its model."),
     "watch": ("jobs.cli.submit", "Follow a job until it ends."),
@@ -73,8 +75,9 @@ class CommandGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, _ = COMMANDS[name]
+        function = f"{name}_" if iskeyword(name) else name
         command: click.Command = (
-            _entry_point(name) if module is None else getattr(import_module(module), name)
+            _entry_point(name) if module is None else getattr(import_module(module), function)
         )
         return command
 

@@ -34,7 +34,7 @@ def show(terminal: Terminal, images: tuple[Path, ...]) -> None:
     found, problems = [], []
     for path in images:
         try:
-            record = read_record(_content(path))
+            record = read_record(content(path))
         except ValueError as error:
             problems.append(f"{path}: {error}")
             continue
@@ -52,7 +52,7 @@ def show(terminal: Terminal, images: tuple[Path, ...]) -> None:
         terminal.document({"images": found})
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
     """The bytes of a file, one more than are read of a picture at most. Raises `ValueError`."""
     try:
         with path.open("rb") as file:

@@ -118,12 +118,13 @@ def test_every_command_but_those_that_render(run, tmp_path):
         *(["grid", "sweep", "--output", str(tmp_path / "grid")], ["forget", "sweep"]),
         *(["init", str(tmp_path / "first.yaml")], ["completion", "zsh"], ["show", str(picture)]),
         ["doctor", "--store", str(tmp_path / "store")],
+        ["import", str(picture)],
         ["index", "--store", str(tmp_path / "store")],
         *(["collect", "sweep", str(tmp_path)], ["watch", "sweep"]),
     ]
     codes, said = run(*ran)
     nothing_there = [ExitCode.NOT_FOUND] * 2  # no image to collect, and then no job to watch
-    assert codes == [ExitCode.DONE] * 20 + nothing_there, said
+    assert codes == [ExitCode.DONE] * 21 + nothing_there, said
     assert "torch is not installed" in said
     assert {command for command, *_ in ran} == set(COMMANDS) - RENDERING
 

@@ -1,0 +1,1 @@
+"""Pictures of this and other programs become entries of a manifest."""
