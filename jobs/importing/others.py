@@ -1,4 +1,4 @@
-"""What other programs say of a picture, as sd-parsers has it, in the words of a manifest."""
+"""Puts what other programs say of a picture, as sd-parsers has it, into a manifest's words."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ CODES = {
     "sdbatch init": ExitCode.DONE,
     "sdbatch completion bash": ExitCode.DONE,
     "sdbatch show IMAGE": ExitCode.DONE,
+    "sdbatch import IMAGE": ExitCode.DONE,
     "sdbatch index": ExitCode.DONE,
     "sdbatch verify shapes --sample 5%": ExitCode.DONE,
     "sdbatch validate bad.yaml": ExitCode.BAD_INPUT,
@@ -92,6 +93,7 @@ IN_A_SENTENCE = {
     "sdbatch bench": "sdbatch bench --size 64x64",  # one size
     "sdbatch run": f"sdbatch run shapes.yaml --store {STORE}",  # it writes to buckets too
     "sdbatch show IMAGE": "sdbatch show picture.png",
+    "sdbatch import IMAGE": "sdbatch import picture.png",
 }
 """Named without arguments there."""
 
