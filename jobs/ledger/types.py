@@ -268,7 +268,9 @@ class Expired:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker as it reports itself. device: such as cuda:0; doing: for people."""
+    """A worker as it reports itself. device: such as cuda:0. seen_s: Unix time of its last report
+    by the ledger's clock, which fills it in; None where an older version took the report.
+    """
 
     name: str
     host: str
@@ -281,6 +283,7 @@ class WorkerInfo:
     """starting, idle, busy, draining, stopped taking work (with why), or unknown if its entry
     cannot be read.
     """
+    seen_s: float | None = field(default=None, compare=False)
 
     @property
     def serves(self) -> bool:
@@ -290,14 +293,24 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job; `values` are strings. kind: created, claimed, released,
-    expired, failed, paused, active, cancelled, retried, reopened, done.
+    """Something that happened to a job; `values` are strings. kind: created, claimed, settled,
+    released, expired, failed, paused, active, cancelled, retried, reopened, done.
+
+    One `settled` is told for each call of `Ledger.settle` that made images done: its `images` are
+    those, as `jobs.ledger.spans` writes them.
     """
 
     id: str
     time_s: float
     kind: str
     values: Mapping[str, str] = field(default_factory=dict)
+
+
+class News(NamedTuple):
+    """An event among those of all jobs."""
+
+    job_id: str
+    event: Event
 
 
 def event_order(id: str) -> tuple[int, int]:

@@ -121,13 +121,15 @@ class MemoryJob:
         """Images of [start, stop) that are neither done nor failed."""
         return [i for i in range(start, stop) if self._images[i] == _TO_DO]
 
-    def finish(self, index: int) -> None:
+    def finish(self, index: int) -> bool:
+        """False if the image is done already."""
         if self._images[index] == _DONE:
-            return
+            return False
         self._images[index] = _DONE
         self.done += 1
         self.failures.pop(index, None)
         self.image_deaths.pop(index, None)
+        return True
 
     def fail(self, failure: Failure) -> bool:
         """False if the image is done, or failed before; its failure then is the new one."""

@@ -7,6 +7,7 @@ cannot read is said of that one job, worker or image.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, NotRequired
@@ -21,6 +22,7 @@ from jobs.ledger.types import (
     JobStatus,
     ModelShards,
     NewJob,
+    News,
     Shard,
     WorkerInfo,
     unreadable,
@@ -65,6 +67,7 @@ class _Job(TypedDict):
 
 _JOB = TypeAdapter(_Job)
 _WORKER = TypeAdapter(WorkerInfo)
+_SEEN = re.compile(rb"[0-9]{1,16}")
 _FAILURE = TypeAdapter(Failure)
 
 
@@ -117,10 +120,13 @@ def state(text: bytes) -> JobState:
         return JobState.UNKNOWN
 
 
-def worker(name: bytes, entry: bytes) -> WorkerInfo:
-    """entry: its JSON. With the state unknown if that is not as it must be."""
+def worker(name: bytes, entry: bytes, seen: bytes) -> WorkerInfo:
+    """entry: its JSON. seen: microseconds. With the state unknown if the entry is not as it must
+    be.
+    """
     try:
-        return _WORKER.validate_json(entry)
+        seen_s = int(seen) / 1e6 if _SEEN.fullmatch(seen) else None
+        return replace(_WORKER.validate_json(entry), seen_s=seen_s)
     except ValidationError as error:
         return WorkerInfo(
             name=_decoded(name),
@@ -164,6 +170,13 @@ def event(id: str, fields: Mapping[bytes, bytes]) -> Event:
     values = _text(fields)
     kind = values.pop("kind", "unknown")
     return Event(id, int(id.partition("-")[0]) / 1000, kind, values)
+
+
+def news(id: str, fields: Mapping[bytes, bytes]) -> News:
+    """id: as `event` takes it."""
+    found = event(id, fields)
+    values = dict(found.values)
+    return News(values.pop("job", ""), replace(found, values=values))
 
 
 def _text(fields: Mapping[bytes, bytes]) -> dict[str, str]:
