@@ -152,10 +152,14 @@ class Ledger(Protocol):
         """Ask for a shard, on receipt of its message. Never raises `NotFoundError`."""
         ...
 
-    def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
+    def heartbeat(
+        self, leases: Sequence[Lease], evaluated: Sequence[int], worked_s: Sequence[float] = ()
+    ) -> list[Beat]:
         """Renew leases, each named once, in one round trip; what became of each.
 
-        evaluated: model evaluations made under each lease since the last heartbeat.
+        evaluated: model evaluations made under each lease since the last heartbeat. worked_s: the
+        worker's seconds since then, shared among the leases that it held; none where it does not
+        tell.
         """
         ...
 

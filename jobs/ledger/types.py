@@ -101,7 +101,8 @@ class JobStatus:
     done, failed: images. published, leased, waiting: shards whose message is out, that a worker
     holds, and that wait (not yet published, or to be published again). evaluations: all of the
     job's; evaluated: those that were made, also by workers that died. rendering_s: seconds in which
-    at least one shard was held, until evaluations were last told. created_s, ended_s: Unix
+    at least one shard was held, until evaluations were last told. worker_s: seconds of all workers
+    together, as far as they told them. created_s, ended_s: Unix
     time by the ledger's clock; ended_s is None until the job is done or cancelled. error: why a
     shard of it failed as a whole, with no image done since. With the state UNKNOWN all but the name
     is empty, and error says why.
@@ -134,6 +135,7 @@ class JobStatus:
     error: str | None = None
     models: tuple[ModelShards, ...] = ()
     first_shard: int = 0
+    worker_s: float = 0.0
 
     @property
     def settled(self) -> bool:
@@ -269,7 +271,9 @@ class Expired:
 @dataclass(frozen=True)
 class WorkerInfo:
     """A worker as it reports itself. device: such as cuda:0. seen_s: Unix time of its last report
-    by the ledger's clock, which fills it in; None where an older version took the report.
+    by the ledger's clock, which fills it in; None where an older version took the report. rows: of
+    its last batch, padding included, and rows_used, those that held an image; None before the first
+    one, and of older versions.
     """
 
     name: str
@@ -284,6 +288,8 @@ class WorkerInfo:
     cannot be read.
     """
     seen_s: float | None = field(default=None, compare=False)
+    rows: int | None = None
+    rows_used: int | None = None
 
     @property
     def serves(self) -> bool:

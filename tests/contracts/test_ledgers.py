@@ -885,6 +885,15 @@ class TestHeartbeat:
         assert ledger.status("other").evaluated == 9
         assert ledger.heartbeat([], []) == []
 
+    def test_the_seconds_of_workers_are_added_up(self, ledger):
+        ledger.create(new_job())
+        first, second, lost = take(ledger, 0), take(ledger, 1, "w2"), take(ledger, 2)
+        ledger.release(lost)
+        ledger.heartbeat([first, lost], [1, 1], [1.5, 9.0])
+        ledger.heartbeat([second], [0], [0.25])
+        ledger.heartbeat([second], [3])  # a worker of an older version
+        assert ledger.status("job").worker_s == 1.75
+
     def test_each_lease_has_its_evaluations(self, ledger):
         ledger.create(new_job())
         lease = take(ledger, 0)

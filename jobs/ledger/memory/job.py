@@ -41,6 +41,7 @@ class MemoryJob:
     error: str | None = None
     evaluated: int = 0
     rendering_s: float = 0.0
+    worker_s: float = 0.0
     done: int = 0
     failures: dict[int, Failure] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
@@ -92,6 +93,7 @@ class MemoryJob:
             ended_s=self.ended_s,
             error=self.error,
             models=new.models,
+            worker_s=self.worker_s,
         )
 
     def counts(self, shards: range, images: range) -> PartCounts:
@@ -170,9 +172,10 @@ class MemoryJob:
         if not self.held:
             self.held_s += now_s - self.held_since_s
 
-    def count(self, evaluated: int, now_s: float) -> None:
-        """Evaluations that were made under a lease."""
+    def count(self, evaluated: int, worked_s: float, now_s: float) -> None:
+        """Evaluations that were made under a lease, and the worker's seconds."""
         self.evaluated += evaluated
+        self.worker_s += worked_s
         if evaluated:
             self.rendering_s = self.held_s + now_s - self.held_since_s
 

@@ -238,15 +238,18 @@ class MemoryLedger:
         self._tell(job, "claimed", shard=shard, owner=owner, attempt=attempt)
         return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt, single is not None)
 
-    def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
+    def heartbeat(
+        self, leases: Sequence[Lease], evaluated: Sequence[int], worked_s: Sequence[float] = ()
+    ) -> list[Beat]:
         beats = []
+        shares_s = worked_s or [0.0] * len(leases)
         with self._lock:
-            for lease, count in zip(leases, evaluated, strict=True):
+            for lease, count, share_s in zip(leases, evaluated, shares_s, strict=True):
                 job = self._renew(lease)
                 if job is None:
                     beats.append(Beat.LOST)
                     continue
-                job.count(count, self._clock())
+                job.count(count, share_s, self._clock())
                 cancelled = job.state == JobState.CANCELLED
                 beats.append(Beat.CANCELLED if cancelled else Beat.HELD)
         return beats

@@ -288,10 +288,13 @@ class RedisLedger:
         lease = Lease(job_id, shard, int(fence), owner)
         return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt, bool(alone))
 
-    def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
+    def heartbeat(
+        self, leases: Sequence[Lease], evaluated: Sequence[int], worked_s: Sequence[float] = ()
+    ) -> list[Beat]:
         args: list[str | int] = []
-        for lease, count in zip(leases, evaluated, strict=True):
-            args += (*_lease_args(lease), count)
+        shares_s = worked_s or [0.0] * len(leases)
+        for lease, count, share_s in zip(leases, evaluated, shares_s, strict=True):
+            args += (*_lease_args(lease), count, _us(share_s))
         beats = self._server.run("heartbeat", _token(), _us(self.lease_s), *args)
         return [Beat(beat.decode()) for beat in beats]
 

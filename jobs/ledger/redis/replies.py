@@ -60,6 +60,7 @@ class _Job(TypedDict):
     evaluations: NotRequired[_Count]
     evaluated: NotRequired[_Count]
     rendering: NotRequired[_Count]
+    worked: NotRequired[_Count]
     ended: NotRequired[_Count]
     error: NotRequired[str]
     models: NotRequired[Json[Annotated[list[tuple[str, _Count, _Count]], Field(max_length=1000)]]]
@@ -104,6 +105,7 @@ def status(job_id: str, record: Mapping[bytes, bytes], published: int, leased: i
         ended_s=None if ended is None else ended / 1e6,
         error=job.get("error"),
         models=tuple(ModelShards(*part) for part in job.get("models", ())),
+        worker_s=job.get("worked", 0) / 1e6,
     )
 
 

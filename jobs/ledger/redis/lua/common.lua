@@ -4,7 +4,7 @@
 --   job       hash: what it is, its state, and counts: done, failed, waiting, evaluated, fence,
 --             notices (how often its webhook was tried since it ended); error: why it does not move on;
 --             since when a shard of it is held without a break, how long that was before (held), and
---             how long in all when evaluations were last told (rendering)
+--             how long in all when evaluations were last told (rendering); seconds of workers (worked)
 --   bounds    0, then for each shard the index after its last image, 4 bytes each, big-endian
 --   done      bitmap of images; failed too, which has none of the done ones
 --   failures  hash: index -> JSON of what went wrong; counts only for images in `failed`
