@@ -29,6 +29,7 @@ from jobs.ledger.types import (
     JobStatus,
     Lease,
     NewJob,
+    News,
     Shard,
     WebhookDelivery,
     WorkerInfo,
@@ -68,6 +69,16 @@ class Ledger(Protocol):
 
     def jobs(self) -> list[JobStatus]:
         """All jobs, the latest first; those that cannot be read with the state UNKNOWN."""
+        ...
+
+    def job_ids(self, limit: int) -> list[str]:
+        """Ids of that many jobs, the latest first."""
+        ...
+
+    def statuses(self, job_ids: Sequence[str]) -> list[JobStatus]:
+        """Statuses of those of the jobs that there are, in one round trip; those that cannot be
+        read with the state UNKNOWN.
+        """
         ...
 
     def parts(self, status: JobStatus) -> list[JobStatus]:
@@ -141,10 +152,14 @@ class Ledger(Protocol):
         """Ask for a shard, on receipt of its message. Never raises `NotFoundError`."""
         ...
 
-    def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
+    def heartbeat(
+        self, leases: Sequence[Lease], evaluated: Sequence[int], worked_s: Sequence[float] = ()
+    ) -> list[Beat]:
         """Renew leases, each named once, in one round trip; what became of each.
 
-        evaluated: model evaluations made under each lease since the last heartbeat.
+        evaluated: model evaluations made under each lease since the last heartbeat. worked_s: the
+        worker's seconds since then, shared among the leases that it held; none where it does not
+        tell.
         """
         ...
 
@@ -214,13 +229,24 @@ class Ledger(Protocol):
         """Images of [start, stop) that are neither done nor failed."""
         ...
 
-    def failures(self, job_id: str) -> list[Failure]:
-        """By index."""
+    def failures(self, job_id: str, limit: int | None = None) -> list[Failure]:
+        """Failures by index, at most the first so many."""
+        ...
+
+    def shard_ends(self, job_id: str) -> list[int]:
+        """Index after the last image of each shard, as `NewJob` has them."""
         ...
 
     def events(self, job_id: str, after: str = "0", limit: int = 1000) -> list[Event]:
         """Events later than the one of that id, oldest first. Only the last few thousand of a job
         are kept.
+        """
+        ...
+
+    def news(self, after: str | None = None, limit: int = 1000) -> list[News]:
+        """Events of all jobs later than the one of that id, oldest first; without an id, the last
+        so many. Ids are those among the news, not those of `events`. Only the last few thousand are
+        kept.
         """
         ...
 

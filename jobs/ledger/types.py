@@ -101,7 +101,8 @@ class JobStatus:
     done, failed: images. published, leased, waiting: shards whose message is out, that a worker
     holds, and that wait (not yet published, or to be published again). evaluations: all of the
     job's; evaluated: those that were made, also by workers that died. rendering_s: seconds in which
-    at least one shard was held, until evaluations were last told. created_s, ended_s: Unix
+    at least one shard was held, until evaluations were last told. worker_s: seconds of all workers
+    together, as far as they told them. created_s, ended_s: Unix
     time by the ledger's clock; ended_s is None until the job is done or cancelled. error: why a
     shard of it failed as a whole, with no image done since. With the state UNKNOWN all but the name
     is empty, and error says why.
@@ -134,6 +135,7 @@ class JobStatus:
     error: str | None = None
     models: tuple[ModelShards, ...] = ()
     first_shard: int = 0
+    worker_s: float = 0.0
 
     @property
     def settled(self) -> bool:
@@ -268,7 +270,11 @@ class Expired:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker as it reports itself. device: such as cuda:0; doing: for people."""
+    """A worker as it reports itself. device: such as cuda:0. seen_s: Unix time of its last report
+    by the ledger's clock, which fills it in; None where an older version took the report. rows: of
+    its last batch, padding included, and rows_used, those that held an image; None before the first
+    one, and of older versions.
+    """
 
     name: str
     host: str
@@ -281,6 +287,9 @@ class WorkerInfo:
     """starting, idle, busy, draining, stopped taking work (with why), or unknown if its entry
     cannot be read.
     """
+    seen_s: float | None = field(default=None, compare=False)
+    rows: int | None = None
+    rows_used: int | None = None
 
     @property
     def serves(self) -> bool:
@@ -290,14 +299,24 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job; `values` are strings. kind: created, claimed, released,
-    expired, failed, paused, active, cancelled, retried, reopened, done.
+    """Something that happened to a job; `values` are strings. kind: created, claimed, settled,
+    released, expired, failed, paused, active, cancelled, retried, reopened, done.
+
+    One `settled` is told for each call of `Ledger.settle` that made images done: its `images` are
+    those, as `jobs.ledger.spans` writes them.
     """
 
     id: str
     time_s: float
     kind: str
     values: Mapping[str, str] = field(default_factory=dict)
+
+
+class News(NamedTuple):
+    """An event among those of all jobs."""
+
+    job_id: str
+    event: Event
 
 
 def event_order(id: str) -> tuple[int, int]:

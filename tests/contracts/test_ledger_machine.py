@@ -277,13 +277,13 @@ class LedgerMachine(RuleBasedStateMachine):
             open_, waiting = (
                 self.client.get(f"sdbatch:{part}:{job_id}") or b"" for part in ("open", "waiting")
             )
-            places.update(n for n in range(len(ends)) if bitmaps.holds(waiting, n))
+            places.update(bitmaps.images_in(waiting))
             places.update(map(int, self.client.zrange(f"sdbatch:published:{job_id}", 0, -1)))
             places.update(map(int, self.client.hkeys(f"sdbatch:claims:{job_id}")))
             assert max(places.values(), default=1) == 1
             for number, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
                 is_open = bool(self.redis.pending(job_id, start, stop))
-                assert bitmaps.holds(open_, number) == is_open
+                assert (number in bitmaps.images_in(open_)) == is_open
                 if is_open and status.state != JobState.CANCELLED:
                     assert number in places, "a shard was lost"
 

@@ -336,6 +336,16 @@ class TestJobs:
             world.moment()
         assert [job.job_id for job in world.ledger.jobs()] == ["a", "c", "b"]
         assert world.ledger.jobs()[1] == world.ledger.status("c")
+        assert world.ledger.job_ids(10) == ["a", "c", "b"]
+        assert world.ledger.job_ids(2) == ["a", "c"]
+        assert world.ledger.job_ids(0) == []
+
+    def test_those_asked_for(self, ledger):
+        for name in ("a", "b", "c"):
+            ledger.create(new_job(name))
+        found = ledger.statuses(["c", "none", "a"])
+        assert found == [ledger.status("c"), ledger.status("a")]
+        assert ledger.statuses([]) == []
 
     def test_forget(self, ledger):
         ledger.create(new_job(), done=[9])
@@ -384,6 +394,7 @@ class TestJobs:
             lambda: ledger.pending("none", 0, 5),
             lambda: ledger.failures("none"),
             lambda: ledger.events("none"),
+            lambda: ledger.shard_ends("none"),
         ]
         for call in calls:
             with pytest.raises(NotFoundError, match="none: no such job in the ledger"):
@@ -874,6 +885,15 @@ class TestHeartbeat:
         assert ledger.status("other").evaluated == 9
         assert ledger.heartbeat([], []) == []
 
+    def test_the_seconds_of_workers_are_added_up(self, ledger):
+        ledger.create(new_job())
+        first, second, lost = take(ledger, 0), take(ledger, 1, "w2"), take(ledger, 2)
+        ledger.release(lost)
+        ledger.heartbeat([first, lost], [1, 1], [1.5, 9.0])
+        ledger.heartbeat([second], [0], [0.25])
+        ledger.heartbeat([second], [3])  # a worker of an older version
+        assert ledger.status("job").worker_s == 1.75
+
     def test_each_lease_has_its_evaluations(self, ledger):
         ledger.create(new_job())
         lease = take(ledger, 0)
@@ -1307,6 +1327,8 @@ class TestLooking:
         for index in (9, 0, 5):
             ledger.settle(take(ledger, index // 4), [], [failure(index)])
         assert ledger.failures("job") == [failure(0), failure(5), failure(9)]
+        assert ledger.failures("job", 2) == [failure(0), failure(5)]
+        assert ledger.failures("job", 0) == []
 
     def test_events(self, ledger):
         ledger.create(new_job(), done=[9])
@@ -1323,6 +1345,7 @@ class TestLooking:
         assert [(event.kind, dict(event.values)) for event in events] == [
             ("created", {"images": "10", "done": "1"}),
             ("claimed", {"shard": "0", "owner": "w1", "attempt": "1"}),
+            ("settled", {"shard": "0", "owner": "w1", "images": "0"}),
             ("failed", {"index": "1", "reason": "no\nreason"}),
             ("released", {"shard": "0", "owner": "w1", "left": "2"}),
             ("claimed", {"shard": "2", "owner": "w2", "attempt": "1"}),
@@ -1355,6 +1378,61 @@ class TestLooking:
         with pytest.raises(ValueError, match="no id of an event"):
             ledger.events("job", after=after)
 
+    def test_images_that_are_settled_are_told_once_a_call(self, ledger):
+        ledger.create(new_job(), done=[9])
+        lease, last = take(ledger, 1, "w1"), take(ledger, 2, "w2")
+        ledger.settle(lease, [6, 4, 5], [failure(7)])
+        ledger.settle(lease, [5])  # nothing new
+        ledger.settle(lease, [5, 7])
+        ledger.settle(last, [9, 8])
+        told = [e.values for e in ledger.events("job") if e.kind == "settled"]
+        assert told == [
+            {"shard": "1", "owner": "w1", "images": "4-6"},
+            {"shard": "1", "owner": "w1", "images": "7"},
+            {"shard": "2", "owner": "w2", "images": "8"},
+        ]
+
+    def test_settled_images_with_gaps(self, ledger):
+        ledger.create(new_job(ends=[MOST_IMAGES]))
+        ledger.settle(take(ledger, 0), [5, 3, 4, 10, 9, 9999, 7])
+        assert ledger.events("job")[-1].values["images"] == "3-5,7,9-10,9999"
+
+    def test_a_lost_lease_tells_nothing(self, ledger):
+        ledger.create(new_job())
+        lease = take(ledger, 0)
+        run_out(ledger, lease)
+        ledger.expire()
+        assert ledger.settle(lease, [0]) is False
+        assert [e for e in ledger.events("job") if e.kind == "settled"] == []
+
+    def test_news_are_of_all_jobs(self, ledger):
+        for name in ("a", "b"):
+            ledger.create(new_job(name))
+        (first, second) = ledger.news()
+        assert [(n.job_id, n.event.kind) for n in (first, second)] == [
+            ("a", "created"),
+            ("b", "created"),
+        ]
+        assert second.event.values == {"images": "10", "done": "0"}
+        ledger.settle(take(ledger, 0, "w1", "b"), [2])
+        ledger.forget("a")
+        later = ledger.news(second.event.id)
+        assert [(n.job_id, n.event.kind) for n in later] == [("b", "claimed"), ("b", "settled")]
+        assert ledger.news(later[-1].event.id) == []
+        assert ledger.news(first.event.id, limit=2) == [second, later[0]]
+        assert ledger.news(limit=2) == later
+        with pytest.raises(ValueError, match="no id of an event"):
+            ledger.news("x")
+
+    def test_only_the_last_news_are_kept(self, ledger):
+        ledger.create(new_job(ends=[MOST_IMAGES]))
+        ledger.settle(take(ledger, 0), [], [failure(index) for index in range(5500)])
+        assert 5000 <= len(ledger.news(limit=10_000)) < 5200
+
+    def test_shard_ends(self, ledger):
+        ledger.create(new_job())
+        assert ledger.shard_ends("job") == [4, 8, 10]
+
     def test_only_the_last_events_are_kept(self, ledger):
         ledger.create(new_job(ends=[MOST_IMAGES]))
         lease = take(ledger, 0)
@@ -1369,6 +1447,7 @@ class TestLooking:
         ledger.worker_seen(second, 60)
         ledger.worker_seen(first, 60)
         assert ledger.workers() == [first, second]
+        assert all(abs(w.seen_s - ledger.time_s()) < 60 for w in ledger.workers())
         ledger.worker_gone("w2")
         ledger.worker_gone("w2")
         assert ledger.workers() == [first]

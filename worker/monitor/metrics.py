@@ -55,11 +55,13 @@ class Metrics(Observer):
     time.
 
     model: as the workers' model list names it. queue: the latest known figures of each model.
+    batch: the last one.
     """
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
         self.queue: Mapping[str, QueueFigures] = {}
+        self.batch: Batch | None = None
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.registry.register(_QueueCollector(lambda: self.queue))
@@ -130,6 +132,7 @@ class Metrics(Observer):
 
     def evaluated(self, batch: Batch) -> None:
         """The engine evaluated a batch once."""
+        self.batch = batch
         self._evaluation_s.observe(batch.seconds)
         self._used.inc(batch.rows_used)
         self._available.inc(batch.rows)

@@ -83,7 +83,7 @@ class Reporter:
 
     def report(self) -> None:
         """Once. Raises `LedgerError`."""
-        worker = self._worker
+        worker, batch = self._worker, self._metrics.batch
         info = WorkerInfo(
             name=worker.owner,
             host=socket.gethostname(),
@@ -93,6 +93,8 @@ class Reporter:
             leases=len(worker.heartbeat.held_leases),
             images=worker.images,
             state=worker.state,
+            rows=None if batch is None else batch.rows,
+            rows_used=None if batch is None else batch.rows_used,
         )
         worker.ledger.worker_seen(info, SEEN_S if worker.stopped is None else STOPPED_SEEN_S)
         self._metrics.queue = self._reader.read()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from jobs.errors import LedgerError
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import LEASE_S, Beat, JobState
-from worker.serve.lease import HeldLease, StopReason
+from worker.serve.lease import HeldLease, StopReason, Work
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +42,34 @@ class LeaseHeartbeat:
         self._lease_s = lease_s
         self._clock = clock
         self._holdings: dict[HeldLease, float] = {}  # and when the ledger last knew of each
-        self._lock = threading.Lock()
+        self._shared_at = clock()
+        self._lock = threading.Lock()  # of these two
 
     def hold(self, held: HeldLease) -> None:
         with self._lock:
+            self._share_time()
             self._holdings[held] = self._clock()
 
     def drop(self, held: HeldLease) -> None:
         with self._lock:
+            self._share_time()
             self._holdings.pop(held, None)
+
+    def take_work(self, held: HeldLease) -> Work:
+        """Work under a lease that the ledger is about to be told of."""
+        with self._lock:
+            self._share_time()
+        return held.take_work()
+
+    def _share_time(self) -> None:
+        """Give the time since the last call to the leases that were held meanwhile, in equal parts.
+
+        The lock is held.
+        """
+        now = self._clock()
+        for held in self._holdings:
+            held.work((now - self._shared_at) / len(self._holdings))
+        self._shared_at = now
 
     @property
     def held_leases(self) -> list[HeldLease]:
@@ -62,13 +81,14 @@ class LeaseHeartbeat:
         held_leases = self.held_leases
         if not held_leases:
             return
-        evaluated = [held.take_evaluated() for held in held_leases]
+        work = [self.take_work(held) for held in held_leases]
+        evaluated, worked_s = zip(*work, strict=True)
         asked_at = self._clock()  # the lease counts from when the ledger got the question, or later
         try:
-            beats = self._ledger.heartbeat([h.lease for h in held_leases], evaluated)
+            beats = self._ledger.heartbeat([h.lease for h in held_leases], evaluated, worked_s)
         except LedgerError:
-            for held, count in zip(held_leases, evaluated, strict=True):
-                held.give_back(count)
+            for held, untold in zip(held_leases, work, strict=True):
+                held.give_back(untold)
             self._give_up_on_the_old()
             return
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import threading
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jobs.ledger.types import Lease
 
@@ -15,6 +16,16 @@ class StopReason(enum.Enum):
     LOST = "lost"  # somebody else may hold the shard
     CANCELLED = "cancelled"
     DRAINING = "draining"  # this worker ends
+
+
+class Work(NamedTuple):
+    """Work under a lease that the ledger was not told of yet.
+
+    evaluated: evaluations of the model. worked_s: the lease's share of the worker's seconds.
+    """
+
+    evaluated: int
+    worked_s: float
 
 
 @dataclass(eq=False)
@@ -28,6 +39,7 @@ class HeldLease:
     stop: threading.Event = field(default_factory=threading.Event)
     why: StopReason | None = None
     _evaluated: int = 0
+    _worked_s: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def end(self, why: StopReason) -> None:
@@ -40,13 +52,20 @@ class HeldLease:
         with self._lock:
             self._evaluated += 1
 
-    def take_evaluated(self) -> int:
-        """Model evaluations since this was last called."""
+    def work(self, seconds: float) -> None:
+        """Add a share of the worker's time."""
         with self._lock:
-            evaluated, self._evaluated = self._evaluated, 0
-            return evaluated
+            self._worked_s += seconds
 
-    def give_back(self, evaluated: int) -> None:
-        """Add evaluations that were taken and could not be told to the ledger."""
+    def take_work(self) -> Work:
+        """Work since this was last called."""
         with self._lock:
-            self._evaluated += evaluated
+            work = Work(self._evaluated, self._worked_s)
+            self._evaluated, self._worked_s = 0, 0.0
+            return work
+
+    def give_back(self, work: Work) -> None:
+        """Add work that was taken and could not be told to the ledger."""
+        with self._lock:
+            self._evaluated += work.evaluated
+            self._worked_s += work.worked_s

@@ -254,7 +254,8 @@ class Worker:
     def _release(self, held: HeldLease) -> None:
         lease = held.lease
         # The last steps since the last heartbeat, which a person watching would miss.
-        self.ledger.heartbeat([lease], [held.take_evaluated()])
+        work = self.heartbeat.take_work(held)
+        self.ledger.heartbeat([lease], [work.evaluated], [work.worked_s])
         left = self.ledger.release(lease)
         log.info("released, %s left", counted(left, "image"))
 

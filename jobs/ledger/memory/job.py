@@ -41,6 +41,7 @@ class MemoryJob:
     error: str | None = None
     evaluated: int = 0
     rendering_s: float = 0.0
+    worker_s: float = 0.0
     done: int = 0
     failures: dict[int, Failure] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
@@ -92,6 +93,7 @@ class MemoryJob:
             ended_s=self.ended_s,
             error=self.error,
             models=new.models,
+            worker_s=self.worker_s,
         )
 
     def counts(self, shards: range, images: range) -> PartCounts:
@@ -121,13 +123,15 @@ class MemoryJob:
         """Images of [start, stop) that are neither done nor failed."""
         return [i for i in range(start, stop) if self._images[i] == _TO_DO]
 
-    def finish(self, index: int) -> None:
+    def finish(self, index: int) -> bool:
+        """False if the image is done already."""
         if self._images[index] == _DONE:
-            return
+            return False
         self._images[index] = _DONE
         self.done += 1
         self.failures.pop(index, None)
         self.image_deaths.pop(index, None)
+        return True
 
     def fail(self, failure: Failure) -> bool:
         """False if the image is done, or failed before; its failure then is the new one."""
@@ -168,9 +172,10 @@ class MemoryJob:
         if not self.held:
             self.held_s += now_s - self.held_since_s
 
-    def count(self, evaluated: int, now_s: float) -> None:
-        """Evaluations that were made under a lease."""
+    def count(self, evaluated: int, worked_s: float, now_s: float) -> None:
+        """Evaluations that were made under a lease, and the worker's seconds."""
         self.evaluated += evaluated
+        self.worker_s += worked_s
         if evaluated:
             self.rendering_s = self.held_s + now_s - self.held_since_s
 

@@ -9,11 +9,13 @@ import heapq
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from jobs.errors import NotFoundError
 from jobs.ledger.memory.job import Held, MemoryJob
+from jobs.ledger.spans import dump_spans
 from jobs.ledger.types import (
     ALL_SHARDS,
     LEASE_S,
@@ -27,6 +29,7 @@ from jobs.ledger.types import (
     JobStatus,
     Lease,
     NewJob,
+    News,
     Shard,
     WebhookDelivery,
     WorkerInfo,
@@ -40,6 +43,8 @@ from jobs.ledger.types import (
 )
 from jobs.task import Failure
 
+NEWS = 5000
+
 
 class MemoryLedger:
     """clock: Unix time in seconds. lease_s: how long a claim lasts without a heartbeat."""
@@ -52,6 +57,7 @@ class MemoryLedger:
         self._jobs: dict[str, MemoryJob] = {}
         self._locks: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._news: deque[News] = deque(maxlen=NEWS)
 
     # Jobs
 
@@ -118,8 +124,15 @@ class MemoryLedger:
 
     def jobs(self) -> list[JobStatus]:
         with self._lock:
-            found = [job.status() for job in self._jobs.values()]
-        return sorted(found, key=lambda job: (job.created_s, job.job_id), reverse=True)
+            return [job.status() for job in self._latest_first()]
+
+    def job_ids(self, limit: int) -> list[str]:
+        with self._lock:
+            return [job.new.job_id for job in self._latest_first()[:limit]]
+
+    def statuses(self, job_ids: Sequence[str]) -> list[JobStatus]:
+        with self._lock:
+            return [self._jobs[job_id].status() for job_id in job_ids if job_id in self._jobs]
 
     def set_state(self, job_id: str, state: JobState, *, failed: int | None = None) -> JobState:
         check_settable(state)
@@ -225,15 +238,18 @@ class MemoryLedger:
         self._tell(job, "claimed", shard=shard, owner=owner, attempt=attempt)
         return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt, single is not None)
 
-    def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
+    def heartbeat(
+        self, leases: Sequence[Lease], evaluated: Sequence[int], worked_s: Sequence[float] = ()
+    ) -> list[Beat]:
         beats = []
+        shares_s = worked_s or [0.0] * len(leases)
         with self._lock:
-            for lease, count in zip(leases, evaluated, strict=True):
+            for lease, count, share_s in zip(leases, evaluated, shares_s, strict=True):
                 job = self._renew(lease)
                 if job is None:
                     beats.append(Beat.LOST)
                     continue
-                job.count(count, self._clock())
+                job.count(count, share_s, self._clock())
                 cancelled = job.state == JobState.CANCELLED
                 beats.append(Beat.CANCELLED if cancelled else Beat.HELD)
         return beats
@@ -250,11 +266,11 @@ class MemoryLedger:
                         f"shard {lease.shard} of {lease.job_id} has images "
                         f"{shard.start} to {shard.stop - 1}"
                     )
-            before = job.done
-            for index in done:
-                job.finish(index)
-            if job.done > before:
+            newly_done = [index for index in done if job.finish(index)]
+            if newly_done:
                 job.error = None
+                told = {"shard": lease.shard, "owner": lease.owner}
+                self._tell(job, "settled", **told, images=dump_spans(newly_done))
             for failure in failed:
                 self._fail(job, failure)
             job.left(lease.shard)
@@ -356,9 +372,13 @@ class MemoryLedger:
             job = self._job(job_id)
             return job.to_do(max(0, start), min(stop, job.new.total))
 
-    def failures(self, job_id: str) -> list[Failure]:
+    def failures(self, job_id: str, limit: int | None = None) -> list[Failure]:
         with self._lock:
-            return [failure for _, failure in sorted(self._job(job_id).failures.items())]
+            return [failure for _, failure in sorted(self._job(job_id).failures.items())][:limit]
+
+    def shard_ends(self, job_id: str) -> list[int]:
+        with self._lock:
+            return list(self._job(job_id).new.shard_ends)
 
     def events(self, job_id: str, after: str = "0", limit: int = 1000) -> list[Event]:
         last = event_order(after)
@@ -366,9 +386,17 @@ class MemoryLedger:
             events = self._job(job_id).events
             return [event for event in events if event_order(event.id) > last][:limit]
 
+    def news(self, after: str | None = None, limit: int = 1000) -> list[News]:
+        last = None if after is None else event_order(after)
+        with self._lock:
+            if last is None:
+                return list(self._news)[-limit:]
+            return [news for news in self._news if event_order(news.event.id) > last][:limit]
+
     def worker_seen(self, worker: WorkerInfo, ttl_s: float) -> None:
         with self._lock:
-            self._workers[worker.name] = worker, self._clock() + ttl_s
+            now = self._clock()
+            self._workers[worker.name] = replace(worker, seen_s=now), now + ttl_s
 
     def worker_gone(self, name: str) -> None:
         with self._lock:
@@ -397,6 +425,11 @@ class MemoryLedger:
             raise NotFoundError(f"{job_id}: no such job in the ledger")
         return job
 
+    def _latest_first(self) -> list[MemoryJob]:
+        return sorted(
+            self._jobs.values(), key=lambda job: (job.created_s, job.new.job_id), reverse=True
+        )
+
     def _holding(self, lease: Lease) -> MemoryJob | None:
         """The lease's job, if the lease still holds its shard."""
         job = self._jobs.get(lease.job_id)
@@ -415,11 +448,13 @@ class MemoryLedger:
 
     def _tell(self, job: MemoryJob, kind: str, **values: object) -> None:
         ms, number = round(self._clock() * 1000), 0
-        if job.events and event_order(job.events[-1].id) >= (ms, number):
-            ms, number = event_order(job.events[-1].id)
+        if self._news and event_order(self._news[-1].event.id) >= (ms, number):
+            ms, number = event_order(self._news[-1].event.id)
             number += 1
         texts = {name: str(value) for name, value in values.items()}
-        job.events.append(Event(f"{ms}-{number}", ms / 1000, str(kind), texts))
+        event = Event(f"{ms}-{number}", ms / 1000, str(kind), texts)
+        job.events.append(event)
+        self._news.append(News(job.new.job_id, event))
 
 
 def _shards(job: MemoryJob, numbers: Iterable[int]) -> list[Shard]:

@@ -23,9 +23,12 @@ def pack_images(indices: Iterable[int], total: int) -> bytearray:
     return bitmap
 
 
-def holds(bitmap: bytes, index: int) -> bool:
-    """True if this image is in a bitmap, which may end before it."""
-    return index >> 3 < len(bitmap) and bool(bitmap[index >> 3] & 0x80 >> (index & 7))
+def images_in(bitmap: bytes) -> list[int]:
+    """Images that are in a bitmap, in order."""
+    import numpy as np
+
+    found: list[int] = np.flatnonzero(np.unpackbits(np.frombuffer(bitmap, np.uint8))).tolist()
+    return found
 
 
 def pack_bounds(shard_ends: Sequence[int]) -> bytes:
@@ -33,6 +36,14 @@ def pack_bounds(shard_ends: Sequence[int]) -> bytes:
     import numpy as np
 
     return np.array([0, *shard_ends], dtype=">u4").tobytes()
+
+
+def unpack_bounds(bounds: bytes) -> list[int]:
+    """The ends that `pack_bounds` was given."""
+    import numpy as np
+
+    ends: list[int] = np.frombuffer(bounds[: len(bounds) // 4 * 4], ">u4")[1:].tolist()
+    return ends
 
 
 def open_shards(done: bytes | bytearray, shard_ends: Sequence[int]) -> bytes:

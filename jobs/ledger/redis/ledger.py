@@ -21,11 +21,12 @@ from jobs.errors import LedgerError, NotFoundError
 from jobs.ledger.redis import replies
 from jobs.ledger.redis.bitmaps import (
     by_shard,
-    holds,
+    images_in,
     missing_images,
     open_shards,
     pack_bounds,
     pack_images,
+    unpack_bounds,
 )
 from jobs.ledger.redis.errors import is_flaw
 from jobs.ledger.redis.server import Server
@@ -42,6 +43,7 @@ from jobs.ledger.types import (
     JobStatus,
     Lease,
     NewJob,
+    News,
     PartCounts,
     Place,
     Shard,
@@ -74,7 +76,7 @@ WORKER_BYTES = 64 * 1024
 """Longest entry of a worker that is read."""
 
 IMAGES_PER_CALL = 1000
-"""Reopened in one call, each perhaps of a shard of its own."""
+"""Reopened in one call, each perhaps of a shard of its own; failures read in one."""
 
 
 class RedisLedger:
@@ -166,17 +168,22 @@ class RedisLedger:
         return reopened
 
     def status(self, job_id: str) -> JobStatus:
-        for status in self._statuses([job_id]):
+        for status in self.statuses([job_id]):
             return check_readable(status)
         raise _no_job(job_id)
 
     def jobs(self) -> list[JobStatus]:
-        ids = self._server.ask(lambda client: client.zrevrange(f"{PREFIX}jobs", 0, -1))
-        return self._statuses([job.decode("utf-8", "replace") for job in ids])
+        return self.statuses(self._latest_ids(-1))
 
-    def _statuses(self, job_ids: Sequence[str]) -> list[JobStatus]:
-        """Statuses of those jobs that there are."""
+    def job_ids(self, limit: int) -> list[str]:
+        return self._latest_ids(limit - 1) if limit > 0 else []
 
+    def _latest_ids(self, last: int) -> list[str]:
+        """last: place of the last one, from 0; -1 for all."""
+        ids = self._server.ask(lambda client: client.zrevrange(f"{PREFIX}jobs", 0, last))
+        return [job.decode("utf-8", "replace") for job in ids]
+
+    def statuses(self, job_ids: Sequence[str]) -> list[JobStatus]:
         def read(client: Any) -> Any:
             with client.pipeline() as pipe:
                 for job_id in job_ids:
@@ -281,10 +288,13 @@ class RedisLedger:
         lease = Lease(job_id, shard, int(fence), owner)
         return Claim(ClaimAnswer.RUN, lease, tuple(indices), attempt, bool(alone))
 
-    def heartbeat(self, leases: Sequence[Lease], evaluated: Sequence[int]) -> list[Beat]:
+    def heartbeat(
+        self, leases: Sequence[Lease], evaluated: Sequence[int], worked_s: Sequence[float] = ()
+    ) -> list[Beat]:
         args: list[str | int] = []
-        for lease, count in zip(leases, evaluated, strict=True):
-            args += (*_lease_args(lease), count)
+        shares_s = worked_s or [0.0] * len(leases)
+        for lease, count, share_s in zip(leases, evaluated, shares_s, strict=True):
+            args += (*_lease_args(lease), count, _us(share_s))
         beats = self._server.run("heartbeat", _token(), _us(self.lease_s), *args)
         return [Beat(beat.decode()) for beat in beats]
 
@@ -349,21 +359,29 @@ class RedisLedger:
         stop = min(stop, int(_known(total, job_id)))
         return missing_images(bitmaps, start, stop) if start < stop else []
 
-    def failures(self, job_id: str) -> list[Failure]:
+    def failures(self, job_id: str, limit: int | None = None) -> list[Failure]:
         """Not one step: there may be a million. What failed before and did not change is there."""
 
         def read(client: Any) -> Any:
-            lines = dict(client.hscan_iter(_key("failures", job_id), count=1000))
-            return lines, client.get(_key("failed", job_id))
+            failed = images_in(client.get(_key("failed", job_id)) or b"")[:limit]
+            return failed, [
+                line
+                for start in range(0, len(failed), IMAGES_PER_CALL)
+                for line in client.hmget(
+                    _key("failures", job_id), failed[start : start + IMAGES_PER_CALL]
+                )
+            ]
 
         self._check_exists(job_id)
-        lines, failed = self._server.ask(read)
-        by_index = {int(index): line for index, line in lines.items() if index.isdigit()}
         return [
-            replies.failure(index, by_index[index])
-            for index in sorted(by_index)
-            if holds(failed or b"", index)
+            replies.failure(index, line)
+            for index, line in zip(*self._server.ask(read), strict=True)
+            if line is not None
         ]
+
+    def shard_ends(self, job_id: str) -> list[int]:
+        bounds = self._server.ask(lambda client: client.get(_key("bounds", job_id)))
+        return unpack_bounds(_known(bounds, job_id))
 
     def events(self, job_id: str, after: str = "0", limit: int = 1000) -> list[Event]:
         event_order(after)  # checks it
@@ -373,6 +391,17 @@ class RedisLedger:
         )
         return [replies.event(entry.decode(), fields) for entry, fields in entries]
 
+    def news(self, after: str | None = None, limit: int = 1000) -> list[News]:
+        key = f"{PREFIX}news"
+        if after is None:
+            entries = self._server.ask(lambda client: client.xrevrange(key, count=limit))[::-1]
+        else:
+            event_order(after)  # checks it
+            entries = self._server.ask(
+                lambda client: client.xrange(key, min=f"({after}", count=limit)
+            )
+        return [replies.news(entry.decode(), fields) for entry, fields in entries]
+
     def worker_seen(self, worker: WorkerInfo, ttl_s: float) -> None:
         self._server.run("worker_seen", worker.name, json.dumps(asdict(worker)), _us(ttl_s))
 
@@ -381,13 +410,15 @@ class RedisLedger:
             with client.pipeline() as pipe:
                 pipe.zrem(f"{PREFIX}workers", name)
                 pipe.hdel(f"{PREFIX}worker", name)
+                pipe.hdel(f"{PREFIX}seen", name)
                 pipe.execute()
 
         self._server.ask(remove)
 
     def workers(self) -> list[WorkerInfo]:
         read_out = iter(self._server.run("workers", WORKER_BYTES))
-        found = [replies.worker(*pair) for pair in zip(read_out, read_out, strict=True)]
+        rows = zip(read_out, read_out, read_out, strict=True)
+        found = [replies.worker(*row) for row in rows]
         return sorted(found, key=lambda worker: worker.name)
 
     def time_s(self) -> float:

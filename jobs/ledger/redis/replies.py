@@ -7,6 +7,7 @@ cannot read is said of that one job, worker or image.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, NotRequired
@@ -21,6 +22,7 @@ from jobs.ledger.types import (
     JobStatus,
     ModelShards,
     NewJob,
+    News,
     Shard,
     WorkerInfo,
     unreadable,
@@ -58,6 +60,7 @@ class _Job(TypedDict):
     evaluations: NotRequired[_Count]
     evaluated: NotRequired[_Count]
     rendering: NotRequired[_Count]
+    worked: NotRequired[_Count]
     ended: NotRequired[_Count]
     error: NotRequired[str]
     models: NotRequired[Json[Annotated[list[tuple[str, _Count, _Count]], Field(max_length=1000)]]]
@@ -65,6 +68,7 @@ class _Job(TypedDict):
 
 _JOB = TypeAdapter(_Job)
 _WORKER = TypeAdapter(WorkerInfo)
+_SEEN = re.compile(rb"[0-9]{1,16}")
 _FAILURE = TypeAdapter(Failure)
 
 
@@ -101,6 +105,7 @@ def status(job_id: str, record: Mapping[bytes, bytes], published: int, leased: i
         ended_s=None if ended is None else ended / 1e6,
         error=job.get("error"),
         models=tuple(ModelShards(*part) for part in job.get("models", ())),
+        worker_s=job.get("worked", 0) / 1e6,
     )
 
 
@@ -117,10 +122,13 @@ def state(text: bytes) -> JobState:
         return JobState.UNKNOWN
 
 
-def worker(name: bytes, entry: bytes) -> WorkerInfo:
-    """entry: its JSON. With the state unknown if that is not as it must be."""
+def worker(name: bytes, entry: bytes, seen: bytes) -> WorkerInfo:
+    """entry: its JSON. seen: microseconds. With the state unknown if the entry is not as it must
+    be.
+    """
     try:
-        return _WORKER.validate_json(entry)
+        seen_s = int(seen) / 1e6 if _SEEN.fullmatch(seen) else None
+        return replace(_WORKER.validate_json(entry), seen_s=seen_s)
     except ValidationError as error:
         return WorkerInfo(
             name=_decoded(name),
@@ -164,6 +172,13 @@ def event(id: str, fields: Mapping[bytes, bytes]) -> Event:
     values = _text(fields)
     kind = values.pop("kind", "unknown")
     return Event(id, int(id.partition("-")[0]) / 1000, kind, values)
+
+
+def news(id: str, fields: Mapping[bytes, bytes]) -> News:
+    """id: as `event` takes it."""
+    found = event(id, fields)
+    values = dict(found.values)
+    return News(values.pop("job", ""), replace(found, values=values))
 
 
 def _text(fields: Mapping[bytes, bytes]) -> dict[str, str]:

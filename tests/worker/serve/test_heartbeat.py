@@ -28,9 +28,9 @@ class Asked(MemoryLedger):
             raise LedgerError("away")
         return super().states(job_ids)
 
-    def heartbeat(self, leases, evaluated):
+    def heartbeat(self, leases, evaluated, worked_s=()):
         self.beats += 1
-        return super().heartbeat(leases, evaluated)
+        return super().heartbeat(leases, evaluated, worked_s)
 
 
 @pytest.fixture
@@ -85,8 +85,43 @@ def test_a_look_renews_nothing_and_loses_no_steps(ledger):
     held.count()
     clock.now_s += 61
     heart.look()
-    assert held.take_evaluated() == 1
+    assert held.take_work().evaluated == 1
     assert len(ledger.expire()) == 1
+
+
+def test_the_workers_time_is_shared_among_what_it_holds(ledger):
+    """Jobs pay for each second of a worker once, however many shards it has."""
+    clock = Clock()
+    heart = LeaseHeartbeat(ledger, clock=clock)
+    for name in ("a", "b"):
+        ledger.create(new_job(name))
+    clock.now_s += 100  # with nothing to do
+    first = hold(heart, ledger, job_id="a")
+    clock.now_s += 10
+    hold(heart, ledger, job_id="b")
+    clock.now_s += 6
+    heart.beat()
+    assert (ledger.status("a").worker_s, ledger.status("b").worker_s) == (13, 3)
+    clock.now_s += 4
+    assert heart.take_work(first).worked_s == 2
+    heart.drop(first)
+    clock.now_s += 1
+    heart.beat()
+    assert (ledger.status("a").worker_s, ledger.status("b").worker_s) == (13, 6)
+
+
+def test_time_that_could_not_be_told_is_told_later(ledger, monkeypatch):
+    clock = Clock()
+    heart = LeaseHeartbeat(ledger, clock=clock)
+    ledger.create(new_job())
+    hold(heart, ledger)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_renew", lambda lease: (_ for _ in ()).throw(LedgerError("away")))
+        clock.now_s += 5
+        heart.beat()
+    clock.now_s += 5
+    heart.beat()
+    assert ledger.status("job").worker_s == 10
 
 
 def test_nothing_is_asked_while_nothing_is_held(ledger):

@@ -43,9 +43,9 @@ class ShakyLedger(MemoryLedger):
         self._there()
         return super().settle(lease, done, failed)
 
-    def heartbeat(self, leases, evaluated):
+    def heartbeat(self, leases, evaluated, worked_s=()):
         self._there()
-        return super().heartbeat(leases, evaluated)
+        return super().heartbeat(leases, evaluated, worked_s)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ class TestHeart:
         heart.hold(held)
         beats = []
 
-        def odd(leases, evaluated):
+        def odd(leases, evaluated, worked_s):
             beats.append(leases)
             if len(beats) == 1:
                 raise KeyError("odd")

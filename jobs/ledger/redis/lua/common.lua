@@ -4,7 +4,7 @@
 --   job       hash: what it is, its state, and counts: done, failed, waiting, evaluated, fence,
 --             notices (how often its webhook was tried since it ended); error: why it does not move on;
 --             since when a shard of it is held without a break, how long that was before (held), and
---             how long in all when evaluations were last told (rendering)
+--             how long in all when evaluations were last told (rendering); seconds of workers (worked)
 --   bounds    0, then for each shard the index after its last image, 4 bytes each, big-endian
 --   done      bitmap of images; failed too, which has none of the done ones
 --   failures  hash: index -> JSON of what went wrong; counts only for images in `failed`
@@ -17,20 +17,20 @@
 --   events    stream, its length capped
 -- An open shard of a job that is not cancelled is either waiting, published or claimed.
 --
--- Keys of the ledger: jobs (zset of ids, by time of creation), settled (set of ids of jobs that only
--- need their end), notices (zset of ids of ended jobs whose webhook is to be told, by when), leases
+-- Keys of the ledger: jobs (zset of ids, by time of creation), news (stream of the events of all jobs,
+-- its length capped), settled (set of ids of jobs that only need their end), notices (zset of ids of ended jobs whose webhook is to be told, by when), leases
 -- (zset of "shard/job", by expiry), workers (zset of names, by expiry), worker (hash, name -> JSON),
--- lock:<name>, answer:<token> and upload:<token>.
+-- seen (hash, name -> time of its last report), lock:<name>, answer:<token> and upload:<token>.
 --
 -- Times are microseconds of this server's clock; below 2^53, so exact as Lua's numbers.
 
 local PREFIX = 'sdbatch:'
 local JOBS, SETTLED, LEASES = PREFIX .. 'jobs', PREFIX .. 'settled', PREFIX .. 'leases'
-local NOTICES = PREFIX .. 'notices'
-local WORKERS, WORKER = PREFIX .. 'workers', PREFIX .. 'worker'
+local NOTICES, NEWS = PREFIX .. 'notices', PREFIX .. 'news'
+local WORKERS, WORKER, SEEN = PREFIX .. 'workers', PREFIX .. 'worker', PREFIX .. 'seen'
 local PARTS = {'job', 'bounds', 'done', 'failed', 'failures', 'open', 'flawed', 'waiting', 'published',
                'claims', 'attempts', 'deaths', 'events'}
-local EVENTS = 2000
+local EVENTS, NEWS_KEPT = 2000, 5000
 local ANSWERS_MS = 60000
 
 local function key(part, job)
@@ -67,6 +67,7 @@ end
 
 local function event(job, kind, ...)
   redis.call('XADD', key('events', job), 'MAXLEN', '~', EVENTS, '*', 'kind', kind, ...)
+  redis.call('XADD', NEWS, 'MAXLEN', '~', NEWS_KEPT, '*', 'job', job, 'kind', kind, ...)
 end
 
 -- What step answers; nothing if something that the ledger holds of this job is not as it must be: that is

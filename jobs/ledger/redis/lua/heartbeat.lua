@@ -1,9 +1,10 @@
--- ARGV: token, microseconds of a lease, then job, shard, fence, owner, evaluations for each lease.
+-- ARGV: token, microseconds of a lease, then job, shard, fence, owner, evaluations, microseconds of the
+-- worker for each lease.
 -- Answers held, lost or cancelled for each.
--- Safe to repeat: a claim keeps the token of its last heartbeat, whose evaluations count once.
+-- Safe to repeat: a claim keeps the token of its last heartbeat, whose figures count once.
 local token, lease_us = ARGV[1], ARGV[2]
 
-local function beat(job, shard, fence, owner, evaluated)
+local function beat(job, shard, fence, owner, evaluated, worked_us)
   local claim = held(job, shard, fence, owner)
   if not claim then return 'lost' end
   even_when_full()
@@ -11,6 +12,7 @@ local function beat(job, shard, fence, owner, evaluated)
     claim.beat = token
     write_claim(job, shard, claim)
     redis.call('HINCRBY', key('job', job), 'evaluated', evaluated)
+    redis.call('HINCRBY', key('job', job), 'worked', worked_us)
     if tonumber(evaluated) > 0 then
       redis.call('HSET', key('job', job), 'rendering', digits(held_us(job)))
     end
@@ -21,7 +23,7 @@ local function beat(job, shard, fence, owner, evaluated)
 end
 
 local answers = {}
-for at = 3, #ARGV, 5 do
-  answers[#answers + 1] = apart(beat, unpack(ARGV, at, at + 4)) or 'lost'
+for at = 3, #ARGV, 6 do
+  answers[#answers + 1] = apart(beat, unpack(ARGV, at, at + 5)) or 'lost'
 end
 return answers
