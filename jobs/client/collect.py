@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
@@ -27,7 +28,7 @@ _INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
 
 _BESIDES = (
     *("manifest.yaml", "manifest.resolved.yaml", "inputs.json"),
-    *("records/", "failures.jsonl", "index.html", "grid-", "done.json"),
+    *("records/", "failures.jsonl", "gallery/", "grid-", "index.html", "done.json"),
 )
 """Files that are collected besides images and inputs, in this order: `done.json` last."""
 
@@ -79,6 +80,8 @@ def collect(
 
     def take(record: Record) -> None:
         size = _copy(folder.store, target, folder.keys(record["path"]), record["sha256"])
+        if containing is None and "thumbnail" in record:
+            _copy_thumbnail(folder.store, target, folder.keys(record["thumbnail"]))
         with lock:
             if size is None:
                 collected.damaged.append(record["path"])
@@ -148,6 +151,17 @@ def _copy(
         return None
     target.put(key, data, overwrite=True)
     return len(data)
+
+
+def _copy_thumbnail(store: Store, target: LocalStore, key: str) -> None:
+    """Copies a small picture for the gallery. No record knows its digest, and one that is gone is
+    not missed: the gallery shows the image.
+    """
+    if target.head(key) is not None:
+        return
+    with contextlib.suppress(NotFoundError, DamagedError):
+        data = store.get(key, limit_bytes=MAX_RENDERED_BYTES)
+        target.put(key, data, overwrite=True)
 
 
 def _besides(folder: JobFolder) -> Iterator[str]:

@@ -148,10 +148,19 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_image_path(value: object) -> bool:
+def is_image_path(value: object) -> bool:
+    """True for the path of an image in a job's folder."""
+    return _is_path_in("images/", value)
+
+
+def _is_thumbnail_path(value: object) -> bool:
+    return _is_path_in("thumbs/", value)
+
+
+def _is_path_in(folder: str, value: object) -> bool:
     return (
         isinstance(value, str)
-        and value.startswith("images/")
+        and value.startswith(folder)
         and all(is_segment(part) for part in value.split("/"))
     )
 
@@ -170,7 +179,8 @@ def _are_timings(value: object) -> bool:
 
 _RECORD: Mapping[str, Callable[[object], bool]] = {
     "index": _is_count,
-    "path": _is_image_path,
+    "path": is_image_path,
+    "thumbnail": _is_thumbnail_path,
     "sha256": _is_sha256,
     "bytes": _is_count,
     "prompt": _is_text,

@@ -46,6 +46,8 @@ def store(tmp_path):
         store.put(KEYS.records(shard), dump_lines(records))
     store.put(KEYS.manifest, b"version: 1")
     store.put(KEYS.index, b"<html>")
+    store.put(KEYS.gallery_index(0), b"indexShard()")
+    store.put(KEYS.gallery_details(0), b"detailShard()")
     store.put(KEYS.done, b"{}")
     store.put(KEYS.plan_part(0), b"plan")
     return store
@@ -66,6 +68,20 @@ def test_everything_but_the_plan(store, tmp_path):
     assert collected.bytes_copied == sum(
         len(data) for path, data in mine.items() if path.startswith("images/")
     )
+
+
+def test_thumbnails_come_along_where_they_are_there(store, tmp_path):
+    lines = list(read_records(JobFolder(store, KEYS)))
+    for name, line in zip(("there", "gone", "kept"), lines, strict=False):
+        line["thumbnail"] = f"thumbs/{name}.webp"
+    store.put(KEYS.records(0), dump_lines(lines[:50]), overwrite=True)
+    store.put(KEYS("thumbs/there.webp"), b"small")
+    store.put(KEYS("thumbs/kept.webp"), b"small")
+    LocalStore(tmp_path / "mine").put(KEYS("thumbs/kept.webp"), b"kept")
+    assert collect(JobFolder(store, KEYS), tmp_path / "mine").damaged == []
+    mine = files(tmp_path / "mine" / "job")
+    thumbs = {path: data for path, data in mine.items() if path.startswith("thumbs/")}
+    assert thumbs == {"thumbs/there.webp": b"small", "thumbs/kept.webp": b"kept"}
 
 
 def test_into_a_bucket_is_refused(store, tmp_path, monkeypatch):
