@@ -149,6 +149,13 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
 )
 @endpoint_option
 @click.option("--containing", metavar="TEXT", help="Only images whose prompt has this text.")
+@click.option(
+    "--from",
+    "stars_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Only images that this list names, as the gallery saves stars.",
+)
 @redis_option
 @json_option
 @click.pass_obj
@@ -159,6 +166,7 @@ def collect(
     store: str | None,
     endpoint: str | None,
     containing: str | None,
+    stars_file: Path | None,
     redis: str | None,
 ) -> int:
     """Copy the images of a job into DEST/JOB, each checked; again for only what is missing. What is
@@ -168,9 +176,11 @@ def collect(
     Example:
       sdbatch collect shapes pictures
       sdbatch collect shapes-0c7c52d1c2fe pictures --store s3://bucket/jobs
+      sdbatch collect shapes best --from stars.txt
     """
     from jobs.client.collect import collect as copy
     from jobs.client.collect import refuse_same
+    from jobs.client.stars import read_stars
 
     total, given = None, store is not None
     if store is None:
@@ -178,8 +188,11 @@ def collect(
         job, store, total = found.job_id, found.store, found.done
     opened = open_store_at(settings_with(redis), store, endpoint, given=given)
     refuse_same(opened, dest)
-    with terminal.counting("collecting", total if containing is None else None) as tick:
-        collected = copy(JobFolder(opened, JobKeys(job)), dest, containing=containing, tick=tick)
+    stars = None if stars_file is None else read_stars(stars_file, job)
+    folder = JobFolder(opened, JobKeys(job))
+    is_whole = containing is None and stars is None
+    with terminal.counting("collecting", total if is_whole else None) as tick:
+        collected = copy(folder, dest, containing=containing, stars=stars, tick=tick)
     repairs = list(_repairs(collected.damaged, job, store, endpoint))
     if terminal.json:
         terminal.document({**collected.to_json(), "repairs": repairs})

@@ -7,12 +7,13 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.client.stars import check_stars
 from jobs.errors import DamagedError, NotFoundError, StoreError
 from jobs.folder.check import AT_ONCE, THREADS, chunks, whole_image
 from jobs.folder.job_file import read_job_file
@@ -62,16 +63,21 @@ def collect(
     destination: Path,
     *,
     containing: str | None = None,
+    stars: Collection[str] | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Collected:
     """Copies a job's images, each checked against the sha256 of its record, and then the rest.
 
     The folder gets the layout of the store: `destination/<job>/images/…`. Images that are there
     already, and right, are not copied again. A job that is not finished gets its gallery here.
-    containing: only images whose prompt has this text, whatever its case, and nothing else. tick:
-    called with the number of images looked at.
-    Raises `StoreError`, `NotFoundError` if the job has no records.
+    containing: only images whose prompt has this text, whatever its case, and nothing else. stars:
+    only images of these paths, and nothing else. tick: called with the number of images looked at.
+    Raises `StoreError`, `NotFoundError` if the job has no records, and `InputError` if one of
+    `stars` is none of its images: then nothing is copied.
     """
+    is_whole = containing is None and stars is None
+    if stars is not None:
+        check_stars(folder, stars)
     collected = Collected(destination / folder.keys.job_id)
     target = LocalStore(destination)
     target.check_writable()
@@ -80,7 +86,7 @@ def collect(
 
     def take(record: Record) -> None:
         size = _copy(folder.store, target, folder.keys(record["path"]), record["sha256"])
-        if containing is None and "thumbnail" in record:
+        if is_whole and "thumbnail" in record:
             _copy_thumbnail(folder.store, target, folder.keys(record["thumbnail"]))
         with lock:
             if size is None:
@@ -95,16 +101,16 @@ def collect(
     records = (
         record
         for record in read_records(folder, needs=("sha256", "prompt"))
-        if wanted in record["prompt"].casefold()
+        if wanted in record["prompt"].casefold() and (stars is None or record["path"] in stars)
     )
     found = False
     with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-collect") as pool:
         for chunk in chunks(records, AT_ONCE):
             found = True
             list(pool.map(take, chunk))
-    if not found and containing is None:
+    if not found and is_whole:
         raise NotFoundError(f"{folder.url} has no finished images")
-    if containing is None:
+    if is_whole:
         for info in folder.list(folder.keys.inputs_prefix):
             digest = _INPUT.match(info.key, len(folder.keys.inputs_prefix))
             if digest is None:
