@@ -27,11 +27,11 @@ from jobs.task import Failure
 
 FAILURE_LIMIT = 1_000
 
-_STYLES = ("page.css", "filters.css", "viewer.css")
+_STYLES = ("page.css", "filters.css", "viewer.css", "compare.css")
 
 _SCRIPTS = (
-    *("text.js", "table.js", "shards.js", "query.js", "facets.js", "filters.js"),
-    *("scroll.js", "tiles.js", "viewer.js", "page.js"),
+    *("text.js", "table.js", "shards.js", "stars.js", "query.js", "facets.js", "filters.js"),
+    *("scroll.js", "tiles.js", "viewer.js", "compare.js", "page.js"),
 )
 """Parts of the page's one script, each after those that it uses as it begins."""
 

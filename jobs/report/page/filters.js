@@ -29,7 +29,7 @@ function showFilters(counts) {
 
 function panelOf(facet) {
   const element = make("details", "facet");
-  element.open = panels.size < 8;
+  element.open = panels.size < 8 || facet.field === STARRED;
   element.dataset.field = facet.field;
   const summary = make("summary", "", labelOf(facet.field));
   element.append(summary);

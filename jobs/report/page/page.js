@@ -22,6 +22,7 @@ function answer() {
   showOrders();
   byId("summary").textContent = summary();
   byId("count").textContent = count();
+  showStars();
   if (byId("viewer").open) showPosition();
   byId("nothing").hidden = found.length > 0 || !table.rows;
   const facts = `${factFields()} ${aspect()}`;
@@ -127,8 +128,13 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     byId("filter").focus();
   }
-  if (event.key === "Escape" && !isWide()) showPanel(false);
+  if (event.key === "Escape") {
+    if (marked >= 0) setMark(-1);
+    else if (!isWide()) showPanel(false);
+  }
   if (isTyping()) return;
+  if (event.key === "s" && tileOf(active)) toggleStar(active);
+  if (event.key === "a" && tileOf(active)) mark(active);
   if (STEP_KEYS.includes(event.key)) {
     event.preventDefault();
     moveBy(event.key);

@@ -49,7 +49,7 @@ class Column {
   }
 
   get varies() {
-    return this.values.length > 1 || (this.values.length === 1 && this.present < table.rows);
+    return this.present > 0 && (this.values.length > 1 || this.present < table.rows);
   }
 
   // What a function makes of all values, kept until there are more of them.
@@ -115,6 +115,7 @@ function append(number, { images, fields }) {
   for (const [field, values] of Object.entries(others)) column(field).append(start, images, values);
   for (const one of table.columns.values()) one.grow(table.rows);
   table.parts.push({ number, start, images });
+  starRows(start);
 }
 
 const partOf = (row) => table.parts.findLast((part) => part.start <= row);

@@ -78,11 +78,23 @@ function tile(row) {
   link.addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a new tab with the file
     event.preventDefault();
-    open(row);
+    if (marked < 0) open(row);
+    else mark(row);
   });
-  item.append(link);
+  link.classList.toggle("marked", row === marked);
+  const star = make("button", "star");
+  star.type = "button";
+  star.tabIndex = -1; // with keys it is s, or the one in the viewer
+  star.title = "Star (s)";
+  star.ariaLabel = "Star";
+  star.ariaPressed = String(isStarred(row));
+  star.append(starIcon());
+  star.addEventListener("click", () => toggleStar(row));
+  item.append(link, star);
   return item;
 }
+
+const starIcon = () => byId("star").firstElementChild.cloneNode(true);
 
 // The thumbnail, where there is one, else the image itself.
 function picture(row, frame) {

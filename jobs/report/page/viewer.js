@@ -27,6 +27,7 @@ function open(row) {
   byId("prompt").textContent = valueOf(row, "prompt");
   byId("negative").textContent = valueOf(row, "negative") ?? "";
   showPosition();
+  showStar(row);
   showParameters(row, {});
   detailsOf(row).then((more) => { if (row === current) showParameters(row, more); });
   if (!byId("viewer").open) {
@@ -49,9 +50,8 @@ function showPosition() {
 function showParameters(row, more) {
   const rows = [];
   for (const [field, value] of fieldsOf(row, more)) {
-    if (["prompt", "negative", "size", "thumbnail"].includes(field)) {
-      if (field !== "size" || "width" in more) continue; // said by width and height
-    }
+    if (["prompt", "negative", "thumbnail", STARRED].includes(field)) continue;
+    if (field === "size" && "width" in more) continue; // said by width and height
     const text = textOf(value);
     const long = text.length > 24 && !text.includes(" ");
     rows.push(make("dt", "", labelOf(field)), make("dd", long ? "long" : "", text));
@@ -78,6 +78,8 @@ byId("viewer").addEventListener("click", (event) => {
 byId("viewer").addEventListener("keydown", (event) => {
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);
+  if (event.key === "s") toggleStar(current);
+  if (event.key === "a") byId("compare-with").click();
 });
 byId("close").addEventListener("click", () => byId("viewer").close());
 byId("previous").addEventListener("click", () => step(-1));

@@ -122,6 +122,10 @@ class Browser:
         answer = self._call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(answer["data"]))
 
+    def save_downloads(self, folder: Path) -> None:
+        """Files that a page gives away go there."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
     def collect_garbage(self) -> None:
         self._call("HeapProfiler.collectGarbage")
 

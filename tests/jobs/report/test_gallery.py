@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.client.collect import collect
+from jobs.client.stars import read_stars
 from jobs.folder.layout import JobFolder
+from jobs.folder.records import dump_lines
 from jobs.report import shards, write_report
 from jobs.report.gallery import gallery_page
 from jobs.report.shards import IndexShard, Link
@@ -18,6 +21,7 @@ from jobs.storage import LocalStore
 from jobs.task import Failure
 from tests.jobs.report.browser import Browser
 from tests.jobs.report.samples import HOSTILE, KEYS, Page, a_record, put_image, wait_for
+from tests.servers import wait_for as await_for
 
 TILES = "document.querySelectorAll('.tile').length"
 LOADED = "[...document.images].filter(i => i.naturalWidth > 0 && i.closest('.tile')).length"
@@ -413,6 +417,122 @@ def test_a_thumbnail_stands_for_its_picture_where_it_is_there(browser: Browser, 
     assert (
         browser.run("document.getElementById('picture').getAttribute('src')") == records[0]["path"]
     )
+
+
+PRESSED = "[...document.querySelectorAll('.star')].map((one) => one.ariaPressed)"
+
+
+def test_stars_are_kept_counted_and_saved(browser: Browser, store: LocalStore):
+    records = [put_image(store, index) for index in range(4)]
+    show(browser, store, records)
+    browser.run("localStorage.clear()")
+    show(browser, store, records)
+    assert browser.run("byId('save-stars').hidden") is True
+    browser.press("ArrowRight")
+    browser.press("ArrowRight")
+    browser.press("s")
+    browser.run("document.querySelectorAll('.star')[3].click()")
+    browser.run("open(0)")
+    browser.press("s")
+    browser.press("Escape")
+    wait_for(browser, FOCUSED, "images/000000")
+    assert browser.run(PRESSED) == ["true", "true", "false", "true"]
+    assert counts(browser, "starred") == {"yes": "3", "none": "1"}
+    browser.press("s")  # the viewer's picture has the focus: its star is taken back
+    assert browser.run(PRESSED) == ["false", "true", "false", "true"]
+    assert browser.run("starList()") == "\n".join(
+        ("# sdbatch stars of shapes-1a2b", records[1]["path"], records[3]["path"], "")
+    )
+    choose(browser, "starred", "yes")
+    wait_for(browser, FOUND, 2)
+    # They are there when the page is opened again, those of another job are not.
+    show(browser, store, records)
+    wait_for(browser, PRESSED, ["false", "true", "false", "true"])
+    browser.run("localStorage.setItem(STARS_KEY, localStorage.getItem(STARS_KEY) + '!')")
+    show(browser, store, records)
+    wait_for(browser, PRESSED, ["false"] * 4)
+    browser.run("localStorage.clear()")
+
+
+def test_stars_are_saved_as_a_file_that_collect_takes(
+    browser: Browser, store: LocalStore, tmp_path: Path
+):
+    records = [put_image(store, index) for index in range(4)]
+    store.put(KEYS.records(0), dump_lines(records))
+    show(browser, store, records)
+    browser.save_downloads(tmp_path / "saved")
+    browser.run("toggleStar(2); byId('save-stars').click()")
+    saved = tmp_path / "saved/stars.txt"
+    await_for(saved.exists, "the list of stars")
+    browser.run("localStorage.clear()")
+    stars = read_stars(saved, KEYS.job_id)
+    collect(JobFolder(store, KEYS), tmp_path / "best", stars=stars)
+    found = [path.name for path in (tmp_path / "best").rglob("*") if path.is_file()]
+    assert found == [Path(records[2]["path"]).name]
+
+
+def test_stars_where_the_browser_keeps_nothing(browser: Browser, store: LocalStore):
+    show(browser, store, [put_image(store)])
+    browser.run("""Object.defineProperty(window, "localStorage", {
+        get() { throw new DOMException("forbidden", "SecurityError"); } }); 0""")
+    assert browser.run("storedStars()") == []
+    browser.run("toggleStar(0)")
+    assert browser.run(PRESSED) == ["true"]
+    assert "only until the page is closed" in browser.run("document.body.innerText")
+
+
+def test_two_pictures_are_compared(browser: Browser, store: LocalStore):
+    records = [
+        put_image(store, 0, guidance=5.0, seed=1),
+        put_image(store, 1, guidance=9.0, seed=1, prompt=HOSTILE[1]),
+        put_image(store, 2, guidance=5.0, seed=1, width=128),
+    ]
+    show(browser, store, records)
+    table = (
+        "[...document.querySelectorAll('#differences tr')].map((row) => "
+        "[...row.children].map((one) => one.textContent))"
+    )
+    browser.press("ArrowRight")
+    browser.press("a")
+    assert "compare with 0" in browser.run("byId('comparing').innerText")
+    browser.run("document.querySelectorAll('.tile')[1].click()")
+    assert browser.run("byId('compare').open") is True
+    assert browser.run("byId('comparing').hidden") is True
+    differ = [["Prompt", "a red circle", HOSTILE[1]], ["Guidance", "5", "9"]]
+    wait_for(browser, f"{table}.slice(0, 2)", differ)
+    names = {row[0] for row in browser.run(table)}
+    assert not names & {"Seed", "Sampler", "File", "Name", "Index", "SHA-256"}
+    browser.run("byId('swap').click()")
+    wait_for(browser, f"{table}[1]", ["Guidance", "9", "5"])
+    # Upon one another, as far as the slider says.
+    browser.run("byId('upon').click()")
+    assert browser.run("document.activeElement.id") == "curtain"
+    browser.press("Home")
+    wait_for(browser, "byId('pair').style.getPropertyValue('--cut')", "0%")
+    places = browser.run(
+        "['a', 'b'].map((one) => byId(`picture-${one}`).getBoundingClientRect().x)"
+    )
+    assert places[0] == places[1]
+    browser.run("byId('beside').click()")
+    places = browser.run(
+        "['a', 'b'].map((one) => byId(`picture-${one}`).getBoundingClientRect().x)"
+    )
+    assert places[0] < places[1]
+    browser.press("Escape")
+    wait_for(browser, "byId('compare').open", False)
+    # From the viewer, and given up.
+    browser.run("open(2)")
+    browser.run("byId('compare-with').click()")
+    wait_for(browser, "[byId('viewer').open, byId('comparing').hidden]", [False, False])
+    browser.press("Escape")
+    wait_for(browser, "byId('comparing').hidden", True)
+    browser.run("compare(0, 2)")
+    wait_for(
+        browser,
+        table,
+        [["Bytes", *(str(records[n]["bytes"]) for n in (0, 2))], ["Width", "64", "128"]],
+    )
+    browser.run("byId('compare').close()")
 
 
 def test_pictures_without_a_script(store: LocalStore, monkeypatch):
