@@ -10,16 +10,21 @@ from itertools import chain, islice
 
 from jobs.folder.layout import JobFolder
 from jobs.folder.records import WHOLE, Record, read_records
-from jobs.formatting import counted
-from jobs.report.gallery import gallery_page
+from jobs.report.gallery import GALLERY_LIMIT, gallery_page, unfinished_note
+from jobs.report.live import REFRESH_S, LiveGallery
 from jobs.report.shards import ChangedFiles, IndexWriter
 from jobs.report.sheets import SHEET_LIMIT, SHEET_SIZE, contact_sheet
 from jobs.task import Failure
 
-__all__ = ["GALLERY_LIMIT", "SHEET_LIMIT", "SHEET_SIZE", "write_report", "write_unfinished_report"]
-
-GALLERY_LIMIT = 1_000_000
-"""Most images of the gallery: browsers have room for these."""
+__all__ = [
+    "GALLERY_LIMIT",
+    "REFRESH_S",
+    "SHEET_LIMIT",
+    "SHEET_SIZE",
+    "LiveGallery",
+    "write_report",
+    "write_unfinished_report",
+]
 
 
 def write_report(
@@ -55,16 +60,6 @@ def write_report(
     page = gallery_page(folder.keys.job_id, shards, total, failed, sheets, note)
     files.put(folder.keys.index, page.encode())
     return total
-
-
-def unfinished_note(total: int, failed: int, planned: int | None) -> str | None:
-    """The line above a report of a job that has no more images yet than that; None if it has all.
-
-    planned: images of the job, if that is known.
-    """
-    if planned is None or total + failed >= planned:
-        return None
-    return f"This job is not finished: it has {total:,} of {counted(planned, 'picture')} so far"
 
 
 def write_unfinished_report(

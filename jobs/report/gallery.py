@@ -25,6 +25,9 @@ from jobs.report.fields import DETAIL_LABELS, INDEX_LABELS
 from jobs.report.shards import IndexShard, Link, embeddable_json
 from jobs.task import Failure
 
+GALLERY_LIMIT = 1_000_000
+"""Most images of the gallery: browsers have room for these."""
+
 FAILURE_LIMIT = 1_000
 
 _STYLES = ("page.css", "filters.css", "viewer.css", "compare.css")
@@ -75,6 +78,16 @@ def gallery_page(
     }
     # In one pass, so that a placeholder's look-alike in a title or prompt is left alone.
     return _PLACEHOLDER.sub(lambda match: parts[match[1]], _template("page.html"))
+
+
+def unfinished_note(total: int, failed: int, planned: int | None) -> str | None:
+    """The line above a report of a job that has no more images yet than that; None if it has all.
+
+    planned: images of the job, if that is known.
+    """
+    if planned is None or total + failed >= planned:
+        return None
+    return f"This job is not finished: it has {total:,} of {counted(planned, 'picture')} so far"
 
 
 def _plain(shards: Sequence[IndexShard], total: int, sheets: Sequence[str]) -> Iterator[str]:
