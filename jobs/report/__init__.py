@@ -10,6 +10,7 @@ from itertools import chain, islice
 
 from jobs.folder.layout import JobFolder
 from jobs.folder.records import WHOLE, Record, read_records
+from jobs.report.captions import swept_fields
 from jobs.report.gallery import GALLERY_LIMIT, gallery_page, unfinished_note
 from jobs.report.live import REFRESH_S, LiveGallery
 from jobs.report.shards import ChangedFiles, IndexWriter
@@ -53,8 +54,9 @@ def write_report(
     shards = index.finish()
     failed = list(failures)
     note = unfinished_note(total, len(failed), planned)
+    swept = swept_fields(on_sheets)
     sheets = [
-        files.put(folder.keys.sheet(number), contact_sheet(folder, part, note))
+        files.put(folder.keys.sheet(number), contact_sheet(folder, part, note, swept=swept))
         for number, part in enumerate(_sheets(on_sheets))
     ]
     page = gallery_page(folder.keys.job_id, shards, total, failed, sheets, note)

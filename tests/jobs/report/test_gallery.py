@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,11 @@ LOADED = "[...document.images].filter(i => i.naturalWidth > 0 && i.closest('.til
 FOUND = "found.length"
 FOCUSED = "document.activeElement.getAttribute('href')?.slice(0, 13)"
 COUNT = "document.getElementById('count').innerText"
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
 
 
 @pytest.fixture
@@ -172,6 +180,20 @@ def test_gallery_in_a_browser(browser: Browser, store: LocalStore):
     wait_for(browser, "document.getElementById('prompt').innerText", "a green ring")
     assert browser.run("document.getElementById('position').innerText") == "4 of 4"
     assert browser.messages == []
+
+
+def test_gallery_from_a_server(browser: Browser, store: LocalStore):
+    write_report(JobFolder(store, KEYS), [put_image(store, index) for index in range(3)])
+    handler = partial(QuietHandler, directory=str(store.root))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser.messages.clear()
+        browser.open(f"http://127.0.0.1:{server.server_port}/{KEYS.index}#2")
+        wait_for(browser, LOADED, 3)
+        wait_for(browser, "document.querySelector('dl').innerText.includes('SHA-256')", True)
+        assert browser.messages == []
+        browser.open("about:blank")
+        server.shutdown()
 
 
 def test_hostile_texts_run_nothing_wherever_they_stand(browser: Browser, store: LocalStore):
