@@ -47,7 +47,12 @@ class LiveGallery:
 
         go_on: asked before each file, whether to read or to write it. Raises `StoreError`.
         """
-        self._kept.clear()
+        try:
+            return self._refresh(failures, go_on)
+        finally:
+            self._kept.clear()
+
+    def _refresh(self, failures: Sequence[Failure], go_on: Callable[[], bool]) -> bool:
         prefix = self._folder.keys.records_prefix
         listed = {i.key: (i.size_bytes, i.modified_s) for i in self._folder.list(prefix)}
         changed = [key for key, state in listed.items() if self._read.get(key) != state]
