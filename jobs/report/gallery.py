@@ -93,7 +93,8 @@ def unfinished_note(total: int, failed: int, planned: int | None) -> str | None:
 def _plain(shards: Sequence[IndexShard], total: int, sheets: Sequence[str]) -> Iterator[str]:
     """The page where its script does not run: links, as HTML."""
     links = shards[0].links if shards else ()
-    yield f"<p>The first {len(links):,} of {counted(total, 'picture')}, without JavaScript.</p>"
+    first = f"The first {len(links):,} of " if len(links) < total else ""
+    yield f"<p>{first}{counted(total, 'picture')}, without JavaScript.</p>"
     yield f"<ol>{''.join(map(_item, links))}</ol>"
     yield '<p>All pictures are in the folder <a href="images/">images</a>, their parameters in '
     yield '<a href="records/">records</a>.</p>'

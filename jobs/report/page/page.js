@@ -11,7 +11,7 @@ function changed() {
   asked ||= requestAnimationFrame(() => {
     asked = 0;
     answer();
-    if (pageTop() > 0) scrollToPlace(0);
+    if (pageTop() > 0) scrollToPlace(-list.top);
     showTiles();
   });
 }
@@ -176,6 +176,7 @@ function progress(done, lost) {
   looked = performance.now(); // an answer takes its time with a million pictures
 }
 
+document.body.classList.add("scripted");
 failures();
 sheets();
 showPanel(isWide());

@@ -39,8 +39,9 @@ function follow(jumped = false) {
 // Bring a place of the list to the top of the view.
 function scrollToPlace(y) {
   const last = Math.max(0, list.total - viewHeight());
-  const place = Math.min(Math.max(y, 0), last);
-  const top = list.total <= TALLEST ? place : Math.round(place / last * (TALLEST - viewHeight()));
+  const place = Math.min(y, last); // above the list it is negative
+  const isAsIs = list.total <= TALLEST || place <= 0;
+  const top = isAsIs ? place : Math.round(place / last * (TALLEST - viewHeight()));
   list.shift = place - top;
   list.before = top;
   window.scrollTo({ top: top + list.top - covered(), behavior: "instant" });
