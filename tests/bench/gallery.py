@@ -140,7 +140,8 @@ def look(folder: Path) -> dict[str, Any]:
         assert browser.messages == [], browser.messages
         page, whole = memory(browser)
         report = {name: round(value, 3) for name, value in report.items()}
-        return report | {"page_mib": page, "blank_mib": before[0], "chromium_mib": whole}
+        blank = {"blank_page_mib": before[0], "blank_chromium_mib": before[1]}
+        return report | {"page_mib": page, "chromium_mib": whole} | blank
 
 
 def memory(browser: Browser) -> tuple[float, float]:

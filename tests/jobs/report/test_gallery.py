@@ -408,6 +408,14 @@ def test_a_link_to_a_picture_of_a_later_file(browser: Browser, store: LocalStore
     assert browser.run("[...found].map((row) => table.indices[row])") == list(range(20))
 
 
+def test_a_job_with_more_pictures_than_a_gallery(browser: Browser, store: LocalStore, monkeypatch):
+    monkeypatch.setattr("jobs.report.GALLERY_LIMIT", 5)
+    show(browser, store, [a_record(index) for index in range(8)])
+    said = "The first 5 pictures of 8. All of them are in the images folder."
+    wait_for(browser, COUNT, said)
+    assert browser.run(TILES) == 5
+
+
 def test_a_file_of_the_index_that_is_gone_or_damaged(
     browser: Browser, store: LocalStore, monkeypatch
 ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from jobs.errors import StoreError
@@ -14,6 +16,7 @@ from jobs.storage import LocalStore
 from tests.worker.reconcile.test_reconciler import Clock, a_record
 from worker.reconcile.finalize import HOLD_S, finish_lock
 from worker.reconcile.galleries import GalleryRefresher
+from worker.reconcile.reconciler import Reconciler
 
 KEYS = JobKeys("job")
 
@@ -149,6 +152,17 @@ def test_what_is_wrong_is_said_once_and_tried_again(ledger, store, clock, caplog
     broken.clear()
     broken.append(False)
     refresher.round()
+    assert shown(store) == 1
+
+
+def test_the_reconciler_sees_to_it(ledger, store, clock):
+    queue = SimpleNamespace(send=lambda model, shards: None, length=lambda model: 1)
+    one = Reconciler(ledger, queue, lambda address: store, owner="w1", slots=1)
+    settle(ledger, store, 0)
+    for _ in range(2):
+        one.round()
+        clock.now += REFRESH_S
+    one._galleries.wait()
     assert shown(store) == 1
 
 
