@@ -110,6 +110,7 @@ from jobs.manifest.load import load_manifest
 from jobs.manifest.schema import json_schema
 from jobs.plan.part import dump
 from jobs.plan.task_line import read_task
+from jobs.report.fields import index_row
 from jobs.report.gallery import gallery_page
 from jobs.task import Task
 from sd_core.spec import Sampling
@@ -127,7 +128,7 @@ tasks = list(load_manifest(Path("job.yaml")).tasks())
 lines = dump(tasks).splitlines(keepends=True)
 record = image_record(tasks[0], MODEL, RENDER)
 line = record_line(record, "images/a.png", b"x", timings_s={}, finished="")
-page = gallery_page("job", [line], 1, [], [])
+page = gallery_page("job", [], 1, [], [])
 plain = Task(0, "a", "a ring", "", Sampling())
 print(json.dumps({
     "values": [task.sampling.churn for task in tasks],
@@ -137,7 +138,7 @@ print(json.dumps({
     "before": plain.canonical_json(),
     "record": record["churn"],
     "text": a1111_text(record),
-    "page": "Churn of the noise" in page,
+    "page": "Churn of the noise" in page and index_row(line)["churn"] == 0.5,
     "schema": json.dumps(json_schema()).count("How much noise"),
 }))
 try:

@@ -33,6 +33,7 @@ from jobs.task import Failure, Reproducible
 from worker.checkpoint.load import ModelChoice, check_there
 from worker.output.complete import is_complete
 from worker.output.done import end_job
+from worker.output.live_gallery import gallery_kept_up_to_date
 from worker.run_parts import Part, Run, parts_of, pinned_digest
 
 if TYPE_CHECKING:
@@ -130,9 +131,10 @@ def run_job(
         force=force,
         earlier=earlier,
     )
-    for part in parts:
-        if not stop.is_set():
-            outcome.add(run.render(part))
+    with gallery_kept_up_to_date(folder, planned=manifest.total):
+        for part in parts:
+            if not stop.is_set():
+                outcome.add(run.render(part))
     write_failures(folder, outcome.failures)
     if outcome.settled < manifest.total:
         index_pictures(folder)

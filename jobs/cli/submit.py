@@ -162,6 +162,13 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
     "with the images inside (parquet); name.txt beside name.png (captions); Hugging Face's "
     "imagefolder (hf). [default: files]",
 )
+@click.option(
+    "--from",
+    "stars_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Only images that this list names, as the gallery saves stars.",
+)
 @redis_option
 @json_option
 @click.pass_obj
@@ -173,6 +180,7 @@ def collect(
     endpoint: str | None,
     containing: str | None,
     form: str,
+    stars_file: Path | None,
     redis: str | None,
 ) -> int:
     """Copy the images of a job into DEST/JOB, each checked; again for only what is missing. What is
@@ -182,10 +190,12 @@ def collect(
     Example:
       sdbatch collect shapes pictures
       sdbatch collect shapes-0c7c52d1c2fe pictures --store s3://bucket/jobs
+      sdbatch collect shapes best --from stars.txt
       sdbatch collect shapes training --as webdataset
     """
     from jobs.client.collect import collect as copy
     from jobs.client.collect import collect_as, refuse_same
+    from jobs.client.stars import read_stars
     from jobs.dataset import Form
 
     total, given = None, store is not None
@@ -194,12 +204,16 @@ def collect(
         job, store, total = found.job_id, found.store, found.done
     opened = open_store_at(settings_with(redis), store, endpoint, given=given)
     refuse_same(opened, dest)
-    with terminal.counting("collecting", total if containing is None else None) as tick:
-        folder = JobFolder(opened, JobKeys(job))
+    stars = None if stars_file is None else read_stars(stars_file, job)
+    folder = JobFolder(opened, JobKeys(job))
+    is_whole = containing is None and stars is None
+    with terminal.counting("collecting", total if is_whole else None) as tick:
         if form == "files":
-            collected = copy(folder, dest, containing=containing, tick=tick)
+            collected = copy(folder, dest, containing=containing, stars=stars, tick=tick)
         else:
-            collected = collect_as(Form(form), folder, dest, containing=containing, tick=tick)
+            collected = collect_as(
+                *(Form(form), folder, dest), containing=containing, stars=stars, tick=tick
+            )
     repairs = list(_repairs(collected.damaged, job, store, endpoint))
     if terminal.json:
         terminal.document({**collected.to_json(), "repairs": repairs})

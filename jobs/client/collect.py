@@ -7,12 +7,13 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.client.stars import check_stars
 from jobs.dataset import Form, write_dataset
 from jobs.errors import DamagedError, NotFoundError, StoreError
 from jobs.folder.check import AT_ONCE, THREADS, chunks, whole_image
@@ -29,7 +30,8 @@ _INPUT = re.compile("[0-9a-f]{64}")  # how the names of inputs begin
 
 _BESIDES = (
     *("manifest.yaml", "manifest.resolved.yaml", "inputs.json"),
-    *("records/", "records.parquet", "failures.jsonl", "index.html", "grid-", "done.json"),
+    *("records/", "records.parquet", "failures.jsonl"),
+    *("gallery/", "grid-", "index.html", "done.json"),
 )
 """Files that are collected besides images and inputs, in this order: `done.json` last."""
 
@@ -63,16 +65,21 @@ def collect(
     destination: Path,
     *,
     containing: str | None = None,
+    stars: Collection[str] | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Collected:
     """Copies a job's images, each checked against the sha256 of its record, and then the rest.
 
     The folder gets the layout of the store: `destination/<job>/images/…`. Images that are there
     already, and right, are not copied again. A job that is not finished gets its gallery here.
-    containing: only images whose prompt has this text, whatever its case, and nothing else. tick:
-    called with the number of images looked at.
-    Raises `StoreError`, `NotFoundError` if the job has no records.
+    containing: only images whose prompt has this text, whatever its case, and nothing else. stars:
+    only images of these paths, and nothing else. tick: called with the number of images looked at.
+    Raises `StoreError`, `NotFoundError` if the job has no records, and `InputError` if one of
+    `stars` is none of its images: then nothing is copied.
     """
+    is_whole = containing is None and stars is None
+    if stars is not None:
+        check_stars(folder, stars)
     collected = Collected(destination / folder.keys.job_id)
     target = LocalStore(destination)
     target.check_writable()
@@ -81,7 +88,7 @@ def collect(
 
     def take(record: Record) -> None:
         size = _copy(folder.store, target, folder.keys(record["path"]), record["sha256"])
-        if size is not None and "thumbnail" in record:
+        if is_whole and size is not None and "thumbnail" in record:
             _copy_thumbnail(folder.store, target, folder.keys(record["thumbnail"]))
         with lock:
             if size is None:
@@ -92,15 +99,15 @@ def collect(
             collected.bytes_copied += size
             tick(next(looked_at))
 
-    records = _wanted(folder, containing)
+    records = _wanted(folder, containing, stars)
     found = False
     with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-collect") as pool:
         for chunk in chunks(records, AT_ONCE):
             found = True
             list(pool.map(take, chunk))
-    if not found and containing is None:
+    if not found and is_whole:
         raise NotFoundError(f"{folder.url} has no finished images")
-    if containing is None:
+    if is_whole:
         for info in folder.list(folder.keys.inputs_prefix):
             digest = _INPUT.match(info.key, len(folder.keys.inputs_prefix))
             if digest is None:
@@ -125,19 +132,22 @@ def collect_as(
     destination: Path,
     *,
     containing: str | None = None,
+    stars: Collection[str] | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Collected:
     """Copies a job's images into a data set in `destination/<job>`, each checked against the sha256
     of its record; again for only what is missing.
 
-    containing, tick: see `collect`. Raises `StoreError`, `NotFoundError` if the job has no records,
-    `InputError` without pyarrow where the form needs it.
+    containing, stars, tick: see `collect`. Raises like it, and `InputError` without pyarrow where
+    the form needs it.
     """
+    if stars is not None:
+        check_stars(folder, stars)
     target = LocalStore(destination)
     target.check_writable()
-    records = _wanted(folder, containing)
+    records = _wanted(folder, containing, stars)
     first = list(itertools.islice(records, 1))
-    if not first and containing is None:
+    if not first and containing is None and stars is None:
         raise NotFoundError(f"{folder.url} has no finished images")
     prefix = folder.keys.prefix
     written = write_dataset(
@@ -152,11 +162,14 @@ def collect_as(
     )
 
 
-def _wanted(folder: JobFolder, containing: str | None) -> Iterator[Record]:
+def _wanted(
+    folder: JobFolder, containing: str | None, stars: Collection[str] | None
+) -> Iterator[Record]:
     """Records of the images that are collected."""
     wanted = "" if containing is None else containing.casefold()
     for record in read_records(folder, needs=("sha256", "prompt")):
-        if wanted in record["prompt"].casefold():
+        is_starred = stars is None or record["path"] in stars
+        if is_starred and wanted in record["prompt"].casefold():
             yield record
 
 
@@ -191,10 +204,14 @@ def _copy(
 
 
 def _copy_thumbnail(store: Store, target: LocalStore, key: str) -> None:
-    """Copies one that is not there yet; a page does without."""
-    if target.head(key) is None:
-        with contextlib.suppress(NotFoundError, DamagedError):
-            target.put(key, store.get(key, limit_bytes=MAX_RENDERED_BYTES), overwrite=True)
+    """Copies a small picture for the gallery. No record knows its digest, and one that is gone is
+    not missed: the gallery shows the image.
+    """
+    if target.head(key) is not None:
+        return
+    with contextlib.suppress(NotFoundError, DamagedError):
+        data = store.get(key, limit_bytes=MAX_RENDERED_BYTES)
+        target.put(key, data, overwrite=True)
 
 
 def _besides(folder: JobFolder) -> Iterator[str]:

@@ -4,8 +4,9 @@
   manifest.yaml  job.json  plan/part-00000.jsonl.gz       inputs/<name>       model.json
   manifest.resolved.yaml, the same as manifest.yaml with nothing but this folder
   images/<name>-<spec16>.<ext>                            records/000000.jsonl
-  thumbs/<name>-<spec16>.webp, of large images
-  failures.jsonl           index.html, grid-0000.jpg      done.json
+  thumbs/<name>-<spec16>.webp, of large images            records.parquet
+  index.html               gallery/00000.js, 00000-details.js    grid-0000.jpg
+  failures.jsonl           done.json              webdataset/00000.tar, if that is asked for
   saved/<index>-<spec16>.safetensors, while an image is left half-way
 """
 
@@ -86,6 +87,14 @@ class JobKeys:
     @property
     def index(self) -> str:
         return self("index.html")
+
+    def gallery_index(self, number: int) -> str:
+        """A file of the gallery's index."""
+        return self(f"gallery/{number:05d}.js")
+
+    def gallery_details(self, number: int) -> str:
+        """More about the images of a file of the index."""
+        return self(f"gallery/{number:05d}-details.js")
 
     @property
     def done(self) -> str:

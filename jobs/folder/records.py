@@ -148,17 +148,21 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_path_in(folder: str) -> Callable[[object], bool]:
-    """Gives a check for paths within that folder of the job's."""
+def is_image_path(value: object) -> bool:
+    """True for the path of an image in a job's folder."""
+    return _is_path_in("images/", value)
 
-    def is_path(value: object) -> bool:
-        return (
-            isinstance(value, str)
-            and value.startswith(f"{folder}/")
-            and all(is_segment(part) for part in value.split("/"))
-        )
 
-    return is_path
+def _is_thumbnail_path(value: object) -> bool:
+    return _is_path_in("thumbs/", value)
+
+
+def _is_path_in(folder: str, value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and value.startswith(folder)
+        and all(is_segment(part) for part in value.split("/"))
+    )
 
 
 def _is_sha256(value: object) -> bool:
@@ -175,8 +179,8 @@ def _are_timings(value: object) -> bool:
 
 _RECORD: Mapping[str, Callable[[object], bool]] = {
     "index": _is_count,
-    "path": _is_path_in("images"),
-    "thumbnail": _is_path_in("thumbs"),
+    "path": is_image_path,
+    "thumbnail": _is_thumbnail_path,
     "sha256": _is_sha256,
     "spec": _is_sha256,
     "bytes": _is_count,

@@ -1,4 +1,4 @@
-"""Contact sheets and a gallery page: people look at them when a job is done.
+"""Contact sheets and a gallery: people look at them when a job is done, and while it runs.
 
 Both are made from records and images in the store, so they can be made again at any time.
 """
@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
-from typing import Any
 
 from jobs.folder.layout import JobFolder
 from jobs.folder.records import WHOLE, Record, read_records
-from jobs.formatting import counted
-from jobs.report.gallery import GALLERY_LIMIT, gallery_page
+from jobs.report.captions import swept_fields
+from jobs.report.gallery import GALLERY_LIMIT, gallery_page, unfinished_note
+from jobs.report.live import REFRESH_S, LiveGallery
+from jobs.report.shards import ChangedFiles, IndexWriter
 from jobs.report.sheets import SHEET_LIMIT, SHEET_SIZE, contact_sheet
 from jobs.task import Failure
 
-__all__ = ["GALLERY_LIMIT", "SHEET_LIMIT", "SHEET_SIZE", "write_report", "write_unfinished_report"]
+__all__ = [
+    "GALLERY_LIMIT",
+    "REFRESH_S",
+    "SHEET_LIMIT",
+    "SHEET_SIZE",
+    "LiveGallery",
+    "write_report",
+    "write_unfinished_report",
+]
 
 
 def write_report(
@@ -26,31 +35,32 @@ def write_report(
     *,
     planned: int | None = None,
 ) -> int:
-    """Write `grid-0000.jpg`, … and `index.html`; returns the number of records.
+    """Write `grid-0000.jpg`, …, the files of the gallery and, last, `index.html`; returns the
+    number of records.
 
     planned: images of the job; if there are fewer, page and sheets say that it is not finished.
-    Earlier ones are replaced. Of a huge job the first `GALLERY_LIMIT` images are on the page and
+    Earlier ones are replaced. Of a huge job the first `GALLERY_LIMIT` images are in the gallery and
     the first `SHEET_LIMIT` times `SHEET_SIZE` on sheets; `records` is read once, as it comes.
     """
-    rest = iter(records)
-    shown = list(islice(rest, GALLERY_LIMIT))
-    total = len(shown) + sum(1 for _ in rest)
+    files = ChangedFiles(folder)
+    index = IndexWriter(folder, files)
+    on_sheets: list[Record] = []
+    total = 0
+    for total, record in enumerate(records, 1):
+        if total <= SHEET_LIMIT * SHEET_SIZE:
+            on_sheets.append(record)
+        if total <= GALLERY_LIMIT:
+            index.add(record)
+    shards = index.finish()
     failed = list(failures)
-    note = None
-    if planned is not None and total + len(failed) < planned:
-        of = counted(planned, "picture")
-        note = f"This job is not finished: it has {total:,} of {of} so far"
-
-    def write(key: str, data: bytes) -> str:
-        folder.put(key, data, overwrite=True)
-        return folder.keys.path(key)
-
+    note = unfinished_note(total, len(failed), planned)
+    swept = swept_fields(on_sheets)
     sheets = [
-        write(folder.keys.sheet(number), contact_sheet(folder, part, note))
-        for number, part in enumerate(_sheets(shown))
+        files.put(folder.keys.sheet(number), contact_sheet(folder, part, note, swept=swept))
+        for number, part in enumerate(_sheets(on_sheets))
     ]
-    page = gallery_page(folder.keys.job_id, shown, total, failed, sheets, note)
-    write(folder.keys.index, page.encode())
+    page = gallery_page(folder.keys.job_id, shards, total, failed, sheets, note)
+    files.put(folder.keys.index, page.encode())
     return total
 
 
@@ -70,6 +80,5 @@ def write_unfinished_report(
     return True
 
 
-def _sheets(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    parts = [records[i : i + SHEET_SIZE] for i in range(0, len(records), SHEET_SIZE)]
-    return parts[:SHEET_LIMIT]
+def _sheets(records: Sequence[Record]) -> list[Sequence[Record]]:
+    return [records[i : i + SHEET_SIZE] for i in range(0, len(records), SHEET_SIZE)]

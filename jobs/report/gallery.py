@@ -1,8 +1,11 @@
-"""The gallery page: one HTML file that needs nothing but the images beside it.
+"""The gallery page: an HTML file that needs nothing but the files beside it.
 
-The page is a template (`gallery.html`, `.css`, `.js`) and data. Prompts are other people's text, so
-three things keep them text: the data is JSON with every `<` escaped, the script only ever sets text
-content, and the page's policy lets no script run but this one, by its hash.
+The page is a template (`page/`) and a little data; what it shows of the images is in the files of
+the index (`jobs.report.shards`), which it loads bit by bit. Prompts are other people's text, so
+four things keep them text: the data is JSON with every `<` escaped, the script only ever sets text
+content, the page's policy lets no script run but this one, by its hash, and the files that it loads
+itself, and where the browser knows trusted types, no text becomes HTML and no other address a
+script's.
 """
 
 from __future__ import annotations
@@ -10,145 +13,118 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any
+from urllib.parse import quote
 
-from jobs.folder.records import Record
-from jobs.image_settings import IMAGE_SETTINGS, SETTINGS
+from jobs.formatting import counted
+from jobs.image_settings import SETTINGS
+from jobs.report.fields import DETAIL_LABELS, INDEX_LABELS
+from jobs.report.shards import IndexShard, Link, embeddable_json
 from jobs.task import Failure
 
-GALLERY_LIMIT = 10_000
-"""Most images on the page; their data is about 300 bytes each."""
+GALLERY_LIMIT = 1_000_000
+"""Most images of the gallery: browsers have room for these."""
 
 FAILURE_LIMIT = 1_000
 
-# What the page shows of a record, in this order, and what it calls it.
-LABELS = {
-    "prompt": "Prompt",
-    "negative": "Negative prompt",
-    "seed": "Seed",
-    **{name: setting.label for name, setting in IMAGE_SETTINGS.items()},
-    "loras": "LoRA",
-    "embeddings": "Embeddings",
-    "vae": "VAE",
-    "meta": "Labels",
-    "init_image_name": "Init image",
-    "mask_name": "Mask",
-    "init_image": "Init image's file",
-    "mask": "Mask's file",
-    "model": "Model",
-    "index": "Index",
-    "name": "Name",
-    "path": "File",
-    "bytes": "Bytes",
-    "evaluations": "Model evaluations",
-    "render_s": "Seconds to render",
-    "device": "Device",
-    "dtype": "Number format",
-    "sha256": "SHA-256",
-    "model_digest": "Model digest",
-}
+_STYLES = ("page.css", "filters.css", "viewer.css", "compare.css")
 
-_EXACT_IN_BROWSERS = 2**53  # beyond, JSON numbers lose digits in JavaScript
+_SCRIPTS = (
+    *("text.js", "table.js", "shards.js", "stars.js", "query.js", "facets.js", "filters.js"),
+    *("scroll.js", "tiles.js", "viewer.js", "compare.js", "page.js"),
+)
+"""Parts of the page's one script, each after those that it uses as it begins."""
+
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
 def gallery_page(
-    title: str,
-    records: Sequence[Record],
+    job: str,
+    shards: Sequence[IndexShard],
     total: int,
     failures: Iterable[Failure],
     sheets: Sequence[str],
     note: str | None = None,
 ) -> str:
-    """The page. total: images of the job, of which `records` are shown; sheets: relative paths.
-    note: stands above all, also where the page's script does not run.
+    """The page. total: images of the job, of which those in `shards` are shown; sheets: relative
+    paths. note: stands above all, also where the page's script does not run.
     """
-    common, images = _split([_shown(record) for record in records])
     failed = [asdict(failure) for failure in failures]
     data = {
-        "title": title,
+        "job": job,
         "total": total,
-        "labels": LABELS,
+        "labels": {**INDEX_LABELS, **DETAIL_LABELS},
         "settings": SETTINGS,
-        "common": common,
-        "images": images,
+        "shards": [[shard.number, shard.images, shard.first, shard.last] for shard in shards],
         "failures": failed[:FAILURE_LIMIT],
         "failed": len(failed),
         "sheets": list(sheets),
     }
-    style, script = _template("gallery.css"), _template("gallery.js")
+    style = "\n".join(map(_template, _STYLES))
+    script = "\n".join(map(_template, _SCRIPTS))
     parts = {
-        "title": html.escape(title),
+        "title": _text(job),
         "policy": f"default-src 'none'; img-src 'self' file:; style-src '{source_hash(style)}'; "
-        f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'",
-        "note": "" if note is None else f'<p id="unfinished">{html.escape(note)}</p>',
+        f"script-src '{source_hash(script)}' 'strict-dynamic'; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types shards",
+        "note": "" if note is None else f'<p id="unfinished">{_text(note)}</p>',
+        "plain": "\n".join(_plain(shards, total, sheets)),
         "style": style,
         "script": script,
         "data": embeddable_json(data),
     }
     # In one pass, so that a placeholder's look-alike in a title or prompt is left alone.
-    return _PLACEHOLDER.sub(lambda match: parts[match[1]], _template("gallery.html"))
+    return _PLACEHOLDER.sub(lambda match: parts[match[1]], _template("page.html"))
 
 
-def embeddable_json(value: Any) -> str:
-    """ASCII JSON that cannot end the script element it stands in, nor begin a comment there."""
-    text = json.dumps(value, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def unfinished_note(total: int, failed: int, planned: int | None) -> str | None:
+    """The line above a report of a job that has no more images yet than that; None if it has all.
+
+    planned: images of the job, if that is known.
+    """
+    if planned is None or total + failed >= planned:
+        return None
+    return f"This job is not finished: it has {total:,} of {counted(planned, 'picture')} so far"
 
 
-def _shown(record: Record) -> dict[str, Any]:
-    """A record, flat, reduced to what the page shows."""
-    flat = dict(record)
-    flat["model"], flat["model_digest"] = record["model"]["name"], record["model"]["digest"]
-    for key, told in (("loras", _lora), ("embeddings", _name)):
-        if isinstance(uses := record.get(key), list):
-            flat[key] = ", ".join(map(told, uses))
-    if isinstance(labels := record.get("meta"), dict):
-        flat["meta"] = ", ".join(f"{name}: {value}" for name, value in labels.items())
-    if "vae" in record:
-        flat["vae"] = _name(record["vae"])
-    render_s = record.get("timings_s", {}).get("render")
-    if render_s is not None:
-        flat["render_s"] = round(render_s, 2)
-    if record["seed"] >= _EXACT_IN_BROWSERS:
-        flat["seed"] = str(record["seed"])
-    return {key: flat[key] for key in LABELS if key in flat}
+def _plain(shards: Sequence[IndexShard], total: int, sheets: Sequence[str]) -> Iterator[str]:
+    """The page where its script does not run: links, as HTML."""
+    links = shards[0].links if shards else ()
+    first = f"The first {len(links):,} of " if len(links) < total else ""
+    yield f"<p>{first}{counted(total, 'picture')}, without JavaScript.</p>"
+    yield f"<ol>{''.join(map(_item, links))}</ol>"
+    yield '<p>All pictures are in the folder <a href="images/">images</a>, their parameters in '
+    yield '<a href="records/">records</a>.</p>'
+    if sheets:
+        numbered = enumerate(sheets, 1)
+        yield f"<p>Contact sheets: {' '.join(_link(path, str(n)) for n, path in numbered)}</p>"
+    if len(shards) > 1:
+        names = (f"gallery/{shard.number:05d}.js" for shard in shards)
+        files = " ".join(
+            _link(name, f"{shard.first:,}-{shard.last:,}")
+            for name, shard in zip(names, shards, strict=True)
+        )
+        yield f"<p>Index, as JSON in scripts: {files}</p>"
 
 
-def _name(use: Any) -> str:
-    """The name of a file, of a record that anybody may have written."""
-    return str(use.get("name")) if isinstance(use, dict) else str(use)
+def _item(link: Link) -> str:
+    return f"<li>{_link(link.path, str(link.index))} {_text(link.prompt)}</li>\n"
 
 
-def _lora(use: Any) -> str:
-    """A LoRA and its weight, where it is not 1."""
-    weights = [use.get("weight"), use.get("text_weight")] if isinstance(use, dict) else [1, 1]
-    if weights[0] != weights[1]:
-        return f"{_name(use)} {weights[0]} (text {weights[1]})"
-    return _name(use) if weights[0] == 1 else f"{_name(use)} {weights[0]}"
+def _link(path: str, text: str) -> str:
+    return f'<a href="{quote(path)}">{text}</a>'
 
 
-def _split(
-    images: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Fields that are the same in all images, said once, and the rest of each image."""
-    if not images:
-        return {}, []
-    common = {
-        key: value
-        for key, value in images[0].items()
-        if all(key in image and image[key] == value for image in images)
-    }
-    return common, [{k: v for k, v in image.items() if k not in common} for image in images]
+def _text(text: str) -> str:
+    """A text as HTML in ASCII; half a pair of surrogates has no UTF-8."""
+    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _template(name: str) -> str:
-    return files("jobs.report").joinpath(name).read_text("utf-8")
+    return files("jobs.report").joinpath("page", name).read_text("utf-8")
 
 
 def source_hash(source: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from jobs.report.fonts import font
 from jobs.report.grid import Grid, Picture, Section
 from jobs.report.sheets import BACKGROUND, EMPTY, GAP, INK
 
@@ -24,9 +24,6 @@ LABEL_WIDTH = 200
 FONT = 16
 LINE = 21
 MOST_LINES = 4
-
-_FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf")
-"""Files that have letters of more scripts than Pillow's own font; the first that is there."""
 
 
 def grid_sheets(grid: Grid) -> Iterator[bytes]:
@@ -73,17 +70,17 @@ def _page(
     size = left + len(columns) * (width + GAP), top + len(rows) * (height + GAP)
     page = Image.new("RGB", (max(size[0], 400), size[1]), BACKGROUND)
     pen = ImageDraw.Draw(page)
-    pen.text((GAP, GAP), _short(title, page.width - 2 * GAP), INK, _font())
+    pen.text((GAP, GAP), _short(title, page.width - 2 * GAP), INK, font(FONT))
     for across, lines in enumerate(head):
         x = left + across * (width + GAP) + width // 2
         for number, line in enumerate(lines):
             y = top - GAP - LINE * (len(lines) - number)
-            pen.text((x, y), line, INK, _font(), anchor="ma")
+            pen.text((x, y), line, INK, font(FONT), anchor="ma")
     for down, label in enumerate(grid.rows[rows.start : rows.stop]):
         lines = _wrapped(label, LABEL_WIDTH)
         y = top + down * (height + GAP) + (height - LINE * len(lines)) // 2
         for number, line in enumerate(lines):
-            pen.text((GAP, y + number * LINE), line, INK, _font())
+            pen.text((GAP, y + number * LINE), line, INK, font(FONT))
     for down, row in enumerate(rows):
         for across, column in enumerate(columns):
             corner = left + across * (width + GAP), top + down * (height + GAP)
@@ -107,7 +104,7 @@ def _draw(
             side = min(128, height)
             pen.rectangle((x, y, x + 127, y + side - 1), fill=EMPTY)
             centre = x + 64, y + side / 2
-            pen.text(centre, picture.missing, INK, _font(), anchor="mm")
+            pen.text(centre, picture.missing, INK, font(FONT), anchor="mm")
             x += 130
             continue
         with Image.open(grid.folder / picture.thumbnail) as image:
@@ -121,7 +118,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     words = text.split()
     while words and len(lines) < MOST_LINES:
         line = words.pop(0)
-        while words and _font().getlength(f"{line} {words[0]}") <= width:
+        while words and font(FONT).getlength(f"{line} {words[0]}") <= width:
             line += f" {words.pop(0)}"
         lines.append(_short(line, width))
     if words:
@@ -131,18 +128,8 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _short(text: str, width: int, *, more: bool = False) -> str:
     """A text that fits into a width. more: it ends with an ellipsis in any case."""
-    if _font().getlength(text) <= width:
+    if font(FONT).getlength(text) <= width:
         return text
-    while text and _font().getlength(f"{text}…") > width:
+    while text and font(FONT).getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text.rstrip('…')}…" if text or more else ""
-
-
-@lru_cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in _FONTS:
-        try:
-            return ImageFont.truetype(name, FONT)
-        except OSError:
-            continue
-    return ImageFont.load_default(FONT)

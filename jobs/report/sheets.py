@@ -13,6 +13,8 @@ from jobs.folder.layout import JobFolder
 from jobs.folder.records import Record
 from jobs.limits import MAX_RENDERED_BYTES
 from jobs.pictures.rules import PictureError, opened
+from jobs.report.captions import lines_within, swept_values
+from jobs.report.fonts import font
 from jobs.storage import Store
 
 SHEET_SIZE = 100
@@ -26,6 +28,11 @@ CELL = 192
 GAP = 12
 CAPTION = 22
 FONT = 13
+SWEPT_LINE = 17
+SWEPT_FONT = 11
+
+SWEPT_LINES = 2
+"""Lines of a caption for what was swept."""
 
 BACKGROUND = (246, 246, 244)
 EMPTY = (228, 228, 225)
@@ -33,24 +40,33 @@ INK = (82, 82, 78)
 QUALITY = 88
 
 
-def contact_sheet(folder: JobFolder, records: Sequence[Record], note: str | None = None) -> bytes:
+def contact_sheet(
+    folder: JobFolder,
+    records: Sequence[Record],
+    note: str | None = None,
+    *,
+    swept: Sequence[str] = (),
+) -> bytes:
     """A JPEG of the images of `records`, each above its index and seed; at least one record.
 
     An image that is missing or damaged leaves its place empty and says so. note: a line above all.
+    swept: fields whose values stand below index and seed, in up to `SWEPT_LINES` lines.
     """
     columns = columns_of(records)
     rows = math.ceil(len(records) / columns)
     height = _cell_height(records)
+    below = [_swept_lines(record, swept) for record in records]
+    caption_height = CAPTION + SWEPT_LINE * max(map(len, below))
     top = 0 if note is None else CAPTION
     width = GAP + columns * (CELL + GAP)
-    size = width, top + GAP + rows * (height + CAPTION + GAP)
+    size = width, top + GAP + rows * (height + caption_height + GAP)
     sheet = Image.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     if note is not None:
         _write(pen, note, (width / 2, (GAP + CAPTION) / 2), width - 2 * GAP)
     for place, record in enumerate(records):
         x = GAP + place % columns * (CELL + GAP)
-        y = top + GAP + place // columns * (height + CAPTION + GAP)
+        y = top + GAP + place // columns * (height + caption_height + GAP)
         picture = _thumbnail(folder.store, folder.keys(record["path"]), height)
         caption = f"{record['index']}  ·  seed {record['seed']}"
         if picture is None:
@@ -59,9 +75,17 @@ def contact_sheet(folder: JobFolder, records: Sequence[Record], note: str | None
         else:
             sheet.paste(picture, (x + (CELL - picture.width) // 2, y + height - picture.height))
         _write(pen, caption, (x + CELL / 2, y + height + CAPTION / 2))
+        for number, line in enumerate(below[place]):
+            middle = y + height + CAPTION + SWEPT_LINE * (number + 0.5) - 2
+            pen.text((x + CELL / 2, middle), line, INK, font(SWEPT_FONT), anchor="mm")
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
     return buffer.getvalue()
+
+
+def _swept_lines(record: Record, swept: Sequence[str]) -> list[str]:
+    facts = swept_values(record, swept)
+    return lines_within(facts, CELL, SWEPT_LINES, lambda text: font(SWEPT_FONT).getlength(text))
 
 
 def _write(

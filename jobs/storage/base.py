@@ -179,6 +179,7 @@ _CONTENT_TYPES = {
     "jpg": "image/jpeg",
     "webp": "image/webp",
     "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
     "json": "application/json",
     "jsonl": "application/x-ndjson",
     "gz": "application/gzip",

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from jobs.errors import (
     StoreFullError,
 )
 from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.record_writer import ShardRecords
 from jobs.folder.records import read_failures, read_records
 from jobs.manifest.load import load_manifest
 from jobs.pictures.embedded import read_record
@@ -40,9 +42,11 @@ from jobs.storage import LocalStore
 from jobs.task import Failure
 from sd_core.weights.export import save_single_file
 from tests.sd_core.small import ODD, small_model
+from tests.servers import PATIENCE_S, wait_for
 from worker.checkpoint.load import ModelChoice
 from worker.faults import Reason
 from worker.observer import Observer
+from worker.output.live_gallery import gallery_kept_up_to_date
 from worker.run import run_job
 
 MANIFEST = """\
@@ -315,6 +319,43 @@ def test_equal_images_of_a_job_are_rendered_once_and_told_apart(
     store.delete(JobKeys(first.job).done)
     again = run(manifest_path, checkpoint, store)
     assert (again.rendered, again.reused, again.equal) == (0, IMAGES + 1, 0)
+
+
+def test_a_run_shows_what_it_has_while_it_renders(manifest_path, checkpoint, tmp_path, monkeypatch):
+    manifest_path.write_text(LONG_MANIFEST)
+    store = LocalStore(tmp_path / "out")
+    keys = JobKeys(load_manifest(manifest_path).job_id())
+    often = partial(gallery_kept_up_to_date, every_s=0.01)
+    monkeypatch.setattr("worker.run.gallery_kept_up_to_date", often)
+    monkeypatch.setitem(ShardRecords.__init__.__kwdefaults__, "interval_s", 0.0)
+    seen = []
+
+    def look(count):
+        if count == 3:
+            wait_for(lambda: store.head(keys.index) is not None, "the gallery")
+            seen.append(store.get(keys.index).decode())
+
+    summary = run(manifest_path, checkpoint, store, recorder=Recorder(on_rendered=look))
+    assert f"of {LONG_IMAGES} pictures so far; load this page again" in seen[0]
+    assert summary.rendered == LONG_IMAGES
+    page = store.get(keys.index).decode()  # that of the end
+    assert "pictures so far" not in page
+    assert "grid-0000.jpg" in page
+
+
+def test_a_gallery_that_cannot_be_written_stops_no_run(tmp_path, monkeypatch, caplog):
+    tried = threading.Semaphore(0)
+
+    def broken(*_, **__):
+        tried.release()
+        raise StoreError("the disk is gone")
+
+    monkeypatch.setattr("jobs.report.LiveGallery.refresh", broken)
+    folder = JobFolder(LocalStore(tmp_path), JobKeys("job"))
+    with gallery_kept_up_to_date(folder, planned=3, every_s=0.001):
+        for _ in range(3):
+            assert tried.acquire(timeout=PATIENCE_S)
+    assert caplog.text.count("there is no gallery for now: the disk is gone") == 1
 
 
 def test_force_renders_anew_and_gives_the_same_bytes(

@@ -63,7 +63,7 @@ class JobFinalizer:
         """
         with self._lock:
             if self._ending is not None:
-                self._ledger.lock(_lock(self._ending), self._owner, HOLD_S)
+                self._ledger.lock(finish_lock(self._ending), self._owner, HOLD_S)
         if self._thread is not None and self._thread.is_alive():
             return
         work = [(job_id, self._end) for job_id in self._ledger.settled_jobs()]
@@ -107,7 +107,7 @@ class JobFinalizer:
                 log.exception("job %s cannot be finished", job_id)
 
     def _if_free(self, job_id: str, end: Callable[[str], None]) -> None:
-        if not self._ledger.lock(_lock(job_id), self._owner, HOLD_S):
+        if not self._ledger.lock(finish_lock(job_id), self._owner, HOLD_S):
             return
         with self._lock:
             self._ending = job_id
@@ -116,7 +116,7 @@ class JobFinalizer:
         finally:
             with self._lock:
                 self._ending = None
-                self._ledger.unlock(_lock(job_id), self._owner)
+                self._ledger.unlock(finish_lock(job_id), self._owner)
 
     def _end(self, job_id: str) -> None:
         """Write the end and tell the ledger. Meanwhile images may be tried again and settled
@@ -172,7 +172,8 @@ def _end_of(job: JobStatus) -> str:
     return f"shown:{job.job_id}:{job.ended_s}"
 
 
-def _lock(job_id: str) -> str:
+def finish_lock(job_id: str) -> str:
+    """Name of the lock on a job's end."""
     return f"finish:{job_id}"
 
 

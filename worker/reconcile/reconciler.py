@@ -20,6 +20,7 @@ from jobs.queue.messages import ShardQueue
 from jobs.queue.publish import publish, window
 from jobs.storage import Store
 from worker.reconcile.finalize import JobFinalizer
+from worker.reconcile.galleries import GalleryRefresher
 from worker.reconcile.webhooks import Notifier
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Reconciler:
         self._slots = slots
         self._notifier = notifier
         self._finalizer = JobFinalizer(ledger, open_store, owner=owner)
+        self._galleries = GalleryRefresher(ledger, open_store, owner=owner)
 
     def run(self, stop: threading.Event, every_s: float = EVERY_S) -> None:
         """Rounds until stop is set, `every_s` apart on average; for a thread of its own.
@@ -70,6 +72,7 @@ class Reconciler:
                 log.warning("reconciling failed, trying again: %s", error)
             except Exception:  # without this thread, no job of any worker would move on
                 log.exception("reconciling failed, trying again")
+        self._galleries.stop()
         self._finalizer.wait()
 
     def round(self) -> None:
@@ -87,6 +90,7 @@ class Reconciler:
             jobs = self._ledger.jobs()
             self._publish(jobs)
             cancelled = [job for job in jobs if job.state is JobState.CANCELLED]
+            self._galleries.round(jobs)
         self._finalizer.round(cancelled)
         if self._notifier is not None:
             self._notifier.round()

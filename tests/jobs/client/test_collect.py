@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from jobs.cli.root import main
 from jobs.client.collect import collect, refuse_same
-from jobs.errors import ExitCode, NotFoundError, StoreError
+from jobs.client.stars import read_stars
+from jobs.errors import ExitCode, InputError, NotFoundError, StoreError
 from jobs.folder.check import remove_damaged
 from jobs.folder.job_file import JobFile, write_job_file
 from jobs.folder.layout import JobFolder, JobKeys
@@ -46,6 +48,8 @@ def store(tmp_path):
         store.put(KEYS.records(shard), dump_lines(records))
     store.put(KEYS.manifest, b"version: 1")
     store.put(KEYS.index, b"<html>")
+    store.put(KEYS.gallery_index(0), b"indexShard()")
+    store.put(KEYS.gallery_details(0), b"detailShard()")
     store.put(KEYS.done, b"{}")
     store.put(KEYS.plan_part(0), b"plan")
     return store
@@ -66,6 +70,20 @@ def test_everything_but_the_plan(store, tmp_path):
     assert collected.bytes_copied == sum(
         len(data) for path, data in mine.items() if path.startswith("images/")
     )
+
+
+def test_thumbnails_come_along_where_they_are_there(store, tmp_path):
+    lines = list(read_records(JobFolder(store, KEYS)))
+    for name, line in zip(("there", "gone", "kept"), lines, strict=False):
+        line["thumbnail"] = f"thumbs/{name}.webp"
+    store.put(KEYS.records(0), dump_lines(lines[:50]), overwrite=True)
+    store.put(KEYS("thumbs/there.webp"), b"small")
+    store.put(KEYS("thumbs/kept.webp"), b"small")
+    LocalStore(tmp_path / "mine").put(KEYS("thumbs/kept.webp"), b"kept")
+    assert collect(JobFolder(store, KEYS), tmp_path / "mine").damaged == []
+    mine = files(tmp_path / "mine" / "job")
+    thumbs = {path: data for path, data in mine.items() if path.startswith("thumbs/")}
+    assert thumbs == {"thumbs/there.webp": b"small", "thumbs/kept.webp": b"kept"}
 
 
 def test_into_a_bucket_is_refused(store, tmp_path, monkeypatch):
@@ -182,6 +200,70 @@ def test_by_prompt(store, tmp_path):
     assert collected.copied == 10
     assert len(files(tmp_path / "mine" / "job")) == 10
     assert collect(JobFolder(store, KEYS), tmp_path / "mine", containing="cross").copied == 0
+
+
+def starred(tmp_path, text):
+    path = tmp_path / "stars.txt"
+    path.write_text(text)
+    return path
+
+
+def test_by_stars(store, tmp_path):
+    text = "# sdbatch stars of job\nimages/000003.png\n\n# mine\r\nimages/000060.png \r\n"
+    stars = read_stars(starred(tmp_path, text), "job")
+    assert stars == {"images/000003.png", "images/000060.png"}
+    seen = []
+    collected = collect(JobFolder(store, KEYS), tmp_path / "mine", stars=stars, tick=seen.append)
+    assert (collected.copied, collected.damaged, seen) == (2, [], [1, 2])
+    assert set(files(tmp_path / "mine" / "job")) == stars
+    # With both, what is in both.
+    both = collect(JobFolder(store, KEYS), tmp_path / "both", stars=stars, containing="red RING")
+    assert (both.copied, set(files(tmp_path / "both" / "job"))) == (1, {"images/000060.png"})
+
+
+def test_stars_of_pictures_that_are_not_there(store, tmp_path):
+    unknown = {f"images/{n}.png" for n in range(7)}
+    with pytest.raises(InputError) as caught:
+        collect(JobFolder(store, KEYS), tmp_path / "mine", stars={*unknown, "images/000003.png"})
+    named = ", ".join(f"images/{n}.png" for n in range(5))
+    assert f"/job does not have 7 starred pictures: {named} and 2 more" in str(caught.value)
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("# sdbatch stars of other\nimages/a.png\n", "line 1: stars of 'other', and this is job"),
+        ("# sdbatch stars of job\n", "names no picture"),
+        ("images/a.png\n../etc/passwd\n", "line 2: '../etc/passwd' is no picture; expected a path"),
+        ("images/../a.png", "line 1: 'images/../a.png' is no picture"),
+    ],
+)
+def test_lists_that_are_not_stars_of_this_job(tmp_path, text, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_stars(starred(tmp_path, text), "job")
+
+
+def test_lists_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"stars\.txt cannot be read: no such file"):
+        read_stars(tmp_path / "stars.txt", "job")
+    path = starred(tmp_path, "images/a.png\n" * 10)
+    monkeypatch.setattr("jobs.client.stars.MAX_STARS_BYTES", 20)
+    with pytest.raises(InputError, match="more than 20 bytes"):
+        read_stars(path, "job")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        read_stars(path, "job")
+
+
+def test_the_command_takes_stars(store, tmp_path, capsys):
+    path = starred(tmp_path, "# sdbatch stars of job\nimages/000003.png\n")
+    command = ["collect", "job", str(tmp_path / "mine"), "--store", str(store.root)]
+    assert main([*command, "--from", str(path)]) == ExitCode.DONE
+    assert capsys.readouterr().out.startswith("1 image copied (7 bytes), 0 were there already")
+    path.write_text("images/x.png\n")
+    assert main([*command, "--from", str(path)]) == ExitCode.BAD_INPUT
+    assert "does not have 1 starred picture: images/x.png" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_job(tmp_path):

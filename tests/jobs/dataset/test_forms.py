@@ -21,7 +21,7 @@ from jobs.dataset import Form
 from jobs.dataset.image_tables import ImageTables
 from jobs.dataset.samples import SampleReader
 from jobs.dataset.webdataset import WebDataset
-from jobs.errors import NotFoundError
+from jobs.errors import InputError, NotFoundError
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.storage import LocalStore, Store, open_store
 from tests.jobs.dataset.made import MANY, a_job, file_digests, pictures, records
@@ -205,6 +205,10 @@ def test_only_some_of_the_images(made: JobFolder, tmp_path: Path):
     collected = collect_as(Form.CAPTIONS, made, tmp_path, containing="“7”")
     assert collected.copied == 1
     assert collect_as(Form.WEBDATASET, made, tmp_path / "w", containing="nothing").copied == 0
+    stars = {record["path"] for record in records(made)[3:5]}
+    assert collect_as(Form.CAPTIONS, made, tmp_path / "s", stars=stars).copied == 2
+    with pytest.raises(InputError, match="does not have 1 starred picture"):
+        collect_as(Form.CAPTIONS, made, tmp_path / "s", stars={"images/none.png"})
 
 
 def test_a_job_without_images_is_not_found(tmp_path: Path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
+import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +29,17 @@ _FLAGS = (
     "--window-size=1280,900",
     "--remote-debugging-pipe",
 )
+
+_CODES = {
+    "Enter": 13,
+    "Escape": 27,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 
 
 class Browser:
@@ -76,10 +91,8 @@ class Browser:
 
     def open(self, url: str) -> None:
         self._call("Page.navigate", url=url)
-        self.run(
-            "new Promise(done => document.readyState === 'complete'"
-            " ? done() : addEventListener('load', done))"
-        )
+        while self.run("document.readyState") != "complete":
+            time.sleep(0.01)
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
@@ -89,9 +102,49 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def begin_with(self, script: str) -> None:
+        """A script that runs in each page opened from now on, before the page's own."""
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
+    def resize(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Size of the window in pixels, and the colours that its user prefers."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def without_scripts(self) -> None:
+        """From the next page on, none runs."""
+        self._call("Emulation.setScriptExecutionDisabled", value=True)
+
+    def screenshot(self, path: Path) -> None:
+        """What is in view, as PNG."""
+        answer = self._call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    def save_downloads(self, folder: Path) -> None:
+        """Files that a page gives away go there."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def collect_garbage(self) -> None:
+        self._call("HeapProfiler.collectGarbage")
+
+    def processes(self) -> list[int]:
+        """The browser's processes, by id."""
+        parents = {}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                parents[int(status.parent.name)] = int(
+                    status.read_text().rpartition(")")[2].split()[1]
+                )
+        found = [self._process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
+
     def press(self, key: str) -> None:
         """A key as `KeyboardEvent.key` names it."""
-        code = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Escape": 27}.get(key, 0)
+        code = _CODES.get(key, 0)
         text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
         for kind in ("keyDown", "keyUp"):
             more = text if kind == "keyDown" else {}

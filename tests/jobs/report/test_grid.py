@@ -21,7 +21,7 @@ from jobs.storage import LocalStore
 from jobs.task import Failure, LoraUse, Task, VaeUse
 from sd_core.spec import Sampling
 from tests.jobs.report.browser import Browser
-from tests.jobs.report.test_report import HOSTILE
+from tests.jobs.report.samples import HOSTILE
 from tests.worker.samples import MODEL, RENDER, pixels
 from worker.output.encode import encode_image
 from worker.output.record import image_record, record_line

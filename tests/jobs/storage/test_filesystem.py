@@ -308,6 +308,7 @@ def test_job_keys():
     assert image.startswith(keys.images_prefix)
     assert keys(keys.path(image)) == image
     assert content_type(image) == "image/jpeg"
+    assert content_type(keys.gallery_index(3)) == "text/javascript; charset=utf-8"
     assert content_type("x") == "application/octet-stream"
 
 
