@@ -15,7 +15,8 @@
     │   └── LedgerError           9  the ledger cannot be reached, or refuses
     │       └── DamagedLedgerError 9  what it holds of a job cannot be read
     └── Stop                         not an error: somebody wanted it
-        └── Interrupted         130  Ctrl-C or a signal; what is finished is kept
+        ├── Interrupted         130  Ctrl-C or a signal; what is finished is kept
+        └── BudgetSpent         130  a job's budget is used up; what is finished is kept
 
 Three codes belong to no exception: 0, done, 3, done but some images failed, and 8, cancelled.
 `exit_code` is the one place where an exception becomes a code.
@@ -144,6 +145,10 @@ class Stop(Exception):  # noqa: N818 - not an error
 
 class Interrupted(Stop):
     """Ctrl-C or a signal. What is finished is kept, and the same command continues."""
+
+
+class BudgetSpent(Stop):
+    """The budget of a job is used up. What is finished is kept, and a larger one continues."""
 
 
 def exit_code(error: BaseException) -> ExitCode:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.errors import InputError, Interrupted, StoreError
+from jobs.errors import BudgetSpent, InputError, Interrupted, StoreError
 from jobs.folder.job_file import JobFile, check_folder
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.plan import check_plan
@@ -34,6 +34,7 @@ from worker.checkpoint.load import ModelChoice, check_there
 from worker.output.complete import is_complete
 from worker.output.done import end_job
 from worker.output.live_gallery import gallery_kept_up_to_date
+from worker.render.budget import BudgetWatch
 from worker.run_parts import Part, Run, parts_of, pinned_digest
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def run_job(
     settings: say where LoRA, embeddings and VAEs are that have a name.
     observe: opens the progress of one model's images, which cost so much. status: shows what else
     takes its time.
-    stop: set to end between two steps; raises `Interrupted` once all that is finished is kept.
+    stop: set to end between two steps; raises `Interrupted` once all that is finished is kept, and
+    `BudgetSpent` where the manifest's budget did so.
     Raises the errors of `jobs.errors`; failed images are counted in the summary.
     """
     folder = JobFolder(store, JobKeys(job if job is not None else manifest.job_id()))
@@ -126,10 +128,12 @@ def run_job(
     added = AddedFiles.of(settings or Settings(), choices[0].cache)
     outcome = Outcome()
     earlier = earlier_pictures(store) if reuse and not force else None
+    watch = None if manifest.budget is None else BudgetWatch(manifest.budget, stop)
     run = Run(
         *(manifest, folder, reproducible, added, stop, status, observe),
         force=force,
         earlier=earlier,
+        watch=watch,
     )
     with gallery_kept_up_to_date(folder, planned=manifest.total):
         for part in parts:
@@ -142,6 +146,9 @@ def run_job(
             shown = _write_gallery_so_far(folder, outcome.failures, manifest.total)
         done = f"{outcome.rendered + outcome.reused:,} of {counted(manifest.total, 'image')}"
         places = f"\npictures  {url}/images\ngallery   {url}/index.html" if shown else ""
+        if watch is not None and watch.spent is not None:
+            why = f"the budget of {watch.spent} is used up after {done}"
+            raise BudgetSpent(f"{why}; a larger one continues{places}")
         raise Interrupted(f"stopped after {done}; the same command continues{places}")
     with status("writing the gallery"):
         named = run.models[0].to_json() if run.models else {"name": manifest.model}

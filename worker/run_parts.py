@@ -22,8 +22,10 @@ from jobs.reuse.earlier import EarlierPictures
 from jobs.task import Reproducible, Task
 from worker.checkpoint import digests
 from worker.checkpoint.load import ModelChoice, load
+from worker.observer import Observers
 from worker.output.complete import are_there
 from worker.output.record import ModelInfo
+from worker.render.budget import BudgetWatch
 
 if TYPE_CHECKING:
     from sd_core.model.diffusion import LatentDiffusion
@@ -56,7 +58,7 @@ def parts_of(manifest: Manifest, choices: Sequence[ModelChoice]) -> Iterator[Par
 class Run:
     """The rendering of a job's parts, one after the other: a model is gone before the next comes.
 
-    earlier: pictures of other jobs that may be taken.
+    earlier: pictures of other jobs that may be taken. watch: sets the stop for a budget's sake.
     models: those that made images, or were to.
     """
 
@@ -72,6 +74,7 @@ class Run:
         *,
         force: bool,
         earlier: EarlierPictures | None,
+        watch: BudgetWatch | None,
     ) -> None:
         self._manifest = manifest
         self._folder = folder
@@ -82,6 +85,7 @@ class Run:
         self._observe = observe
         self._force = force
         self._earlier = earlier
+        self._watch = watch
         self._prepared: tuple[JobFile, ShardTable] | None = None
         self.models: list[ModelInfo] = []
         self.load_s = 0.0
@@ -105,6 +109,8 @@ class Run:
         self.models.append(info)
         started = time.monotonic()
         with self._observe(self._cost(part)) as observer:
+            if self._watch is not None:
+                observer = Observers((observer, self._watch))
             outcome = render(
                 model,
                 info,

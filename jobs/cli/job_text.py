@@ -34,7 +34,12 @@ def job_line(job: JobStatus) -> str:
     """A job in one line, for people."""
     failed = f", {job.failed:,} failed" if job.failed else ""
     trouble = "" if job.error is None else f"; last error: {job.error}"
-    return f"{job.job_id}  {job.state}  {done_part(job)}{failed}{trouble}"
+    return f"{job.job_id}  {state_text(job)}  {done_part(job)}{failed}{trouble}"
+
+
+def state_text(job: JobStatus) -> str:
+    """`active`, or `paused: budget`."""
+    return str(job.state) if job.reason is None else f"{job.state}: {job.reason}"
 
 
 def done_part(job: JobStatus) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from jobs.cli.job_text import done_part, job_code, job_document, say_submitted, workers_of
+from jobs.budget import Budget
+from jobs.cli.job_text import (
+    done_part,
+    job_code,
+    job_document,
+    say_submitted,
+    state_text,
+    workers_of,
+)
 from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
 from jobs.client.opening import find_job, ledger_at, open_store_at, settings_with, store_address
 from jobs.client.served import no_worker, served_models, unserved, waits_for_worker
@@ -18,7 +26,7 @@ from jobs.formatting import counted
 from jobs.ledger import Ledger
 from jobs.ledger.types import JobState, JobStatus
 from jobs.terminal.console import Terminal
-from jobs.terminal.figures import figures_of, speed_text
+from jobs.terminal.figures import duration, figures_of, speed_text
 
 
 @click.command()
@@ -37,7 +45,8 @@ def jobs(terminal: Terminal, redis: str | None) -> None:
     if terminal.json:
         terminal.document({"jobs": [_document(job, served) for job in found]})
         return
-    terminal.table(("JOB", "MODEL", "STATE", "DONE", "FAILED"), [_row(job) for job in found])
+    headers = ("JOB", "MODEL", "STATE", "DONE", "FAILED", "SPEED", "LEFT")
+    terminal.table(headers, [_row(job) for job in found])
     for job in found:
         if job.error is not None:
             label = "" if job.state is JobState.UNKNOWN else "last error: "
@@ -48,8 +57,12 @@ def jobs(terminal: Terminal, redis: str | None) -> None:
 
 def _row(job: JobStatus) -> tuple[str, ...]:
     if job.state is JobState.UNKNOWN:
-        return job.job_id, "", job.state, "", ""
-    return job.job_id, job.model, job.state, done_part(job), f"{job.failed:,}"
+        return job.job_id, "", job.state, "", "", "", ""
+    figures = figures_of(job)
+    speed = "" if figures.images_per_s is None else f"{figures.images_per_s:.2f}/s"
+    left = "" if figures.remaining_s is None else duration(figures.remaining_s)
+    done = done_part(job)
+    return job.job_id, job.model, state_text(job), done, f"{job.failed:,}", speed, left
 
 
 def _document(job: JobStatus, served: Counter[str]) -> dict[str, Any]:
@@ -258,16 +271,28 @@ def _status_lines(
     ]
     return [
         ("job", job.job_id),
-        ("state", job.state),
+        ("state", state_text(job)),
         *(models or [("model", job.model)]),
         ("images", f"{job.done:,} of {job.total:,} done, {job.failed:,} failed"),
         ("steps", f"{figures.evaluated:,} of {figures.evaluations:,}"),
         *speed,
+        ("took", f"{duration(job.worker_s)} of workers"),
+        *([] if job.budget is None else [("budget", _budget_text(job.budget))]),
         ("shards", f"{job.leased:,} rendering, {job.published:,} queued, {job.waiting:,} waiting"),
         ("priority", job.priority),
         ("store", job.store),
         *trouble,
     ]
+
+
+def _budget_text(budget: Budget) -> str:
+    """`8 hours, 500 images`."""
+    parts = [] if budget.hours is None else [f"{budget.hours:g} hours of workers"]
+    if budget.money is not None and budget.price is not None:
+        parts.append(f"{budget.money:g} at {budget.price:g} an hour")
+    if budget.images is not None:
+        parts.append(counted(budget.images, "image"))
+    return ", ".join(parts)
 
 
 @click.command()

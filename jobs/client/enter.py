@@ -17,6 +17,7 @@ from jobs.folder.job_file import PRIORITIES, JobFile
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.prepare import prepare
 from jobs.folder.records import read_records
+from jobs.formatting import counted
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, NewJob, Place, check_same
 from jobs.manifest.load import Manifest
@@ -125,6 +126,7 @@ def enter(
         # In this order: what was done before the store was looked at has to be there.
         to_do = _to_do(ledger, folder.keys.job_id, described.images)
         present = rendered_before(folder, described.images)
+    _check_budget(described, ledger, folder, sum(present))
     job = _new_job(described, shards, folder, address)
     with status("entering the job"):
         new = ledger.create(
@@ -153,6 +155,22 @@ def enter(
     )
 
 
+def _check_budget(described: JobFile, ledger: Ledger, folder: JobFolder, done: int) -> None:
+    """Raises `InputError` if the job's budget is used up, and there is more to do."""
+    if described.budget is None or done >= described.images:
+        return
+    worker_s = 0.0
+    with contextlib.suppress(NotFoundError):
+        worker_s = ledger.status(folder.keys.job_id).worker_s
+    spent = described.budget.spent(worker_s=worker_s, images=done)
+    if spent is not None:
+        of = counted(described.images, "image")
+        raise InputError(
+            f"the budget of {spent} is used up: {done:,} of {of} are done, in "
+            f"{worker_s / 3600:.2f} hours of workers; give the job a larger one"
+        )
+
+
 def _new_job(described: JobFile, shards: ShardTable, folder: JobFolder, address: str) -> NewJob:
     try:
         return NewJob(
@@ -167,6 +185,7 @@ def _new_job(described: JobFile, shards: ShardTable, folder: JobFolder, address:
             webhook=described.webhook,
             quality=described.quality,
             models=shards.of_models(described.models),
+            budget=described.budget,
         )
     except ValueError as error:  # what it says of models is not what the plan has
         url = folder.url_of(folder.keys.job)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from jobs.budget import Budget
 from jobs.errors import DamagedError, JobConflictError, NotFoundError
 from jobs.folder.layout import JobFolder
 from jobs.limits import MAX_IMAGES, MAX_MODELS
@@ -37,6 +38,7 @@ class JobFile:
     models: of a job of several, in the order of its plan; model: all their names then.
     thumbnails: whether large images get some. reuse: whether pictures of the store's earlier jobs
     are taken, as submitted last. dataset: the form of a data set that is written beside the images.
+    budget: as submitted last.
     """
 
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
@@ -52,6 +54,7 @@ class JobFile:
     thumbnails: bool = True
     reuse: bool = True
     dataset: Literal["webdataset"] | None = None
+    budget: Budget | None = None
 
 
 _JOB_FILE = TypeAdapter(JobFile)
@@ -66,7 +69,7 @@ def write_job_file(folder: JobFolder, job: JobFile, *, force: bool = False) -> N
     values = asdict(job)
     if not job.models:
         del values["models"]
-    for name in ("thumbnails", "reuse", "dataset"):  # that a version before did not know
+    for name in ("thumbnails", "reuse", "dataset", "budget"):  # that a version before did not know
         if values[name] == getattr(JobFile, name):
             del values[name]
     data = json.dumps(values, indent=2).encode() + b"\n"

@@ -64,6 +64,7 @@ def prepare(
         thumbnails=manifest.output.thumbnails,
         reuse=reuse,
         dataset=manifest.output.dataset,
+        budget=manifest.budget,
     )
     write_job_file(folder, job, force=force)
     write_resolved(folder, manifest, job.reproducible)

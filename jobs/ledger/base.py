@@ -50,7 +50,8 @@ class Ledger(Protocol):
         """Enter a job, active, with these images done already; True if it is new.
 
         False if it is there with the same plan in the same store: submitting again continues it (a
-        cancelled job is made active again, `done` is added, webhook and priority are the new ones).
+        cancelled job is made active again, and one that its budget has paused; `done` is added;
+        webhook, priority and budget are the new ones).
         Raises `JobConflictError` if its plan or its store is another, and `ValueError` if one of
         `done` is no image of the job.
         """
@@ -93,8 +94,16 @@ class Ledger(Protocol):
         """
         ...
 
-    def set_state(self, job_id: str, state: JobState, *, failed: int | None = None) -> JobState:
+    def set_state(
+        self,
+        job_id: str,
+        state: JobState,
+        *,
+        failed: int | None = None,
+        reason: str | None = None,
+    ) -> JobState:
         """Pause (PAUSED), go on (ACTIVE), cancel (CANCELLED) or end (DONE); the state after it.
+        reason: why it is paused, kept until its state is another.
 
         A job that is done stays done, except by `reopen`; a cancelled one stays cancelled except by
         `create` and `retry`. Cancelling drops what is published and waiting; a worker that holds a

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from jobs.budget import Budget
 from jobs.errors import DamagedLedgerError, JobConflictError
 from jobs.task import Failure
 
@@ -23,6 +24,9 @@ MOST_IMAGES = 10_000
 
 
 ALL_SHARDS = range(2**31)
+
+BY_BUDGET = "budget"
+"""Why a job is paused whose budget is used up."""
 
 
 class JobState(enum.StrEnum):
@@ -53,7 +57,8 @@ class NewJob:
     of a job of several, in the order of its shards. shard_ends: for each shard the index after its
     last image, growing; the last is the number of images; no shard has more than `MOST_IMAGES`.
     evaluations: of the model, over all images. priority: weight against other jobs, 1 to 100.
-    webhook: URL told when the job ends, or None. quality: of jpeg and webp images.
+    webhook: URL told when the job ends, or None. quality: of jpeg and webp images. budget: after
+    which it rests.
     """
 
     job_id: str
@@ -67,6 +72,7 @@ class NewJob:
     webhook: str | None = None
     quality: int = 95
     models: tuple[ModelShards, ...] = ()
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.priority <= 100:
@@ -107,6 +113,7 @@ class JobStatus:
     shard of it failed as a whole, with no image done since. With the state UNKNOWN all but the name
     is empty, and error says why.
 
+    reason: why it is paused, where nobody paused it: `BY_BUDGET`.
     models: of a job of several, as `NewJob` has them. A part of such a job has a status too (see
     `Ledger.parts`); first_shard: of that part.
     """
@@ -136,6 +143,15 @@ class JobStatus:
     models: tuple[ModelShards, ...] = ()
     first_shard: int = 0
     worker_s: float = 0.0
+    budget: Budget | None = None
+    reason: str | None = None
+
+    @property
+    def spent(self) -> str | None:
+        """The limit of its budget that is reached, for people; None while none is."""
+        if self.budget is None:
+            return None
+        return self.budget.spent(worker_s=self.worker_s, images=self.done)
 
     @property
     def settled(self) -> bool:

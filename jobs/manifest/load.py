@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from jobs.budget import Budget
 from jobs.errors import ManifestError, Problem
 from jobs.formatting import found, one_of, quote, reason
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES, MAX_MODELS
@@ -111,6 +112,7 @@ class Manifest:
     vaes: Mapping[str, KnownFile] = field(default_factory=dict)
     named_in_texts: Mapping[str, KnownFile] = field(default_factory=dict)
     reproducible: Reproducible | None = None
+    budget: Budget | None = None
 
     def tasks(self) -> Iterator[Task]:
         """Every image of the job in order: model by model, prompt by prompt, combination by
@@ -274,6 +276,7 @@ class _Loader:
         )
         self._settings = SamplingWatch(self._resolver.combinations, self._warnings)
         output = self._output(head, place)
+        budget = self._budget(head, place)
         if self._has_prompts(top, broken):
             self._prompts(place)
         self._problems.raise_if_any()
@@ -293,7 +296,17 @@ class _Loader:
             vaes=self._files.vaes.known,
             named_in_texts=self._files.embeddings.in_texts,
             reproducible=head.get("reproducible"),
+            budget=budget,
         )
+
+    def _budget(self, head: Mapping[str, Any], place: Place) -> Budget | None:
+        given = head.get("budget")
+        if not given:
+            return None
+        for key, other in (("money", "price"), ("price", "money")):
+            if key in given and other not in given:
+                self._problems.at(place, ("budget", key), f"{key} needs {other}", of_key=True)
+        return Budget(**given)
 
     def _known_models(self) -> Collection[str] | None:
         names = self._models()

@@ -23,6 +23,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from 3.12 on
 
+from jobs.budget import MOST_HOURS, MOST_MONEY
 from jobs.image_settings import IMAGE_SETTINGS, PagLayers, PagScale, Seed, Share
 from jobs.limits import (
     MAX_IMAGES,
@@ -394,6 +395,22 @@ class OutputFields(TypedDict, total=False):
     ]
 
 
+Money = Annotated[float, Field(gt=0, le=MOST_MONEY, allow_inf_nan=False)]
+
+
+@with_config(STRICT)
+class BudgetFields(TypedDict, total=False):
+    """How much of the job is rendered before it rests. A larger budget lets it go on."""
+
+    hours: Annotated[
+        float,
+        Field(gt=0, le=MOST_HOURS, allow_inf_nan=False, description="Of all workers together."),
+    ]
+    money: Annotated[Money, Field(description="For workers, at price an hour. Needs price.")]
+    price: Annotated[Money, Field(description="Of a worker an hour, in whatever currency.")]
+    images: Annotated[int, Field(ge=1, description="Images that are done.")]
+
+
 @with_config(STRICT)
 class Head(TypedDict, total=False):
     """A batch of images to render: prompts, their settings, and where the images go."""
@@ -424,6 +441,14 @@ class Head(TypedDict, total=False):
             description="Folder of wildcard files: a .txt with a value a line, or YAML with lists. "
             "A path relative to the manifest.",
             examples=["wildcards"],
+        ),
+    ]
+    budget: Annotated[
+        BudgetFields,
+        Field(
+            description="How much is rendered before the job rests, paused by its budget; what is "
+            "in the middle then is finished. Submitted again with a larger one, it goes on.",
+            examples=[{"hours": 8, "images": 5000}, {"money": 20, "price": 1.1}],
         ),
     ]
     loras: Annotated[

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jobs.budget import MOST_HOURS, MOST_MONEY
 from jobs.formatting import found, one_of, quote, shorten, suggest
 from jobs.image_settings import FORMS, IMAGE_SETTINGS
 from jobs.limits import MAX_IMAGES, MAX_LABEL_CHARS, MAX_LABELS, MAX_PROMPT_CHARS
@@ -67,6 +68,11 @@ EXPECTED = {
     "name": "a name of letters, digits, - _ and .",
     "model": "a name from the model list (letters, digits, . _ - : @ /), or demo",
     "reproducible": "exact or fast",
+    "budget": "a mapping of hours, money with price, images",
+    "hours": f"a number above 0, at most {MOST_HOURS:,.0f}",
+    "money": f"a number above 0, at most {MOST_MONEY:,.0f}",
+    "price": f"a number above 0, at most {MOST_MONEY:,.0f}",
+    "images": "a whole number of at least 1",
     "defaults": "a mapping of settings",
     "matrix": "a mapping of settings to lists of values",
     "output": "a mapping of store, format, quality, name, webhook, thumbnails, dataset",

@@ -14,12 +14,14 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.budget import Budget
 from jobs.errors import ExitCode, JobConflictError, LedgerError, NotFoundError
 from jobs.ledger import open_ledger
 from jobs.ledger.base import Ledger
 from jobs.ledger.memory.ledger import MemoryLedger
 from jobs.ledger.redis.ledger import RedisLedger
 from jobs.ledger.types import (
+    BY_BUDGET,
     MOST_DEATHS,
     MOST_IMAGES,
     Beat,
@@ -227,6 +229,48 @@ class TestCreate:
         ledger.set_state("job", JobState.PAUSED)
         assert ledger.create(new_job()) is False
         assert ledger.status("job").state == JobState.PAUSED
+
+    def test_again_has_the_new_budget_and_goes_on_where_the_old_one_was_used_up(self, ledger):
+        small, large = Budget(images=2), Budget(hours=8.5, images=9)
+        ledger.create(new_job(budget=small))
+        assert ledger.status("job").budget == small
+        assert ledger.set_state("job", JobState.PAUSED, reason=BY_BUDGET) == JobState.PAUSED
+        assert ledger.status("job").reason == BY_BUDGET
+        assert ledger.create(new_job(budget=large)) is False
+        status = ledger.status("job")
+        assert (status.state, status.reason, status.budget) == (JobState.ACTIVE, None, large)
+        assert len(ledger.publish("job", 10)) == 3
+        ledger.create(new_job())
+        assert ledger.status("job").budget is None
+
+    def test_why_it_rests_is_said_as_long_as_it_does(self, ledger):
+        ledger.create(new_job())
+        for change in (
+            lambda: ledger.set_state("job", JobState.ACTIVE),
+            lambda: ledger.retry("job"),
+        ):
+            ledger.set_state("job", JobState.PAUSED, reason=BY_BUDGET)
+            assert ledger.status("job").reason == BY_BUDGET
+            change()
+            status = ledger.status("job")
+            assert (status.state, status.reason) == (JobState.ACTIVE, None)
+        ledger.set_state("job", JobState.PAUSED)
+        assert ledger.status("job").reason is None
+
+    def test_what_of_a_budget_is_used_up(self, ledger):
+        ledger.create(new_job(ends=[4], budget=Budget(images=2)))
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0])
+        assert ledger.status("job").spent is None
+        ledger.settle(lease, [1])
+        assert ledger.status("job").spent == "2 images"
+        ledger.create(new_job(ends=[4], budget=Budget(money=2.0, price=4.0)))
+        ledger.heartbeat([lease], [0], [1799.0])
+        assert ledger.status("job").spent is None
+        ledger.heartbeat([lease], [0], [2.0])
+        assert ledger.status("job").spent == "2 at 4 an hour"
+        ledger.create(new_job(ends=[4], budget=Budget(hours=0.5)))
+        assert ledger.status("job").spent == "0.5 hours of workers"
 
     def test_again_after_the_end(self, ledger):
         ledger.create(new_job(), done=range(10))

@@ -23,8 +23,10 @@ import pytest
 from PIL import Image
 
 import jobs.manifest.load
+from jobs.budget import Budget
 from jobs.client.collect import collect
 from jobs.errors import (
+    BudgetSpent,
     InputError,
     Interrupted,
     JobConflictError,
@@ -47,6 +49,7 @@ from worker.checkpoint.load import ModelChoice
 from worker.faults import Reason
 from worker.observer import Observer
 from worker.output.live_gallery import gallery_kept_up_to_date
+from worker.render.budget import BudgetWatch
 from worker.run import run_job
 
 MANIFEST = """\
@@ -207,6 +210,37 @@ def test_a_growing_sweep_renders_what_is_new(tmp_path, checkpoint):
     again = SWEEP.replace("name: sweep", "name: again")
     assert render(again, reuse=False)[:2] == (8, 0)
     assert render(again.replace("again", "new"), force=True)[:2] == (8, 0)
+
+
+def test_a_run_rests_when_its_budget_is_used_up(tmp_path, checkpoint):
+    path, store = tmp_path / "sweep.yaml", LocalStore(tmp_path / "out")
+    many = SWEEP.replace("[1, 2]", "{start: 0, count: 40}")
+    path.write_text(many + "budget: {images: 20}\n")
+    with pytest.raises(BudgetSpent, match=r"the budget of 20 images is used up after \d+ of 160"):
+        run(path, checkpoint, store)
+    keys = JobKeys(load_manifest(path).job_id())
+    done = len(digests(store, keys.job_id))
+    assert 20 <= done < 160
+    assert store.head(keys.index) is not None  # with a gallery of what there is
+    with pytest.raises(BudgetSpent):  # nothing more is rendered
+        run(path, checkpoint, store)
+    assert len(digests(store, keys.job_id)) - done < 40
+    path.write_text(many + "budget: {images: 160, hours: 9}\n")
+    assert run(path, checkpoint, store).job == keys.job_id
+    assert len(digests(store, keys.job_id)) == 160
+
+
+def test_time_is_a_budget_too():
+    now, stop = [0.0], threading.Event()
+    watch = BudgetWatch(Budget(money=1.0, price=2.0), stop, lambda: now[0])
+    watch.step()
+    now[0] = 1799.0
+    watch.step()
+    assert not stop.is_set()
+    now[0] = 1801.0
+    watch.step()
+    assert stop.is_set()
+    assert watch.spent == "1 at 2 an hour"
 
 
 def test_a_data_set_is_written_beside_the_images_also_when_asked_for_later(tmp_path, checkpoint):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from jobs.errors import DamagedLedgerError, SdbatchError
 from jobs.formatting import agreeing, counted
 from jobs.ledger.base import Ledger
-from jobs.ledger.types import JobState, JobStatus
+from jobs.ledger.types import BY_BUDGET, JobState, JobStatus
 from jobs.queue.messages import ShardQueue
 from jobs.queue.publish import publish, window
 from jobs.storage import Store
@@ -88,12 +88,24 @@ class Reconciler:
                     expired.deaths,
                 )
             jobs = self._ledger.jobs()
-            self._publish(jobs)
+            resting = self._pause_spent(jobs)
+            self._publish([job for job in jobs if job.job_id not in resting])
             cancelled = [job for job in jobs if job.state is JobState.CANCELLED]
             self._galleries.round(jobs)
         self._finalizer.round(cancelled)
         if self._notifier is not None:
             self._notifier.round()
+
+    def _pause_spent(self, jobs: Sequence[JobStatus]) -> set[str]:
+        """Pauses active jobs whose budget is used up while there is more to do; their names."""
+        resting = set()
+        for job in jobs:
+            if job.state is JobState.ACTIVE and not job.settled and job.spent is not None:
+                resting.add(job.job_id)
+                with self._apart(job):
+                    self._ledger.set_state(job.job_id, JobState.PAUSED, reason=BY_BUDGET)
+                    log.info("job %s rests: its budget of %s is used up", job.job_id, job.spent)
+        return resting
 
     def _publish(self, jobs: Sequence[JobStatus]) -> None:
         active: list[JobStatus] = []  # those of several models by their parts

@@ -39,6 +39,7 @@ class MemoryJob:
     notice_s: float | None = None
     notices: int = 0
     error: str | None = None
+    reason: str | None = None
     evaluated: int = 0
     rendering_s: float = 0.0
     worker_s: float = 0.0
@@ -94,6 +95,8 @@ class MemoryJob:
             error=self.error,
             models=new.models,
             worker_s=self.worker_s,
+            budget=new.budget,
+            reason=self.reason,
         )
 
     def counts(self, shards: range, images: range) -> PartCounts:
@@ -115,6 +118,7 @@ class MemoryJob:
     def go_on(self) -> None:
         """It is active again."""
         self.state, self.ended_s, self.notice_s = JobState.ACTIVE, None, None
+        self.reason = None
         self.let_open_wait()
 
     # Images

@@ -18,6 +18,7 @@ from jobs.ledger.memory.job import Held, MemoryJob
 from jobs.ledger.spans import dump_spans
 from jobs.ledger.types import (
     ALL_SHARDS,
+    BY_BUDGET,
     LEASE_S,
     MOST_DEATHS,
     Beat,
@@ -68,10 +69,13 @@ class MemoryLedger:
             if known is None:
                 return self._enter(job, indices)
             check_same(job.job_id, known.new.place, job.place)
-            known.new = replace(known.new, webhook=job.webhook, priority=job.priority)
+            known.new = replace(
+                known.new, webhook=job.webhook, priority=job.priority, budget=job.budget
+            )
             for index in indices:
                 known.finish(index)
-            if known.state == JobState.CANCELLED:
+            by_budget = known.state == JobState.PAUSED and known.reason == BY_BUDGET
+            if known.state == JobState.CANCELLED or by_budget:
                 known.go_on()
                 self._tell(known, "active")
             if indices:
@@ -134,7 +138,14 @@ class MemoryLedger:
         with self._lock:
             return [self._jobs[job_id].status() for job_id in job_ids if job_id in self._jobs]
 
-    def set_state(self, job_id: str, state: JobState, *, failed: int | None = None) -> JobState:
+    def set_state(
+        self,
+        job_id: str,
+        state: JobState,
+        *,
+        failed: int | None = None,
+        reason: str | None = None,
+    ) -> JobState:
         check_settable(state)
         with self._lock:
             job = self._job(job_id)
@@ -144,7 +155,7 @@ class MemoryLedger:
                 return job.state
             if state == JobState.DONE and failed not in (None, len(job.failures)):
                 return job.state
-            job.state = state
+            job.state, job.reason = state, reason
             if state in (JobState.DONE, JobState.CANCELLED):
                 job.end(self._clock())
             if state == JobState.DONE:

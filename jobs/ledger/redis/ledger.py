@@ -119,6 +119,7 @@ class RedisLedger:
             job.webhook or "",
             job.priority,
             job.store,
+            json.dumps(None if job.budget is None else job.budget.to_json()),
             *(part for pair in record.items() for part in pair),
         )
         if answer == b"conflict":
@@ -219,9 +220,17 @@ class RedisLedger:
         states = self._server.ask(read)
         return [None if state is None else replies.state(state) for state in states]
 
-    def set_state(self, job_id: str, state: JobState, *, failed: int | None = None) -> JobState:
+    def set_state(
+        self,
+        job_id: str,
+        state: JobState,
+        *,
+        failed: int | None = None,
+        reason: str | None = None,
+    ) -> JobState:
         check_settable(state)
-        answer = self._server.run("set_state", job_id, state, "" if failed is None else failed)
+        expected = "" if failed is None else failed
+        answer = self._server.run("set_state", job_id, state, expected, reason or "")
         return replies.state(_known(answer, job_id))
 
     def note_error(self, job_id: str, error: str) -> None:

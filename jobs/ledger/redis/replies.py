@@ -15,6 +15,7 @@ from typing import Annotated, NotRequired
 from pydantic import ConfigDict, Field, Json, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from jobs.budget import Budget
 from jobs.ledger.types import (
     Event,
     Expired,
@@ -63,6 +64,8 @@ class _Job(TypedDict):
     worked: NotRequired[_Count]
     ended: NotRequired[_Count]
     error: NotRequired[str]
+    budget: NotRequired[Json[Budget | None]]
+    reason: NotRequired[Annotated[str, Field(max_length=100)]]
     models: NotRequired[Json[Annotated[list[tuple[str, _Count, _Count]], Field(max_length=1000)]]]
 
 
@@ -106,6 +109,8 @@ def status(job_id: str, record: Mapping[bytes, bytes], published: int, leased: i
         error=job.get("error"),
         models=tuple(ModelShards(*part) for part in job.get("models", ())),
         worker_s=job.get("worked", 0) / 1e6,
+        budget=job.get("budget"),
+        reason=job.get("reason") or None,
     )
 
 

@@ -149,7 +149,7 @@ class TestLists:
     def test_jobs(self, commands):
         job = commands.submit()["job"]
         said = commands("jobs").splitlines()
-        assert said[0].split() == ["JOB", "MODEL", "STATE", "DONE", "FAILED"]
+        assert said[0].split() == ["JOB", "MODEL", "STATE", "DONE", "FAILED", "SPEED", "LEFT"]
         assert said[1].split()[:3] == [job, "demo", "active"]
         assert "0 of 6 (0 %)" in said[1]
         assert said[1].index("active") == said[0].index("STATE")

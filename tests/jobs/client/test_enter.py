@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from jobs.budget import Budget
 from jobs.client.enter import submit
 from jobs.client.resume import resume
 from jobs.errors import (
@@ -24,7 +25,7 @@ from jobs.folder.plan import read_plan
 from jobs.folder.prepare import prepare
 from jobs.folder.records import dump_lines, read_lines
 from jobs.ledger.memory.ledger import MemoryLedger
-from jobs.ledger.types import JobState, ModelShards
+from jobs.ledger.types import BY_BUDGET, JobState, ModelShards
 from jobs.manifest.load import load_manifest
 from jobs.queue.publish import LEAST_WINDOW
 from jobs.storage import LocalStore
@@ -123,6 +124,27 @@ def test_each_model_has_its_queue_also_after_a_resume(tmp_path, store):
     store.put(JobKeys(job).job, json.dumps(described).encode(), overwrite=True)
     with pytest.raises(DamagedError, match=r"job.json is damaged: the models of both"):
         again(job, store, MemoryLedger())
+
+
+def test_a_budget_that_is_used_up_is_refused_and_a_larger_one_goes_on(tmp_path, store):
+    def load(budget: str):
+        return load_manifest(write(tmp_path, f"{TEXT}budget: {budget}\n"))
+
+    ledger = MemoryLedger()
+    job = enter(load("{images: 3}"), store, ledger).job
+    assert ledger.status(job).budget == Budget(images=3)
+    render(store, job, range(3))
+    with pytest.raises(
+        InputError, match=r"the budget of 3 images is used up: 3 of 40 images are done"
+    ):
+        enter(load("{images: 3}"), store, ledger)
+    ledger.set_state(job, JobState.PAUSED, reason=BY_BUDGET)
+    larger = enter(load("{images: 5, hours: 2}"), store, ledger)
+    assert (larger.job, larger.state) == (job, JobState.ACTIVE)
+    assert ledger.status(job).budget == Budget(images=5, hours=2.0)
+    wiped = MemoryLedger()
+    again(job, store, wiped)
+    assert wiped.status(job).budget == Budget(images=5, hours=2.0)
 
 
 def test_a_job_goes_to_the_store_the_ledger_and_the_queue(manifest, store):

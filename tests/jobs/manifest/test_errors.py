@@ -48,7 +48,8 @@ colour: red
         "job.yaml:7:6: prompts[1].promt: unknown key 'promt'; did you mean 'prompt'?",
         "job.yaml:9:20: matrix.guidance: found 5, expected a list of values, each a finite number",
         "job.yaml:10:1: colour: unknown key 'colour'; expected one of version, name, model, "
-        "reproducible, defaults, matrix, output, wildcards, loras, embeddings, vaes, prompts",
+        "reproducible, defaults, matrix, output, wildcards, budget, loras, embeddings, vaes, "
+        "prompts",
         "rows.csv:2:3: steps: found 0, expected a whole number within 1 to 1000",
         "rows.csv:4:1: prompt is missing; expected a text of at most 10,000 characters",
     ]
@@ -268,6 +269,11 @@ def test_an_items_problem(tmp_path, item, expected):
         ("matrix: {eta: [0, 0.5]}\nprompts: [a, b]", "2:15: matrix.eta: eta 0.5 goes with"),
         ("matrix: {strength: [1, 0.5]}\nprompts: [a]", "strength is in matrix and needs an init"),
         ("output: {format: gif}\nprompts: [a]", "found 'gif', expected one of png, jpeg, webp"),
+        ("budget: {hours: 0}\nprompts: [a]", "budget.hours: found 0, expected a number above 0"),
+        ("budget: {money: 5}\nprompts: [a]", "money needs price"),
+        ("budget: {price: 5}\nprompts: [a]", "price needs money"),
+        ("budget: {images: 1.5}\nprompts: [a]", "expected a whole number of at least 1"),
+        ("budget: {days: 1}\nprompts: [a]", "days"),
         ("output: {quality: 90}\nprompts: [a]", "quality goes with format jpeg or webp"),
         ("output: {format: webp, quality: 101}\nprompts: [a]", "expected a whole number within 1"),
         ("output: {store: ''}\nprompts: [a]", "found an empty text, expected a folder or s3"),

@@ -9,13 +9,16 @@ from collections import defaultdict
 
 import pytest
 
+from jobs.budget import Budget
 from jobs.errors import StoreError
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.plan import write_plan
 from jobs.folder.records import dump_lines, read_failures
 from jobs.ledger.memory.ledger import MemoryLedger
 from jobs.ledger.types import (
+    BY_BUDGET,
     MOST_DEATHS,
+    ClaimAnswer,
     JobState,
     ModelShards,
     NewJob,
@@ -100,6 +103,33 @@ def test_it_fills_the_window_once(reconciler, queue):
     one.round()
     one.round()
     assert [shard.number for shard in queue.messages["demo"]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_job_whose_budget_is_used_up_rests(reconciler, queue, ledger):
+    job = NewJob("small", "small", "p" * 64, "out", "demo", [2, 4], 4, budget=Budget(images=1))
+    ledger.create(job)
+    reconciler().round()
+    queue.messages.clear()
+    lease = ledger.claim("small", 0, "w1").lease
+    ledger.settle(lease, [0])
+    reconciler().round()
+    status = ledger.status("small")
+    assert (status.state, status.reason) == (JobState.PAUSED, BY_BUDGET)
+    assert not any(shard.job_id == "small" for shard in queue.messages["demo"])
+    assert ledger.settle(lease, [1])  # what is in the middle is finished
+    ledger.release(lease)
+    ledger.create(dataclasses.replace(job, budget=Budget(images=4)))
+    assert ledger.claim("small", 1, "w1").answer == ClaimAnswer.RUN
+
+
+def test_the_end_of_a_budget_is_not_before_that_of_its_job(reconciler, ledger):
+    ledger.create(
+        NewJob("small", "small", "p" * 64, "out", "demo", [1], 1, budget=Budget(images=1))
+    )
+    lease = ledger.claim("small", 0, "w1").lease
+    ledger.settle(lease, [0])
+    reconciler().round()
+    assert ledger.status("small").reason is None
 
 
 def test_each_model_of_a_job_has_a_window_and_a_queue(reconciler, queue, ledger, clock):

@@ -1,11 +1,11 @@
 -- Enter a job, or go on with it. The bitmap of images that are done was uploaded before, so that the
 -- job comes into being whole.
--- ARGV: token, job, plan, bounds, open, 1 if there is an upload, webhook, priority, store, then fields
--- and values of the job.
+-- ARGV: token, job, plan, bounds, open, 1 if there is an upload, webhook, priority, store, budget, then
+-- fields and values of the job.
 -- Answers: new | there | conflict with plan and store of the job that is there | stale, if the upload
 -- has gone meanwhile.
 local token, job, plan, has_upload = ARGV[1], ARGV[2], ARGV[3], ARGV[6] == '1'
-local webhook, priority, store = ARGV[7], ARGV[8], ARGV[9]
+local webhook, priority, store, budget = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local record, done, failed = key('job', job), key('done', job), key('failed', job)
 local upload = key('upload', token)
 
@@ -24,7 +24,7 @@ if not known then
   -- Fences begin at the time, so that those of a job that was forgotten, or wiped, are smaller.
   redis.call('HSET', record, 'plan', plan, 'state', 'active', 'created', time, 'fence', time,
     'failed', 0, 'evaluated', 0, 'webhook', webhook, 'priority', priority, 'store', store,
-    unpack(ARGV, 10))
+    'budget', budget, unpack(ARGV, 11))
   redis.call('SET', key('bounds', job), ARGV[4])
   redis.call('SET', key('open', job), ARGV[5])
   if has_upload then
@@ -50,12 +50,13 @@ if has_upload then
   end
   redis.call('DEL', upload)
 end
-local old_webhook, old_priority = unpack(redis.call('HMGET', record, 'webhook', 'priority'))
-if old_webhook ~= webhook or old_priority ~= priority then
-  redis.call('HSET', record, 'webhook', webhook, 'priority', priority)
+local old = redis.call('HMGET', record, 'webhook', 'priority', 'budget')
+if old[1] ~= webhook or old[2] ~= priority or (old[3] or '') ~= budget then
+  redis.call('HSET', record, 'webhook', webhook, 'priority', priority, 'budget', budget)
 end
-if redis.call('HGET', record, 'state') == 'cancelled' then
-  redis.call('HSET', record, 'state', 'active')
+local state, reason = unpack(redis.call('HMGET', record, 'state', 'reason'))
+if state == 'cancelled' or (state == 'paused' and reason == 'budget') then
+  redis.call('HSET', record, 'state', 'active', 'reason', '')
   redis.call('HDEL', record, 'ended')
   redis.call('ZREM', NOTICES, job)
   let_open_wait(job)

@@ -1,4 +1,5 @@
--- ARGV: job, the state wanted, images failed where that counts or nothing. Answers the state after it; nothing if there is no such job.
+-- ARGV: job, the state wanted, images failed where that counts or nothing, why it is paused or nothing.
+-- Answers the state after it; nothing if there is no such job.
 -- Safe to repeat: the second time the job is in that state.
 local job, wanted, expected = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local record = key('job', job)
@@ -10,7 +11,7 @@ if wanted == 'done' and done + failed < tonumber(total) then return state end
 if wanted == 'done' and expected and expected ~= tonumber(failed) then return state end
 
 even_when_full()
-redis.call('HSET', record, 'state', wanted)
+redis.call('HSET', record, 'state', wanted, 'reason', ARGV[4])
 if wanted == 'done' or wanted == 'cancelled' then
   local time = digits(now())
   redis.call('HSET', record, 'ended', time, 'waiting', 0, 'notices', 0)
