@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "forget": ("jobs.cli.manage", "Take a job out of the ledger; its folder stays."),
     "resume": ("jobs.cli.manage", "Enter a job again from its folder."),
     "workers": ("jobs.cli.manage", "List workers: where they are and what they do."),
+    "dashboard": ("jobs.cli.dashboard", "Show jobs, workers and pictures live in a browser."),
     "doctor": ("jobs.cli.doctor", "Look at all that jobs need here."),
     "bench": (None, "Measure how fast this machine renders."),
     "worker": (None, "Render shards of jobs until told to stop."),
