@@ -28,7 +28,8 @@ from infra.licences import OF_CUDA, STATED, licence, normal, refused
 
 PINS = Path(__file__).with_name("constraints.txt")
 
-SCOPES = {"": "required", "worker": "optional", "local": "optional", "dev": "excluded"}
+_EXTRAS = ("worker", "local", "dashboard")
+SCOPES = {"": "required", **dict.fromkeys(_EXTRAS, "optional"), "dev": "excluded"}
 """Extras of sdbatch, and what CycloneDX calls what they need. Development's is not delivered."""
 
 INSIDE = {

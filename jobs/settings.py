@@ -25,6 +25,7 @@ LOG_FORMATS = ("text", "json")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _ADDRESS = re.compile(r"(?P<host>[^\s:]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})")
+_TOKEN = re.compile(r"[!-~]{16,200}")
 _AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 
@@ -52,6 +53,7 @@ class Settings:
     cache: Path = Path("~/.cache/sdbatch")
     webhook_secret: str | None = field(default=None, repr=False)
     webhook_private: bool = False
+    dashboard_token: str | None = field(default=None, repr=False)
     local: LocalCluster | None = None  # the running one, if jobs go to it
     aws_configured: bool = False  # the environment leads boto3 to some server
 
@@ -95,6 +97,7 @@ class Settings:
             cache=_folder(values, "SDBATCH_CACHE", cls.cache),
             webhook_secret=values.get("SDBATCH_WEBHOOK_SECRET"),
             webhook_private=values.get("SDBATCH_WEBHOOK_PRIVATE", "0") != "0",
+            dashboard_token=_token(values, "SDBATCH_DASHBOARD_TOKEN"),
             local=local,
             aws_configured=any(name.startswith(_AWS) for name in values),
         )
@@ -173,6 +176,15 @@ def _mebibytes(values: Mapping[str, str], name: str, otherwise_bytes: int) -> in
     if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= most:
         raise InputError(f"{name}: found {quote(text)}, expected MiB within 1 to {most}")
     return int(text) * 2**20
+
+
+def _token(values: Mapping[str, str], name: str) -> str | None:
+    text = values.get(name)
+    if text is not None and not _TOKEN.fullmatch(text):  # which is not repeated: it is a secret
+        raise InputError(
+            f"{name}: expected 16 to 200 letters, digits and signs of ASCII, no spaces"
+        )
+    return text
 
 
 def _address(text: str | None) -> tuple[str, int] | None:

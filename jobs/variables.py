@@ -117,6 +117,11 @@ VARIABLES = (
     Variable(
         "SDBATCH_WEBHOOK_PRIVATE", "`1` lets webhooks go to private and loopback addresses.", "0"
     ),
+    Variable(
+        "SDBATCH_DASHBOARD_TOKEN",
+        "Token of `sdbatch dashboard`, 16 to 200 characters of ASCII without spaces. Without it, "
+        "each start makes a new one.",
+    ),
     Variable("SDBATCH_DEBUG", "`1` shows the traceback of an unexpected error.", "0"),
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -31,19 +33,24 @@ from jobs.terminal.console import Terminal
     metavar="NAME",
     help="Model to load, by its name in the model list. [default: SDBATCH_MODEL, else demo]",
 )
+@click.option("--no-dashboard", is_flag=True, help="Leave the live page away.")
 @json_option
 @click.pass_obj
-def local(terminal: Terminal, workers: int, folder: Path | None, model: str | None) -> None:
+def local(
+    terminal: Terminal, workers: int, folder: Path | None, model: str | None, no_dashboard: bool
+) -> None:
     """Run queue, store and workers on this machine until Ctrl-C; needs no Docker.
 
     Meanwhile `sdbatch submit` and the other commands find it by themselves. A second start has the
-    jobs and pictures of the first.
+    jobs and pictures of the first. The live page (see `sdbatch dashboard`) is served, too, where
+    that is installed.
 
     \b
     Example:
       sdbatch local --workers 2
     """
-    from jobs.local.address import default_folder
+    from jobs.cli.dashboard import installed, page_address
+    from jobs.local.address import LocalCluster, default_folder
     from jobs.local.cluster import Plan, run_cluster
     from jobs.local.display import Display
 
@@ -59,7 +66,14 @@ def local(terminal: Terminal, workers: int, folder: Path | None, model: str | No
     for variable in ("SDBATCH_REDIS", "SDBATCH_STORE"):
         if os.environ.get(variable):
             display.warn(f"{variable} is set, so `sdbatch submit` from here goes elsewhere")
+
+    def serve_page(here: LocalCluster) -> AbstractContextManager[str | None]:
+        """Serves the cluster's page, if that is wanted and installed."""
+        if no_dashboard or not installed():
+            return nullcontext()
+        return page_address(replace(settings, redis=here.redis, local=here))
+
     try:
-        run_cluster(plan, os.environ, display)
+        run_cluster(plan, os.environ, display, serve_page)
     except OSError as error:
         raise InputError(f"{plan.folder} cannot be used: {reason(error)}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,11 +19,11 @@ from jobs.cli.job_text import (
     workers_of,
 )
 from jobs.cli.options import endpoint_option, job_argument, json_option, redis_option
+from jobs.client.changes import CHANGES, Change
 from jobs.client.opening import find_job, ledger_at, open_store_at, settings_with, store_address
 from jobs.client.served import no_worker, served_models, unserved, waits_for_worker
 from jobs.errors import ExitCode, InputError
 from jobs.formatting import counted
-from jobs.ledger import Ledger
 from jobs.ledger.types import JobState, JobStatus
 from jobs.terminal.console import Terminal
 from jobs.terminal.figures import duration, figures_of, speed_text
@@ -126,7 +126,7 @@ def failures(terminal: Terminal, job: str, redis: str | None) -> None:
         terminal.say(f"{failure.index}  {failure.name}  {failure.reason}")
 
 
-def _changing(name: str, text: str, change: Callable[[Ledger, str], str]) -> click.Command:
+def _changing(name: str, text: str, change: Change) -> click.Command:
     """A command that changes one job and says what became of it."""
 
     @click.command(name, help=f"{text}\n\n\b\nExample:\n  sdbatch {name} shapes")
@@ -146,31 +146,15 @@ def _changing(name: str, text: str, change: Callable[[Ledger, str], str]) -> cli
     return command
 
 
-def _to(state: JobState) -> Callable[[Ledger, str], str]:
-    def change(ledger: Ledger, job_id: str) -> str:
-        after = ledger.set_state(job_id, state)
-        if after is not state:
-            raise InputError(f"{job_id} is {after} and stays so")
-        return str(after)
-
-    return change
-
-
-def _retry(ledger: Ledger, job_id: str) -> str:
-    return f"{counted(ledger.retry(job_id), 'failed image')} to do again"
-
-
-pause = _changing(
-    "pause", "Let a job rest; images being rendered are finished.", _to(JobState.PAUSED)
-)
-unpause = _changing("unpause", "Let a paused job go on.", _to(JobState.ACTIVE))
+pause = _changing("pause", "Let a job rest; images being rendered are finished.", CHANGES["pause"])
+unpause = _changing("unpause", "Let a paused job go on.", CHANGES["unpause"])
 cancel = _changing(
     "cancel",
     "End a job: its workers see it within about a second and stop after the step that they are at. "
     "Finished images stay.",
-    _to(JobState.CANCELLED),
+    CHANGES["cancel"],
 )
-retry = _changing("retry", "Render the failed images of a job again.", _retry)
+retry = _changing("retry", "Render the failed images of a job again.", CHANGES["retry"])
 
 
 @click.command()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from rich.console import Console
 
+from jobs.client.changes import CHANGES
 from jobs.errors import InputError, NotFoundError
 from jobs.folder.check import whole_image
 from jobs.folder.job_file import read_job_file
@@ -218,24 +219,19 @@ class Job:
 
     def pause(self) -> None:
         """Let it rest; images being rendered are finished."""
-        self._set(JobState.PAUSED)
+        CHANGES["pause"](self._steered(), self.name)
 
     def unpause(self) -> None:
         """Let it go on."""
-        self._set(JobState.ACTIVE)
+        CHANGES["unpause"](self._steered(), self.name)
 
     def cancel(self) -> None:
         """End it; finished images stay."""
-        self._set(JobState.CANCELLED)
+        CHANGES["cancel"](self._steered(), self.name)
 
     def retry(self) -> int:
         """Have its failed images rendered again; how many they are."""
         return self._steered().retry(self.name)
-
-    def _set(self, state: JobState) -> None:
-        after = self._steered().set_state(self.name, state)
-        if after is not state:
-            raise InputError(f"{self.name} is {after} and stays so")
 
     def _steered(self) -> Ledger:
         if self.ledger is None:

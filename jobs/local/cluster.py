@@ -48,7 +48,13 @@ class _StopAskedError(Exception):
     """By Ctrl-C or a signal, which is how a cluster ends."""
 
 
-def run_cluster(plan: Plan, environ: Mapping[str, str], display: Display) -> None:
+ServePage = Callable[[LocalCluster], contextlib.AbstractContextManager[str | None]]
+"""Serves the live page of a cluster meanwhile; its address, or None where there is none."""
+
+
+def run_cluster(
+    plan: Plan, environ: Mapping[str, str], display: Display, serve_page: ServePage
+) -> None:
     """Returns when it was told to stop and has ended; no process of it is left then.
 
     Raises `InputError` if something is missing or the folder is in use, `LedgerError` and
@@ -68,8 +74,8 @@ def run_cluster(plan: Plan, environ: Mapping[str, str], display: Display) -> Non
         cluster = _Cluster(plan, state, ledger_server, store_server, display, interrupts)
         grace_s = ORPHANED_GRACE_S
         try:
-            cluster.start_servers()
-            cluster.tend_workers(logs, environ)
+            with serve_page(cluster.start_servers()) as page:
+                cluster.tend_workers(logs, environ, page)
         except _StopAskedError:
             grace_s = WORKER_GRACE_S
         finally:
@@ -96,7 +102,7 @@ class _Cluster:
         self._interrupts = interrupts
         self._workers: list[LocalWorker] = []
 
-    def start_servers(self) -> None:
+    def start_servers(self) -> LocalCluster:
         """Both at once. Returns when they are ready and commands can find them."""
         state, show = self._state, self._display
         show.doing("starting Valkey and SeaweedFS")
@@ -111,9 +117,10 @@ class _Cluster:
             os.getpid(), redis_url(state), STORE, endpoint(state), state.key_id, state.secret
         )
         announce(self._plan.folder, here)
+        return here
 
-    def tend_workers(self, logs: Path, environ: Mapping[str, str]) -> None:
-        """Starts the workers and keeps them running; never returns.
+    def tend_workers(self, logs: Path, environ: Mapping[str, str], page: str | None) -> None:
+        """Starts the workers and keeps them running; never returns. page: address of the live page.
 
         Raises `_StopAskedError` when told to stop, `SdbatchError` when that cannot go on.
         """
@@ -147,7 +154,7 @@ class _Cluster:
             elif announced:
                 show.idle()
             else:
-                self._announce(logs, len(left))
+                self._announce(logs, len(left), page)
                 announced = True
             time.sleep(POLL_S)
 
@@ -164,7 +171,7 @@ class _Cluster:
         self._display.idle()
         self._display.done("stopped", f"jobs and pictures are kept in {self._plan.folder}")
 
-    def _announce(self, logs: Path, workers: int) -> None:
+    def _announce(self, logs: Path, workers: int, page: str | None) -> None:
         plan = self._plan
         summary = Summary(
             redis=redis_url(self._state, password=False),
@@ -174,6 +181,7 @@ class _Cluster:
             logs=str(logs),
             workers=workers,
             model=plan.model,
+            dashboard=page,
         )
         found = same_folder(plan.folder, default_folder(os.environ))
         self._display.ready(summary, needs_folder=not found)

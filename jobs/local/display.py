@@ -17,7 +17,9 @@ from jobs.terminal.console import Terminal
 
 @dataclass(frozen=True)
 class Summary:
-    """Addresses of a cluster that is ready. redis: without its password."""
+    """Addresses of a cluster that is ready. redis: without its password. dashboard: with the token
+    by which jobs can be steered; None where there is no page.
+    """
 
     redis: str
     store: str
@@ -26,6 +28,7 @@ class Summary:
     logs: str
     workers: int
     model: str
+    dashboard: str | None
 
 
 class Display:
@@ -73,6 +76,8 @@ def _lines(summary: Summary, *, needs_folder: bool) -> Iterator[str]:
     yield f"endpoint  {summary.endpoint}"
     yield f"data      {summary.data}"
     yield f"logs      {summary.logs}"
+    if summary.dashboard is not None:
+        yield f"page      {summary.dashboard}"
     prefix = f"SDBATCH_LOCAL={shlex.quote(summary.data)} " if needs_folder else ""
     yield ""
     yield f"submit with: {prefix}sdbatch submit shapes.yaml"

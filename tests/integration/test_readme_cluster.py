@@ -6,6 +6,7 @@ jobs do not name, so that they wait for the workers that the README starts.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import redis
@@ -69,6 +71,8 @@ CODES = {
     "sdbatch cancel shapes": ExitCode.DONE,
     "sdbatch retry shapes": ExitCode.DONE,
     "sdbatch forget shapes": ExitCode.DONE,
+    "sdbatch dashboard --price 1.10": ExitCode.DONE,
+    "sdbatch dashboard": ExitCode.DONE,
     "sdbatch worker --gpus all": ExitCode.DONE,
     "sdbatch run": ExitCode.DONE,
     "sdbatch resume shapes --store s3://bucket/jobs": ExitCode.DONE,
@@ -85,6 +89,7 @@ HERE = {
     "--gpus all": "--gpus none",  # this machine has none
     "--device cuda": "--device cpu",
     "--size 512x512": "--size 64x64",
+    "--price 1.10": "--price 1.10 --port 0",
 }
 """What stands for something of the reader's, and what it is here."""
 
@@ -94,6 +99,7 @@ IN_A_SENTENCE = {
     "sdbatch run": f"sdbatch run shapes.yaml --store {STORE}",  # it writes to buckets too
     "sdbatch show IMAGE": "sdbatch show picture.png",
     "sdbatch import IMAGE": "sdbatch import picture.png",
+    "sdbatch dashboard": "sdbatch dashboard --port 0",
 }
 """Named without arguments there."""
 
@@ -137,7 +143,7 @@ class Reader:
         self.folder = folder / "here"
         self.local = Local(folder / "kept")
         self.environ = {**self.local.environ, "HOME": str(folder)}
-        self.serving: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.serving: list[tuple[str, subprocess.Popen]] = []
         self.ran: list[str] = []
         self.pids: set[int] = set()
         self._write_files()
@@ -201,6 +207,8 @@ class Reader:
         if SERVES.match(line):
             self._serve(line, words)
             return ""
+        if line.startswith("sdbatch dashboard"):
+            return self._look_at_the_page(line, words)
         done = run_command(shlex.split(words)[1:], self.environ, self.folder)
         assert done.returncode == CODES[line], f"{line}\n{done.stdout}{done.stderr}{self.logs()}"
         return done.stdout
@@ -233,6 +241,25 @@ class Reader:
 
         wait_for(serves, f"{line}\n{log.read_text()}")
         self.pids |= descendants(process.pid)
+
+    def _look_at_the_page(self, line: str, words: str) -> str:
+        """Starts it, asks for its jobs, and ends it with Ctrl-C."""
+        process = subprocess.Popen(
+            self._arguments(words),
+            cwd=self.folder,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.serving.append((line, process))
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        address = said.split()[1].partition("/#token=")[0]
+        with urlopen(f"{address}/api/jobs", timeout=PATIENCE_S) as answer:
+            assert json.load(answer)["total"] == len(self.ledger.jobs())
+        with process.stdout:
+            self.stop(signal.SIGINT)
+        return said
 
     @property
     def serving_local(self) -> bool:

@@ -126,7 +126,7 @@ def test_every_command_but_those_that_render(run, tmp_path):
     nothing_there = [ExitCode.NOT_FOUND] * 2  # no image to collect, and then no job to watch
     assert codes == [ExitCode.DONE] * 21 + nothing_there, said
     assert "torch is not installed" in said
-    assert {command for command, *_ in ran} == set(COMMANDS) - RENDERING
+    assert {command for command, *_ in ran} == set(COMMANDS) - RENDERING - {"dashboard"}
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,9 @@ def test_those_that_render_say_what_is_missing(run, command):
     codes, said = run(command)
     assert codes == [ExitCode.BAD_INPUT]
     assert "needs torch, which is not installed: pip install 'sdbatch[worker]'" in said
+
+
+def test_the_page_says_what_is_missing(run):
+    codes, said = run(["dashboard"])
+    assert codes == [ExitCode.BAD_INPUT]
+    assert "needs uvicorn, which is not installed: pip install 'sdbatch[dashboard]'" in said

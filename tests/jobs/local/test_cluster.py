@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -267,7 +268,7 @@ class TestStart:
             monkeypatch.setattr(LoggedProcess, "start", remember)
             plan = cluster.Plan(tmp_path / "kept", 1, "demo")
             try:
-                cluster.run_cluster(plan, os.environ, shown)
+                cluster.run_cluster(plan, os.environ, shown, lambda here: nullcontext())
             finally:
                 assert [part.name for part in started] == ["Valkey", "SeaweedFS"]
                 assert not any(is_running(part.pid) for part in started)
@@ -361,12 +362,17 @@ class TestCommand:
         assert "SDBATCH_STORE is set, so `sdbatch submit`" in capsys.readouterr().err
 
     def test_the_summary_says_how_to_submit(self, capsys):
-        summary = Summary("redis://x", "s3://y", "http://z", "/my data", "/logs", 1, "demo")
+        addresses = "redis://x", "s3://y", "http://z", "/my data", "/logs"
+        summary = Summary(*addresses, 1, "demo", "http://here/#token=x")
         Display(Terminal(json=False)).ready(summary, needs_folder=True)
-        Display(Terminal(json=False)).ready(summary, needs_folder=False)
+        Display(Terminal(json=False)).ready(
+            dataclasses.replace(summary, dashboard=None), needs_folder=False
+        )
         said = capsys.readouterr()
         first, second = said.out.split("kept\n")[:2]
         assert "submit with: SDBATCH_LOCAL='/my data' sdbatch submit shapes.yaml\n" in first
         assert "submit with: sdbatch submit shapes.yaml\n" in second
         assert "cluster   1 worker with model demo\n" in first
+        assert "page      http://here/#token=x\n" in first
+        assert "page" not in second
         assert said.err == ""  # no progress in a pipe

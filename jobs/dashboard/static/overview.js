@@ -1,0 +1,45 @@
+// All jobs, workers, the newest pictures and failures.
+
+import { getNow } from "./api.js";
+import { byId, setClock, setText } from "./dom.js";
+import { FailureList } from "./failures.js";
+import { jobsShown, loadJobs, tellGone, tellJobs } from "./jobs.js";
+import { PictureGrid } from "./tiles.js";
+import { summaryOf, tellWorkers } from "./workers.js";
+
+const MOST_PICTURES = 12;
+
+function explain(error) {
+  byId("no-pictures").hidden = !error && !newest.empty;
+  setText(byId("no-pictures"), error ? `Pictures cannot be read: ${error}`
+    : "None yet: pictures appear here as they land.");
+}
+
+const newest = new PictureGrid(byId("newest"), MOST_PICTURES, { named: true, failed: explain });
+const failures = new FailureList(byId("failures"), { named: true });
+
+function summarise() {
+  setText(byId("summary"), summaryOf(jobsShown()));
+  byId("failures-section").hidden = !byId("failures").children.length;
+}
+
+export async function beginOverview() {
+  const [now] = await Promise.all([getNow(), loadJobs()]);
+  setClock(now.now_s);
+  tellWorkers(now.workers);
+  failures.clear();
+  failures.add(now.failures);
+  summarise();
+  if (newest.empty) explain(null);
+  await newest.land(now.pictures.slice(-MOST_PICTURES));
+  if (newest.empty) explain(null);
+}
+
+export function tellOverview(name, values) {
+  if (name === "jobs") tellJobs(values);
+  if (name === "gone") tellGone(values);
+  if (name === "workers") tellWorkers(values);
+  if (name === "failures") failures.add(values);
+  if (name === "pictures") newest.land(values);
+  summarise();
+}
