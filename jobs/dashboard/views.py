@@ -20,6 +20,7 @@ def job_view(job: JobStatus, price: float | None) -> View:
         "id": job.job_id,
         "name": short(job.name),
         "state": job.state,
+        "reason": job.reason,
         "model": short(job.model),
         "total": job.total,
         "done": job.done,

@@ -16,7 +16,7 @@ import yaml
 from jobs.dashboard.server import Place, serving
 from jobs.errors import ExitCode
 from jobs.ledger import open_ledger
-from jobs.ledger.types import JobState
+from jobs.ledger.types import BY_BUDGET, JobState
 from jobs.storage import open_store
 from tests.integration.cluster import Cluster, make_model
 from tests.jobs.report.browser import Browser
@@ -113,6 +113,7 @@ def test_pictures_land_no_prompt_runs_and_only_the_token_changes(cluster, addres
         page.wait_for(f"document.querySelectorAll('#newest .tile').length === {len(HOSTILE)}")
         page.wait_for("[...document.querySelectorAll('#newest img')].every(i => i.naturalWidth)")
         assert sorted(page.texts("#newest .line")) == sorted(HOSTILE)
+        assert not page.shown("#no-pictures")
         page.wait_for_text("#jobs .chip", "done")
         page.wait_for_text("#workers .chip", "idle")
         (job,) = cluster.ledger.jobs()
@@ -154,6 +155,10 @@ def test_a_job_is_steered_from_its_page(cluster, address, tmp_path):
             page.click(f"[data-change={name}]")
             page.wait_for_text("#job-row .chip", state)
             assert cluster.ledger.status(job_id).state is state
+        cluster.ledger.set_state(job_id, JobState.PAUSED, reason=BY_BUDGET)
+        page.wait_for_text("#job-row .chip", "paused: budget")
+        cluster.ledger.set_state(job_id, JobState.ACTIVE)
+        page.wait_for_text("#job-row .chip", "active")
         page.click("[data-change=cancel]")
         assert cluster.ledger.status(job_id).state is JobState.ACTIVE  # it asks first
         page.click("#confirm-yes")

@@ -31,7 +31,7 @@ export class JobRow {
 
   show(job) {
     this.job = job;
-    setText(this.state, job.state);
+    setText(this.state, job.reason ? `${job.state}: ${job.reason}` : job.state);
     this.state.dataset.state = job.state;
     setText(this.model, job.model);
     const whole = Math.max(1, job.total);

@@ -42,6 +42,7 @@ export class PictureGrid {
         const some = this.waiting.splice(0, ASKED_AT_ONCE);
         const found = await this.factsOf(some);
         for (const picture of found) this.putFirst(picture);
+        if (found.length) this.failed(null);
       }
     } finally {
       this.fetching = false;
@@ -56,7 +57,6 @@ export class PictureGrid {
       try {
         const answer = await getFacts(job, indices);
         for (const one of answer.pictures) facts.set(keyOf({ job, index: one.index }), one);
-        this.failed(null);
       } catch (error) {
         if (error.status !== 404) this.failed(error.message);
       }
