@@ -33,7 +33,7 @@ def write_tables(folder: JobFolder, *, images: int) -> None:
             write_job_table(folder, records)
         except StoreError as error:
             log.warning("there is no records.parquet: %s", error)
-    form = _dataset_of(folder)
+    form = dataset_of(folder)
     if form is not None:
         prefix = folder.keys.dataset(form)
         written = write_dataset(form, folder, records(), folder.store, prefix)
@@ -41,7 +41,7 @@ def write_tables(folder: JobFolder, *, images: int) -> None:
             log.warning("%s damaged images are not in the data set", len(written.damaged))
 
 
-def _dataset_of(folder: JobFolder) -> Form | None:
+def dataset_of(folder: JobFolder) -> Form | None:
     """The form of the data set that the job is to have; None if it is to have none."""
     try:
         dataset = read_job_file(folder).dataset

@@ -1,4 +1,4 @@
-"""Galleries of jobs that go on, written again about every minute."""
+"""Galleries and data sets of jobs that go on, brought up to date about every minute."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, JobStatus
 from jobs.report import REFRESH_S, LiveGallery
 from jobs.storage import Store
+from worker.output.live_dataset import LiveDataset
+from worker.output.tables import dataset_of
 from worker.reconcile.finalize import HOLD_S, finish_lock, with_prompts
 
 log = logging.getLogger(__name__)
@@ -23,12 +25,15 @@ _GOING_ON = (JobState.ACTIVE, JobState.PAUSED)
 
 @dataclass
 class _Shown:
-    """A job's gallery. at_s: when it is due, by the ledger's clock. settled: images done and failed
-    when it was written.
+    """A job's gallery, and its data set, if it is to have one.
+
+    at_s: when they are due, by the ledger's clock. settled: images done and failed when the gallery
+    was written.
     """
 
     at_s: float
     gallery: LiveGallery | None = None
+    dataset: LiveDataset | None = None
     settled: tuple[int, int] = (0, 0)
     is_told: bool = False  # that it cannot be written
 
@@ -108,9 +113,16 @@ class GalleryRefresher:
             folder = JobFolder(self._open_store(job.store), JobKeys(job.job_id))
             if shown.gallery is None:
                 shown.gallery = LiveGallery(folder, job.total)
+                if dataset_of(folder) is not None:
+                    shown.dataset = LiveDataset(folder, job.total)
             failures = with_prompts(self._ledger.failures(job.job_id), PlanReader(folder))
             if shown.gallery.refresh(failures, go_on=lambda: self._may_go_on(job.job_id)):
                 shown.settled = (job.done, job.failed)
+            if shown.dataset is not None:
+                shown.dataset.refresh(
+                    lambda some: not self._ledger.pending(job.job_id, some.start, some.stop),
+                    lambda: self._may_go_on(job.job_id),
+                )
         finally:
             self._ledger.unlock(lock, self._owner)
 
