@@ -53,6 +53,10 @@ local function even_when_full()
   redis.call('DEL', PREFIX .. 'nothing')
 end
 
+-- Users may have fewer rights (infra/redis/users.acl), and a script that is refused a command ends there.
+-- One that not all of them may run begins to write by what only those may, so that it changes nothing:
+-- `create` by a write to `jobs` or BITOP, `retry` by BITOP, `forget` by UNLINK.
+
 -- What a script answers cannot always be found out a second time. Such a script keeps its answer for
 -- a minute under the token that its caller drew, and gives it again if the caller did not get it.
 local function recall(token)

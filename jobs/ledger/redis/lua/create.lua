@@ -21,6 +21,7 @@ if has_upload and redis.call('EXISTS', upload) == 0 then return {'stale'} end
 
 if not known then
   local time = digits(now())
+  redis.call('ZADD', JOBS, time, job)
   -- Fences begin at the time, so that those of a job that was forgotten, or wiped, are smaller.
   redis.call('HSET', record, 'plan', plan, 'state', 'active', 'created', time, 'fence', time,
     'failed', 0, 'evaluated', 0, 'webhook', webhook, 'priority', priority, 'store', store,
@@ -33,7 +34,6 @@ if not known then
   end
   local count = redis.call('BITCOUNT', done)
   redis.call('HSET', record, 'done', count)
-  redis.call('ZADD', JOBS, time, job)
   let_open_wait(job)
   review_job(job)
   event(job, 'created', 'images', redis.call('HGET', record, 'total'), 'done', count)
@@ -55,10 +55,10 @@ if old_webhook ~= webhook or old_priority ~= priority then
   redis.call('HSET', record, 'webhook', webhook, 'priority', priority)
 end
 if redis.call('HGET', record, 'state') == 'cancelled' then
+  let_open_wait(job)
   redis.call('HSET', record, 'state', 'active')
   redis.call('HDEL', record, 'ended')
   redis.call('ZREM', NOTICES, job)
-  let_open_wait(job)
   event(job, 'active')
 end
 review_job(job)
