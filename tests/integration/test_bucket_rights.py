@@ -16,6 +16,7 @@ import pytest
 from botocore.exceptions import ClientError
 from PIL import Image
 
+from jobs.dataset import Form
 from jobs.errors import ExitCode, StoreError
 from jobs.folder.layout import JobKeys
 from jobs.reuse.index import index_key
@@ -45,10 +46,11 @@ ENTERED = [
 """Written by who submits."""
 RENDERED = [
     *(JOB.image("a/b", "0" * 64, "png"), JOB.records(0), JOB.saved(0, "0" * 64), JOB.failures),
-    *(JOB.thumbnail(JOB.image("a", "0" * 64, "png")), index_key("shapes")),
+    *(JOB.thumbnail(JOB.image("a", "0" * 64, "png")), index_key("shapes"), JOB.table),
+    *(f"{JOB.dataset(form)}a" for form in Form),
 ]
 """Written by workers, and deleted."""
-ENDED = [JOB.model(), JOB.model("a"), JOB.index, JOB.sheet(0), JOB.table, JOB.done]
+ENDED = [JOB.model(), JOB.model("a"), JOB.index, JOB.sheet(0), JOB.done]
 """Written by workers."""
 MAY_PUT = {"read": [], "submit": ENTERED, "worker": [*RENDERED, *ENDED]}
 MAY_DELETE = {"read": [], "submit": [], "worker": RENDERED}
@@ -59,6 +61,7 @@ version: 1
 name: shapes
 model: odd
 defaults: {width: 64, height: 64, steps: 2}
+output: {dataset: webdataset}
 prompts:
   - {prompt: a red circle, seeds: {start: 0, count: 4}}
   - {prompt: a large circle, width: 384}
@@ -250,7 +253,7 @@ def test_a_job_runs_with_no_more_rights(cluster, run, bucket, tmp_path):
     assert worker.wait() == 0, cluster.logs()
     assert "denied" not in cluster.logs()
     kinds = {re.sub(r"^[^/]+/([\w.]+).*", r"\1", info.key) for info in cluster.store.list("")}
-    assert {"images", "thumbs", "records", "records.parquet", "done.json"} <= kinds
+    assert {"images", "thumbs", "records", "records.parquet", "webdataset"} <= kinds
 
 
 @pytest.mark.parametrize(
