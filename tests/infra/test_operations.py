@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
 
 from tests.guarded_valkey import USERS_FILE
 from tests.infra.files import INFRA, ROOT
-from tests.servers import Valkey
+from tests.servers import Valkey, missing
 
 PAGE = (INFRA / "OPERATIONS.md").read_text()
 
@@ -22,6 +23,8 @@ def block(beginning: str) -> str:
 
 
 def test_passwords_that_it_makes_are_those_of_the_server(tmp_path):
+    if shutil.which("openssl") is None:
+        missing("openssl")
     (tmp_path / "infra").symlink_to(INFRA)
     script = block("cp infra/redis/users.acl")
     done = subprocess.run(
