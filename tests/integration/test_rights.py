@@ -17,7 +17,7 @@ from jobs.queue.messages import queue_name
 from tests.guarded_valkey import USERS, USERS_FILE, GuardedValkey
 from tests.integration.cluster import Cluster, make_model
 from tests.ledgers import failure
-from tests.servers import everything, free_port, valkey_binary
+from tests.servers import everything, free_port, valkey_binary, wait_for
 
 IMAGES = 8
 MANIFEST = f"""\
@@ -111,8 +111,7 @@ def test_images_that_fail_and_workers_that_die_need_no_other_rights(cluster, ser
     ledger = open_ledger(server.url_of("work"), lease_s=0.01)
     (job,) = ledger.jobs()
     ledger.claim(job.job_id, 0, "dies")
-    while not ledger.expire():  # until the server's clock has come so far
-        pass
+    wait_for(ledger.expire, "the end of the lease")
     claim = ledger.claim(job.job_id, 0, "lives")
     first, *others = claim.indices
     ledger.settle(claim.lease, others, [failure(first)])

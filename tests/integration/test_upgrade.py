@@ -105,6 +105,7 @@ def test_the_code_is_that_of_the_version_before(before):
     )
     assert done.stdout.count(str(before)) == 3
     assert not (before / "jobs/reuse").exists()
+    # Else the fixture has to build its kernels, or take a later version.
     same = subprocess.run(
         ["git", "diff", "--quiet", BEFORE, "--", "sd_core/cpu/cpp"], cwd=ROOT, check=False
     )
