@@ -79,8 +79,9 @@ def size(count_bytes: int) -> str:
 
 def unknown_model(name: str, names: Iterable[str]) -> str:
     """Message about a model that is not among these. names: of the model list."""
-    close = suggest(name, names)
-    hint = f"did you mean '{close}'?" if close else f"known are {', '.join(['demo', *names])}"
+    known = dict.fromkeys(("demo", *names))
+    close = suggest(name, known)
+    hint = f"did you mean '{close}'?" if close else f"known are {', '.join(known)}"
     return (
         f"model {quote(name)} is not in the model list; {hint} (SDBATCH_MODELS names the list; "
         "--model gives a checkpoint for one run)"

@@ -10,10 +10,11 @@ import subprocess
 import sysconfig
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -35,27 +36,43 @@ class Keys:
 WRITER = Keys("WRITERKEYID000000000", "writer/secret+0123456789abcdefghijklmnop")
 READER = Keys("READERKEYID000000000", "reader/secret+0123456789abcdefghijklmnop")
 
-_IDENTITIES = {
-    "identities": [
-        {
-            "name": name,
-            "credentials": [{"accessKey": keys.key_id, "secretKey": keys.secret}],
-            "actions": actions,
-        }
-        for name, keys, actions in (
-            ("writer", WRITER, ["Admin", "Read", "List", "Tagging", "Write"]),
-            ("reader", READER, ["Read", "List"]),
-        )
-    ]
-}
+
+def identity(name: str, keys: Keys, **rights: list[str]) -> dict[str, Any]:
+    """One of the server's configuration. rights: `actions`, its own words, or `policyNames`."""
+    return {
+        "name": name,
+        "credentials": [{"accessKey": keys.key_id, "secretKey": keys.secret}],
+        **rights,
+    }
+
+
+_IDENTITIES = [
+    identity("writer", WRITER, actions=["Admin", "Read", "List", "Tagging", "Write"]),
+    identity("reader", READER, actions=["Read", "List"]),
+]
 _PORTS = ("master", "volume", "filer", "s3")
 
 
 class S3Server:
-    """`weed server -s3` over a folder; may be stopped and started again on the same data."""
+    """`weed server -s3` over a folder; may be stopped and started again on the same data.
 
-    def __init__(self, folder: Path) -> None:
+    identities: more than those of `WRITER` and `READER`. policies: AWS policy documents by name,
+    as texts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identities: Sequence[dict[str, Any]] = (),
+        policies: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._config = {
+            "identities": [*_IDENTITIES, *identities],
+            "policies": [
+                {"name": name, "content": text} for name, text in (policies or {}).items()
+            ],
+        }
         self.ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -68,7 +85,7 @@ class S3Server:
         if not self.ports:
             self.ports = _free_ports()
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        (self.folder / "identities.json").write_text(json.dumps(_IDENTITIES))
+        (self.folder / "identities.json").write_text(json.dumps(self._config))
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [_weed(), "-logtostderr=true", "server", *self._options()],

@@ -1,6 +1,6 @@
 """The Celery app of a worker: configuration and the signals of its life. `celery -A worker.app`.
 
-    celery -A worker.app worker --without-gossip --without-mingle
+    celery -A worker.app worker --without-gossip --without-mingle --without-heartbeat
 
 `sdbatch worker` starts the same.
 """

@@ -282,5 +282,7 @@ def worker(
         raise InputError(
             f"a worker needs {error.name}, which is not installed: pip install 'sdbatch[worker]'"
         ) from None
-    app.worker_main(["worker", "--without-gossip", "--without-mingle", "--loglevel=INFO"])
+    # Nobody listens to what Celery's workers tell each other.
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    app.worker_main(["worker", *quiet, "--loglevel=INFO"])
     return None

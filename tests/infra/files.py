@@ -27,8 +27,8 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def env_example() -> dict[str, str]:
-    lines = (INFRA / "env.example").read_text().splitlines()
+def env_example(name: str = "env.example") -> dict[str, str]:
+    lines = (INFRA / name).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
@@ -46,9 +46,9 @@ def interpolated(text: str, environ: Mapping[str, str]) -> str:
     return VARIABLE.sub(value, text)
 
 
-def compose_text() -> str:
+def compose_text(path: Path = ROOT / "docker-compose.yml") -> str:
     """Without comments, which may speak of variables."""
-    return re.sub(r"(?m)(^| )#.*$", "", (ROOT / "docker-compose.yml").read_text())
+    return re.sub(r"(?m)(^| )#.*$", "", path.read_text())
 
 
 def filled_in() -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""What `infra/RUNBOOK.md` and `infra/README.md` tell people to type exists, and messages that they
-quote are the code's own.
+"""What the pages for operators in `infra/` tell people to type exists, and messages that they quote
+are the code's own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from worker.reconcile.reconciler import LOST_AFTER_S
 from worker.reconcile.webhooks import AGAIN_AFTER_S
 from worker.serve.worker import STORE_FAILURES
 
-PAGES = {name: (INFRA / name).read_text() for name in ("README.md", "RUNBOOK.md")}
+PAGES = {name: (INFRA / name).read_text() for name in ("README.md", "RUNBOOK.md", "OPERATIONS.md")}
 RUNBOOK = PAGES["RUNBOOK.md"]
 COMPOSE_VERBS = {"up", "ps", "logs", "restart", "exec", "run", "build", "down"}
 
@@ -47,7 +47,7 @@ def code(page: str) -> list[str]:
 
 
 def typed(word: str) -> list[str]:
-    """Command lines that begin with this word, on both pages."""
+    """Command lines that begin with this word, on all pages."""
     found = {text for page in PAGES.values() for text in code(page) if text.startswith(f"{word} ")}
     return sorted(text for text in found if "…" not in text)
 
@@ -87,7 +87,13 @@ def test_what_is_typed_for_a_job_is_complete():
 
 @pytest.mark.parametrize("line", typed("docker compose"))
 def test_compose_commands_name_services(line):
-    _, _, verb, *words = shlex.split(line)
+    _, _, *words = shlex.split(line)
+    while words[0] in ("--env-file", "-f"):
+        option, path, *words = words
+        assert (
+            path == "/etc/sdbatch/worker.env" if option == "--env-file" else (ROOT / path).is_file()
+        )
+    verb, *words = words
     assert verb in COMPOSE_VERBS
     found = services()
     flags_with_value = {"--since", "--scale"}
@@ -146,7 +152,7 @@ def test_files_and_variables_exist(name):
     page = PAGES[name]
     for path in re.findall(r"\binfra/[\w./-]*\w", page):
         assert (ROOT / path).exists(), path
-    known = known_settings() | set(env_example())
+    known = known_settings() | set(env_example()) | set(env_example("worker.env.example"))
     assert set(re.findall(r"\bSDBATCH_\w+", page)) <= known
     assert set(re.findall(r"\bVALKEY_\w+", page)) <= known
 

@@ -107,7 +107,8 @@ def test_no_message_and_no_refusal_ends_a_worker(make_cluster, manifest, valkey)
 
 @pytest.mark.slow
 def test_plain_celery_starts_a_worker(make_cluster, manifest):
-    entry = ("celery", "-A", "worker.app", "worker", "--without-gossip", "--without-mingle")
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    entry = ("celery", "-A", "worker.app", "worker", *quiet)
     cluster = make_cluster(entry=entry)
     worker = cluster.start_worker()
     cluster.submit(manifest)

@@ -8,6 +8,10 @@ from redis import exceptions as errors
 from redis.sentinel import MasterNotFoundError
 
 _PASSWORD = "wrong user name or password"
+_NO_RIGHT = (
+    "this user may not do that; take one that may: infra/OPERATIONS.md has users for submitting, "
+    "for workers and for looking"
+)
 _CLUSTER = "it is a Redis Cluster, which is not supported; give a single server"
 
 # What servers write. Before Redis 7 an error inside a script had its code somewhere in the text;
@@ -18,7 +22,8 @@ _SAID = {
     "without any password configured": "it knows no password; leave the one in its URL out",
     "OOM": "it is full; raise its maxmemory or remove old jobs (sdbatch forget), then go on",
     "READONLY": "it is a read-only replica; give the address of its primary",
-    "NOPERM": "this user may not do that; give it all commands on keys that begin with sdbatch:",
+    # The latter two are said inside a script, the last of them by Redis 6.
+    "NOPERM|ACL failure|user executing the script can't": _NO_RIGHT,
     "MISCONF": "it cannot save to its disk, so it refuses changes; free some space there",
     "MASTERDOWN": "it is a replica that has lost its primary; give the primary's address",
     "NOREPLICAS": "it has too few replicas to accept changes; bring them back",
@@ -33,7 +38,7 @@ _KINDS: dict[type[errors.RedisError], str] = {
     errors.AuthenticationError: _PASSWORD,
     errors.OutOfMemoryError: _SAID["OOM"],
     errors.ReadOnlyError: _SAID["READONLY"],
-    errors.NoPermissionError: _SAID["NOPERM"],
+    errors.NoPermissionError: _NO_RIGHT,
     errors.BusyLoadingError: "it is still loading its data; try again in a moment",
     errors.MasterDownError: _SAID["MASTERDOWN"],
     errors.ClusterError: _CLUSTER,

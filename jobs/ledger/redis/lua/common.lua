@@ -18,9 +18,10 @@
 -- An open shard of a job that is not cancelled is either waiting, published or claimed.
 --
 -- Keys of the ledger: jobs (zset of ids, by time of creation), news (stream of the events of all jobs,
--- its length capped), settled (set of ids of jobs that only need their end), notices (zset of ids of ended jobs whose webhook is to be told, by when), leases
--- (zset of "shard/job", by expiry), workers (zset of names, by expiry), worker (hash, name -> JSON),
--- seen (hash, name -> time of its last report), lock:<name>, answer:<token> and upload:<token>.
+-- its length capped), settled (set of ids of jobs that only need their end), notices (zset of ids of ended
+-- jobs whose webhook is to be told, by when), leases (zset of "shard/job", by expiry), workers (zset of
+-- names, by expiry), worker (hash, name -> JSON), seen (hash, name -> time of its last report),
+-- lock:<name>, answer:<token> and upload:<token>.
 --
 -- Times are microseconds of this server's clock; below 2^53, so exact as Lua's numbers.
 
@@ -52,6 +53,10 @@ end
 local function even_when_full()
   redis.call('DEL', PREFIX .. 'nothing')
 end
+
+-- Users may have fewer rights (infra/redis/users.acl), and a script that is refused a command ends there.
+-- One that not all of them may run begins to write by what only those may, so that it changes nothing:
+-- `create` by a write to `jobs` or BITOP, `retry` by BITOP, `forget` by UNLINK.
 
 -- What a script answers cannot always be found out a second time. Such a script keeps its answer for
 -- a minute under the token that its caller drew, and gives it again if the caller did not get it.

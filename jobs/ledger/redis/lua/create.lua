@@ -21,6 +21,7 @@ if has_upload and redis.call('EXISTS', upload) == 0 then return {'stale'} end
 
 if not known then
   local time = digits(now())
+  redis.call('ZADD', JOBS, time, job)
   -- Fences begin at the time, so that those of a job that was forgotten, or wiped, are smaller.
   redis.call('HSET', record, 'plan', plan, 'state', 'active', 'created', time, 'fence', time,
     'failed', 0, 'evaluated', 0, 'webhook', webhook, 'priority', priority, 'store', store,
@@ -33,7 +34,6 @@ if not known then
   end
   local count = redis.call('BITCOUNT', done)
   redis.call('HSET', record, 'done', count)
-  redis.call('ZADD', JOBS, time, job)
   let_open_wait(job)
   review_job(job)
   event(job, 'created', 'images', redis.call('HGET', record, 'total'), 'done', count)
@@ -56,10 +56,10 @@ if old[1] ~= webhook or old[2] ~= priority or (old[3] or '') ~= budget then
 end
 local state, reason = unpack(redis.call('HMGET', record, 'state', 'reason'))
 if state == 'cancelled' or (state == 'paused' and reason == 'budget') then
+  let_open_wait(job)
   redis.call('HSET', record, 'state', 'active', 'reason', '')
   redis.call('HDEL', record, 'ended')
   redis.call('ZREM', NOTICES, job)
-  let_open_wait(job)
   event(job, 'active')
 end
 review_job(job)

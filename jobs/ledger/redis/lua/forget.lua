@@ -4,11 +4,12 @@ if redis.call('EXISTS', key('job', job)) == 1 and not force then
   local state = apart(redis.call, 'HGET', key('job', job), 'state')
   if state ~= 'done' and state ~= 'cancelled' then return false end
 end
-for _, shard in ipairs(apart(redis.call, 'HKEYS', key('claims', job)) or {}) do
-  redis.call('ZREM', LEASES, shard .. '/' .. job)
-end
+local claimed = apart(redis.call, 'HKEYS', key('claims', job)) or {}
 for _, part in ipairs(PARTS) do
   redis.call('UNLINK', key(part, job))
+end
+for _, shard in ipairs(claimed) do
+  redis.call('ZREM', LEASES, shard .. '/' .. job)
 end
 redis.call('ZREM', JOBS, job)
 redis.call('SREM', SETTLED, job)

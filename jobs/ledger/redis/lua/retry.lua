@@ -8,10 +8,10 @@ if not state then return false end
 failed = tonumber(failed)
 if failed == 0 and (state == 'active' or state == 'done') then return 0 end
 
+redis.call('BITOP', 'OR', key('open', job), key('open', job), key('flawed', job))
 redis.call('HSET', record, 'state', 'active', 'reason', '', 'failed', 0)
 redis.call('HDEL', record, 'ended')
 redis.call('ZREM', NOTICES, job)
-redis.call('BITOP', 'OR', key('open', job), key('open', job), key('flawed', job))
 redis.call('UNLINK', key('flawed', job), key('failed', job), key('failures', job))
 let_open_wait(job)
 review_job(job)
