@@ -8,19 +8,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
 
 import pytest
 import yaml
 
 from jobs.dashboard.server import Place, serving
-from jobs.errors import ExitCode
+from jobs.errors import ExitCode, StoreError
 from jobs.ledger import open_ledger
+from jobs.ledger.memory.ledger import MemoryLedger
 from jobs.ledger.types import JobState
 from jobs.storage import open_store
 from tests.integration.cluster import Cluster, make_model
 from tests.jobs.report.browser import Browser
-from tests.ledgers import new_job, take
+from tests.ledgers import failure, new_job, take
 from tests.servers import PATIENCE_S, Valkey, wait_for
 
 HOSTILE = [
@@ -163,6 +165,25 @@ def test_a_job_is_steered_from_its_page(cluster, address, tmp_path):
         cluster.ledger.create(new_job("another"))
         page.click("#back")
         page.wait_for_text("#jobs .name", "another")
+
+
+def test_a_store_that_is_away_is_said_and_the_rest_goes_on():
+    ledger, why = MemoryLedger(), "s3://bucket: nobody answers <b>there</b>"
+
+    def away(address: str) -> NoReturn:
+        raise StoreError(why)
+
+    ledger.create(new_job())
+    with serving(Place("127.0.0.1", 0), ledger, away) as running, Page(running.address) as page:
+        page.wait_until_live()
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0], [failure(1, "no memory")])
+        page.wait_for_text("#no-pictures", f"Pictures cannot be read: {why}")
+        page.wait_for_text("#jobs .counts", "1 of 10, 1 failed")
+        page.wait_for_text("#failures .reason", "no memory")
+        page.click("#jobs .row")
+        page.wait_for_text("#gallery-error", f"Pictures cannot be read: {why}")
+        page.wait_for_text("#job-failures .reason", "no memory")
 
 
 def test_a_ledger_that_dies_is_shown_and_comes_back(tmp_path):
