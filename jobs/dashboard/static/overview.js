@@ -36,7 +36,11 @@ export async function beginOverview() {
 
 export function tellOverview(name, values) {
   if (name === "jobs") tellJobs(values);
-  if (name === "gone") tellGone(values);
+  if (name === "gone") {
+    tellGone(values);
+    newest.drop(values);
+    failures.drop(values);
+  }
   if (name === "workers") tellWorkers(values);
   if (name === "failures") failures.add(values);
   if (name === "pictures") newest.land(values);

@@ -84,6 +84,16 @@ export class PictureGrid {
     }
   }
 
+  // Take out the pictures of jobs that were forgotten.
+  drop(jobs) {
+    for (const [key, item] of this.tiles) {
+      if (!jobs.includes(item.picture.job)) continue;
+      item.remove();
+      this.tiles.delete(key);
+    }
+    this.changed();
+  }
+
   putLast(picture) {
     if (this.tiles.has(keyOf(picture)) || this.tiles.size >= this.most) return;
     const item = tile(picture, this);
