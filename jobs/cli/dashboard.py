@@ -75,11 +75,17 @@ def dashboard(
             click.echo(json.dumps({"address": running.address}))
         else:
             terminal.say(f"dashboard  {running.address}")
-            terminal.note(["Ctrl-C ends it; jobs go on"])
+            terminal.note(_notes(running))
         while not interrupts.count:
             if not running.alive():
                 raise SdbatchError("the page's server ended by itself")
             time.sleep(LOOK_S)
+
+
+def _notes(running: Running) -> Iterator[str]:
+    if not running.on_loopback:
+        yield "other machines can ask here; nothing is encrypted, so trust the network between"
+    yield "Ctrl-C ends it; jobs go on"
 
 
 def serving_page(

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from jobs.client.changes import CHANGES
 from jobs.dashboard.access import Access
@@ -84,7 +84,7 @@ class Dashboard:
         self.feed = Feed(self.ledger, self.price)
         opened = lru_cache(maxsize=16)(self.open_store)
         self.pictures = Pictures(RecordIndex(self.ledger, opened))
-        self.app = Starlette(
+        app = Starlette(
             routes=[
                 Route("/", self.page),
                 Route("/jobs/{job}", self.page),
@@ -99,10 +99,10 @@ class Dashboard:
                 Route("/jobs/{job}/picture/{index:int}", self.picture),
                 Route("/jobs/{job}/thumbnail/{index:int}", self.thumbnail),
             ],
-            middleware=[Middleware(Guard, access=self.access)],
             exception_handlers={SdbatchError: _failed, HTTPException: _refused, Exception: _odd},
             lifespan=self._watching,
         )
+        self.app: ASGIApp = Guard(app, self.access)  # around all of it, also errors nobody foresaw
 
     @contextlib.asynccontextmanager
     async def _watching(self, app: Starlette) -> AsyncIterator[None]:
@@ -139,7 +139,7 @@ class Dashboard:
     def now(self, request: Request) -> Response:
         """Workers, the newest pictures and failures of all jobs."""
         workers = self.feed.workers()
-        news = self.ledger.news(limit=NEWS_LOOKED_AT)
+        news = self._of_jobs_there(self.ledger.news(limit=NEWS_LOOKED_AT))
         return JSONResponse(
             {
                 "now_s": self.ledger.time_s(),
@@ -149,6 +149,12 @@ class Dashboard:
                 "price": self.price,
             }
         )
+
+    def _of_jobs_there(self, news: Sequence[News]) -> list[News]:
+        """News without those of jobs that were forgotten."""
+        ids = list(dict.fromkeys(one.job_id for one in news))
+        states = dict(zip(ids, self.ledger.states(ids), strict=True))
+        return [one for one in news if states[one.job_id] is not None]
 
     def job(self, request: Request) -> Response:
         """One job, with its first failures and its newest pictures."""

@@ -27,7 +27,9 @@ LOOKS_AT_ONCE = 10
 """Pages of news that one look reads at most; what is more is passed over."""
 
 MOST_JOBS = 200
-"""Jobs whose figures are told at one look, and jobs that count as being rendered."""
+"""Jobs whose figures are told at one look, others at the next; and jobs that count as being
+rendered.
+"""
 
 MOST_SHOWN = 60
 """Pictures and failures that one look tells, the latest ones."""
@@ -54,6 +56,7 @@ class Feed:
         self._clock = clock
         self._lock = threading.Lock()
         self._after: str | None = None
+        self._changed: dict[str, None] = {}  # jobs that are still to be told
         self._rendering: dict[str, None] = {}  # jobs, the latest seen last
         self._slowly_at = clock()
         self._speeds = Speeds()
@@ -93,15 +96,17 @@ class Feed:
         news = self._read_news()
         for one in news:
             self._count(one)
-        changed = dict.fromkeys(one.job_id for one in news)
+        self._changed |= dict.fromkeys(one.job_id for one in news)
         messages: list[Message] = []
         if self._clock() >= self._slowly_at:
             self._slowly_at = self._clock() + SLOWLY_S
-            changed |= self._rendering
+            self._changed |= self._rendering
             messages.append(("workers", self._workers()))
-        asked = list(changed)[-MOST_JOBS:]
+        asked = list(self._changed)[:MOST_JOBS]
         if asked:
             statuses = self._ledger.statuses(asked)
+            for job_id in asked:
+                del self._changed[job_id]
             self._remember(statuses)
             gone = sorted(set(asked) - {status.job_id for status in statuses})
             messages.append(("jobs", [job_view(status, self._price) for status in statuses]))

@@ -47,9 +47,12 @@ class _Server(uvicorn.Server):
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers. alive: asks if it still does."""
+    """A server that answers. alive: asks if it still does. on_loopback: only this machine reaches
+    it.
+    """
 
     address: str
+    on_loopback: bool
     alive: Callable[[], bool]
 
 
@@ -91,7 +94,8 @@ def serving(
                 if not thread.is_alive() or time.monotonic() > deadline:
                     raise SdbatchError("the page's server did not start")
                 time.sleep(0.01)
-            yield Running(dashboard.access.address, thread.is_alive)
+            access = dashboard.access
+            yield Running(access.address, access.on_loopback, thread.is_alive)
         finally:
             server.should_exit = True
             thread.join(STOP_TIMEOUT_S)

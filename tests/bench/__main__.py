@@ -3,8 +3,9 @@
 One model evaluation and decode (`evaluation`), a whole image (`image`) and the start of a process
 (`start`) at v1 size; a mixed job (`inflight`); PNG files (`files`); and what no peer has: LoRA of
 each image (`loras`), the control plane, what an image costs beside its rendering, how well storing
-overlaps it, and how far a plan's time is from its run's (`control_plane`, `overhead`, `overlap`,
-`plans`). Each is a module of this package with its own command.
+overlaps it, how far a plan's time is from its run's, and how soon the live page shows what happens
+(`control_plane`, `overhead`, `overlap`, `plans`, `dashboard`). Each is a module of this package
+with its own command.
 
 The first three and `loras` take minutes where the CPU has bfloat16 products, hours where it has
 not; the rest some twenty minutes. --only names those to run. With --check the exit code is 1 if a
@@ -35,6 +36,7 @@ MODULES = (
     "overhead",
     "overlap",
     "plans",
+    "dashboard",
 )
 
 

@@ -8,19 +8,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
 
 import pytest
 import yaml
 
+from jobs.dashboard.access import Access
 from jobs.dashboard.server import Place, serving
-from jobs.errors import ExitCode
+from jobs.errors import ExitCode, StoreError
+from jobs.folder.records import dump_lines
 from jobs.ledger import open_ledger
+from jobs.ledger.memory.ledger import MemoryLedger
 from jobs.ledger.types import BY_BUDGET, JobState
-from jobs.storage import open_store
+from jobs.storage import LocalStore, open_store
 from tests.integration.cluster import Cluster, make_model
+from tests.jobs.dashboard.world import picture
 from tests.jobs.report.browser import Browser
-from tests.ledgers import new_job, take
+from tests.ledgers import failure, new_job, take
 from tests.servers import PATIENCE_S, Valkey, wait_for
 
 HOSTILE = [
@@ -168,6 +173,47 @@ def test_a_job_is_steered_from_its_page(cluster, address, tmp_path):
         cluster.ledger.create(new_job("another"))
         page.click("#back")
         page.wait_for_text("#jobs .name", "another")
+
+
+def test_a_store_that_is_away_is_said_and_the_rest_goes_on():
+    ledger, why = MemoryLedger(), "s3://bucket: nobody answers <b>there</b>"
+
+    def away(address: str) -> NoReturn:
+        raise StoreError(why)
+
+    ledger.create(new_job())
+    with serving(Place("127.0.0.1", 0), ledger, away) as running, Page(running.address) as page:
+        page.wait_until_live()
+        lease = take(ledger, 0)
+        ledger.settle(lease, [0], [failure(1, "no memory")])
+        page.wait_for_text("#no-pictures", f"Pictures cannot be read: {why}")
+        page.wait_for_text("#jobs .counts", "1 of 10, 1 failed")
+        page.wait_for_text("#failures .reason", "no memory")
+        page.click("#jobs .row")
+        page.wait_for_text("#gallery-error", f"Pictures cannot be read: {why}")
+        page.wait_for_text("#job-failures .reason", "no memory")
+        page.click("#back")
+        page.wait_for_text("#failures .reason", "no memory")
+        ledger.forget("job")
+        page.wait_for("!document.querySelector('#jobs li, #newest li, #failures li')")
+
+
+def test_where_others_can_ask_only_the_token_lets_read(tmp_path, monkeypatch):
+    """The server listens on loopback here, and takes it for an address that others reach."""
+    monkeypatch.setattr(Access, "on_loopback", False)
+    ledger, store = MemoryLedger(), LocalStore(tmp_path)
+    ledger.create(new_job(store=str(tmp_path)))
+    record = {"index": 2, "path": "images/2.png", "prompt": "a ring", "seed": 7}
+    store.put("job/records/000000.jsonl", dump_lines([record]))
+    store.put("job/images/2.png", picture())
+    with serving(Place("127.0.0.1", 0), ledger, open_store) as running:
+        with Page(running.address) as page:
+            page.wait_until_live()
+            ledger.settle(take(ledger, 0), [2])
+            page.wait_for("document.querySelector('#newest img')?.naturalWidth")
+        with Page(running.address.partition("#")[0]) as page:
+            page.wait_for("document.querySelector('#alert').textContent.includes('the token')")
+            assert page.texts("#jobs .name") == page.texts("#newest .tile") == []
 
 
 def test_a_ledger_that_dies_is_shown_and_comes_back(tmp_path):

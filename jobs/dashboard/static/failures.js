@@ -21,8 +21,14 @@ export class FailureList {
     while (this.list.children.length > this.most) this.list.lastElementChild.remove();
   }
 
+  // Take out those of jobs that were forgotten.
+  drop(jobs) {
+    for (const item of [...this.list.children]) if (jobs.includes(item.dataset.job)) item.remove();
+  }
+
   item({ job, index, reason }) {
     const item = make("li");
+    item.dataset.job = job;
     const head = make("span", "head");
     if (this.named) {
       const link = make("a", "", job);

@@ -14,12 +14,7 @@ let row = null;
 let before = null; // older pictures than these were not asked for; 0 if there are none
 let loading = false;
 
-function explain(error) {
-  byId("gallery-error").hidden = !error;
-  setText(byId("gallery-error"), error ? `Pictures cannot be read: ${error}` : "");
-}
-
-const gallery = new PictureGrid(byId("gallery"), MOST_PICTURES, { named: false, failed: explain });
+const gallery = new PictureGrid(byId("gallery"), MOST_PICTURES, { named: false, changed: explain });
 const failures = new FailureList(byId("job-failures"), { named: false, most: MOST_FAILURES });
 
 const FACTS = {
@@ -34,6 +29,12 @@ const FACTS = {
   Ended: (view) => (view.ended_s ? new Date(view.ended_s * 1000).toLocaleString() : ""),
   Folder: (view) => `${view.store.replace(/\/$/, "")}/${view.id}`,
 };
+
+function explain() {
+  byId("gallery-error").hidden = !gallery.error;
+  setText(byId("gallery-error"), gallery.error ? `Pictures cannot be read: ${gallery.error}` : "");
+  byId("gallery-empty").hidden = !gallery.empty || Boolean(gallery.error);
+}
 
 function show(view) {
   byId("job-facts").hidden = byId("gallery-section").hidden = false;
@@ -77,11 +78,10 @@ export async function beginJob(id) {
     row = before = null;
     gallery.clear();
     failures.clear();
-    explain(null);
     setText(byId("said"), mayChange() ? "" : "Read only: open the whole address that sdbatch "
       + "dashboard printed to pause, cancel or retry.");
     byId("job-facts").hidden = byId("gallery-section").hidden = true;
-    byId("job-failures-section").hidden = byId("gallery-empty").hidden = true;
+    byId("job-failures-section").hidden = true;
   }
   let answer;
   try {
@@ -99,9 +99,9 @@ export async function beginJob(id) {
   byId("job-failures-section").hidden = !answer.failures.length;
   await gallery.land(answer.pictures);
   await loadOlder();
-  byId("gallery-empty").hidden = !gallery.empty;
 }
 
+// A job that is not there, or not yet: it is shown once it is.
 function missing(text) {
   byId("job-missing").hidden = false;
   setText(byId("job-missing"), text);
@@ -119,12 +119,13 @@ async function loadOlder() {
     if (own !== job) return;
     for (const picture of answer.pictures) gallery.putLast({ job, ...picture });
     before = answer.before;
-    explain(null);
+    gallery.error = null;
   } catch (error) {
-    explain(error.message);
+    if (error.status !== 404) gallery.error = error.message;
     return;
   } finally {
     loading = false;
+    explain();
   }
   // Observed anew, or an end that is still in sight would not be noticed.
   nearEnd.unobserve(byId("gallery-end"));
@@ -148,8 +149,7 @@ export function tellJob(name, values) {
   }
   if (name === "pictures") {
     const own = values.filter((picture) => picture.job === job);
-    if (own.length) byId("gallery-empty").hidden = true;
-    gallery.land(own);
+    if (own.length) gallery.land(own);
   }
 }
 

@@ -1,5 +1,6 @@
 // What happens from now on, told by the server, and whether it is told.
 
+import { getNow } from "./api.js";
 import { byId, setText } from "./dom.js";
 
 const AGAIN_MS = 2000;
@@ -42,7 +43,9 @@ export function connect(begin, tell) {
     if (source !== own) return;
     own.close();
     say("away", "not connected");
-    alarm("The page's server does not answer; trying again.");
+    // An event stream does not say why it is refused; another question does.
+    getNow().then(() => "the connection was lost", (error) => error.message)
+      .then((why) => { if (source === own) alarm(`Nothing new is shown: ${why}. Trying again.`); });
     again = setTimeout(() => connect(begin, tell), AGAIN_MS);
   });
 }

@@ -9,14 +9,14 @@ import { summaryOf, tellWorkers } from "./workers.js";
 
 const MOST_PICTURES = 12;
 
-function explain(error) {
-  byId("no-pictures").hidden = !error && !newest.empty;
-  setText(byId("no-pictures"), error ? `Pictures cannot be read: ${error}`
+const newest = new PictureGrid(byId("newest"), MOST_PICTURES, { named: true, changed: explain });
+const failures = new FailureList(byId("failures"), { named: true });
+
+function explain() {
+  byId("no-pictures").hidden = !newest.error && !newest.empty;
+  setText(byId("no-pictures"), newest.error ? `Pictures cannot be read: ${newest.error}`
     : "None yet: pictures appear here as they land.");
 }
-
-const newest = new PictureGrid(byId("newest"), MOST_PICTURES, { named: true, failed: explain });
-const failures = new FailureList(byId("failures"), { named: true });
 
 function summarise() {
   setText(byId("summary"), summaryOf(jobsShown()));
@@ -30,14 +30,17 @@ export async function beginOverview() {
   failures.clear();
   failures.add(now.failures);
   summarise();
-  if (newest.empty) explain(null);
+  explain();
   await newest.land(now.pictures.slice(-MOST_PICTURES));
-  if (newest.empty) explain(null);
 }
 
 export function tellOverview(name, values) {
   if (name === "jobs") tellJobs(values);
-  if (name === "gone") tellGone(values);
+  if (name === "gone") {
+    tellGone(values);
+    newest.drop(values);
+    failures.drop(values);
+  }
   if (name === "workers") tellWorkers(values);
   if (name === "failures") failures.add(values);
   if (name === "pictures") newest.land(values);

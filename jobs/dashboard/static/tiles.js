@@ -9,23 +9,27 @@ const ASKED_AT_ONCE = 50;
 const keyOf = ({ job, index }) => `${index}/${job}`;
 
 export class PictureGrid {
-  // most: tiles; the oldest go first. named: says of which job each is.
-  constructor(list, most, { named, failed }) {
+  // most: tiles; the oldest go first. named: says of which job each is. changed: called when there
+  // are others, or when why they cannot be read (`error`, or null) may be another.
+  constructor(list, most, { named, changed }) {
     this.list = list;
     this.most = most;
     this.named = named;
-    this.failed = failed; // called with why pictures cannot be read, or null
+    this.changed = changed;
+    this.error = null;
     this.tiles = new Map();
     this.waiting = [];
     this.fetching = false;
-    this.cut = false; // whether older ones were taken out
+    this.round = 0; // of answers, those to questions before a `clear` are too late
   }
 
   clear() {
     this.list.replaceChildren();
     this.tiles.clear();
     this.waiting = [];
-    this.cut = false;
+    this.round += 1;
+    this.error = null;
+    this.changed();
   }
 
   get empty() {
@@ -40,9 +44,11 @@ export class PictureGrid {
     try {
       while (this.waiting.length) {
         const some = this.waiting.splice(0, ASKED_AT_ONCE);
+        const { round } = this;
         const found = await this.factsOf(some);
+        if (round !== this.round) continue;
         for (const picture of found) this.putFirst(picture);
-        if (found.length) this.failed(null);
+        this.changed();
       }
     } finally {
       this.fetching = false;
@@ -57,8 +63,9 @@ export class PictureGrid {
       try {
         const answer = await getFacts(job, indices);
         for (const one of answer.pictures) facts.set(keyOf({ job, index: one.index }), one);
+        this.error = null;
       } catch (error) {
-        if (error.status !== 404) this.failed(error.message);
+        if (error.status !== 404) this.error = error.message; // else the job was forgotten
       }
     }
     return pictures.map((picture) => ({ ...picture, ...facts.get(keyOf(picture)) }));
@@ -74,8 +81,17 @@ export class PictureGrid {
       const last = this.list.lastElementChild;
       this.tiles.delete(keyOf(last.picture));
       last.remove();
-      this.cut = true;
     }
+  }
+
+  // Take out the pictures of jobs that were forgotten.
+  drop(jobs) {
+    for (const [key, item] of this.tiles) {
+      if (!jobs.includes(item.picture.job)) continue;
+      item.remove();
+      this.tiles.delete(key);
+    }
+    this.changed();
   }
 
   putLast(picture) {
@@ -102,7 +118,7 @@ function tile(picture, grid) {
   const words = make("div", "words");
   words.append(make("p", "line", picture.prompt ?? `Picture ${picture.index}`));
   const facts = [picture.seed === undefined ? "" : `seed ${picture.seed}`];
-  facts.push(grid.named ? picture.job : `no. ${picture.index}`);
+  facts.push(grid.named ? picture.job : picture.prompt === undefined ? "" : `no. ${picture.index}`);
   words.append(make("p", "facts", facts.filter(Boolean).join(" · ")));
   link.append(frame, words);
   link.addEventListener("click", (event) => {

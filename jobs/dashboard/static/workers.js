@@ -33,7 +33,7 @@ function card(worker) {
 
 function showSeen(element) {
   const seenS = Number(element.dataset.seen);
-  setText(element, seenS ? `heard of ${ago(nowS() - seenS)}` : "");
+  setText(element, seenS ? `last seen ${ago(nowS() - seenS)}` : "");
 }
 
 setInterval(() => document.querySelectorAll(".seen").forEach(showSeen), 1000);

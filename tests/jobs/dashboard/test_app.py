@@ -81,6 +81,14 @@ class TestNow:
         assert (worker["rows"], worker["rows_used"], worker["device"]) == (16, 12, "cuda:0")
         assert worker["seen_s"] == now["now_s"]
 
+    def test_of_forgotten_jobs_nothing(self, world):
+        for name in ("a", "b"):
+            world.enter(name)
+            world.ledger.settle(take(world.ledger, 0, job_id=name), [0], [failure(1)])
+        world.ledger.forget("a")
+        now = world.get("/api/now")
+        assert [one["job"] for one in now["pictures"] + now["failures"]] == ["b", "b"]
+
 
 class TestOneJob:
     def test_all_of_it(self, world):
@@ -185,7 +193,9 @@ def test_what_nobody_foresaw_tells_nothing_of_itself(world, monkeypatch):
         raise KeyError("a secret")
 
     monkeypatch.setattr(world.ledger, "job_ids", odd)
-    assert world.get("/api/jobs", 500) == {"error": "unexpected KeyError"}
+    answer = world.client.get("/api/jobs")
+    assert (answer.status_code, answer.json()) == (500, {"error": "unexpected KeyError"})
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_files_of_the_page(world):

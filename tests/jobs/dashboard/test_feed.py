@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from jobs.dashboard.feed import LOOKS_AT_ONCE, MOST_SHOWN, NEWS_AT_ONCE, SLOWLY_S, Feed
+from jobs.dashboard.feed import LOOKS_AT_ONCE, MOST_JOBS, MOST_SHOWN, NEWS_AT_ONCE, SLOWLY_S, Feed
 from jobs.dashboard.speeds import LEAST_S, WINDOW_S, Speeds
 from jobs.errors import LedgerError
 from jobs.ledger.memory.ledger import MemoryLedger
@@ -109,6 +109,16 @@ def test_what_idle_jobs_cost(ledger, feed, clock):
     for _ in range(LOOKS_AT_ONCE):
         feed.look()
     assert calls_of_a_minute() == before == {"news": 120, "workers": 30, "time_s": 30}
+
+
+def test_many_jobs_that_change_at_once_are_told_over_several_looks(ledger, feed):
+    feed.look()
+    entered = [f"job-{number}" for number in range(MOST_JOBS + 50)]
+    for job_id in entered:
+        ledger.create(new_job(job_id))
+    listed = [told(feed.look(), "jobs")[0] for _ in range(2)]
+    assert [job["id"] for jobs in listed for job in jobs] == entered
+    assert [len(jobs) for jobs in listed] == [MOST_JOBS, 50]
 
 
 def test_a_flood_is_read_in_parts_and_only_its_end_is_told(ledger, feed):

@@ -86,6 +86,21 @@ def test_nobody_looks_while_nobody_listens(running, ledger, monkeypatch):
     del events
 
 
+def test_what_nobody_foresaw_ends_no_look(running, ledger, monkeypatch, caplog):
+    news, calls = ledger.news, []
+
+    def odd(*args, **options):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyError("odd")
+        return news(*args, **options)
+
+    monkeypatch.setattr(ledger, "news", odd)
+    events = Events(running)
+    assert events.next("workers") == []
+    assert "looking at the ledger failed, trying again" in caplog.text
+
+
 def test_its_end_ends_the_streams(ledger):
     with serving(Place("127.0.0.1", 0), ledger, open_store) as running:
         events = Events(running)
