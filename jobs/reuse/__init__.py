@@ -35,8 +35,8 @@ def refresh(earlier: EarlierPictures) -> None:
 
 
 def index_pictures(folder: JobFolder) -> None:
-    """Index a job's pictures for later jobs, or warn."""
+    """Index a job's pictures for later jobs, or warn: a job is to end in any case."""
     try:
         write_index(folder)
-    except StoreError as error:
+    except (StoreError, ValueError) as error:  # the latter of records that no index can hold
         log.warning("later jobs will not find these pictures: %s", error)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from jobs.dataset import Form, write_dataset
 from jobs.dataset.table import write_job_table
-from jobs.errors import NotFoundError, StoreError
+from jobs.errors import NotFoundError
 from jobs.folder.job_file import read_job_file
 from jobs.folder.layout import JobFolder
 from jobs.folder.records import Record, read_records
@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 def write_tables(folder: JobFolder, *, images: int) -> None:
     """Write `records.parquet`, and the data set that the manifest asks for. images: of the job.
 
-    A table that cannot be written is a warning, for it says what the records say. Raises
-    `StoreError` if that happens to a data set, and `InputError` for one without pyarrow.
+    A table that cannot be written, whatever the reason, is a warning: it says what the records say,
+    and a job is to end. Raises `StoreError` if that happens to a data set, and `InputError` for one
+    without pyarrow.
     """
 
     def records() -> Iterator[Record]:
@@ -31,7 +32,7 @@ def write_tables(folder: JobFolder, *, images: int) -> None:
     else:
         try:
             write_job_table(folder, records)
-        except StoreError as error:
+        except Exception as error:
             log.warning("there is no records.parquet: %s", error)
     form = dataset_of(folder)
     if form is not None:
