@@ -24,7 +24,7 @@ from jobs.client.opening import find_job, ledger_at, open_store_at, settings_wit
 from jobs.client.served import no_worker, served_models, unserved, waits_for_worker
 from jobs.errors import ExitCode, InputError
 from jobs.formatting import counted
-from jobs.ledger.types import JobState, JobStatus
+from jobs.ledger.types import JobState, JobStatus, WorkerInfo
 from jobs.terminal.console import Terminal
 from jobs.terminal.figures import duration, figures_of, speed_text
 
@@ -290,9 +290,20 @@ def workers(terminal: Terminal, redis: str | None) -> None:
     Example:
       sdbatch workers
     """
-    found = ledger_at(redis).workers()
+    ledger = ledger_at(redis)
+    found = ledger.workers()
     if terminal.json:
         terminal.document({"workers": [asdict(worker) for worker in found]})
         return
-    rows = [(w.name, w.device, w.model, f"{w.images:,}", w.state) for w in found]
-    terminal.table(("WORKER", "DEVICE", "MODEL", "IMAGES", "STATE"), rows)
+    now_s = ledger.time_s() if found else 0.0
+    headers = ("WORKER", "DEVICE", "MODEL", "IMAGES", "ROWS", "SEEN", "STATE")
+    terminal.table(headers, [_worker_row(worker, now_s) for worker in found])
+
+
+def _worker_row(worker: WorkerInfo, now_s: float) -> tuple[str, ...]:
+    """Cells of a worker: with the rows of its last batch that held images. now_s: Unix time."""
+    rows = "" if worker.rows is None else f"{worker.rows_used or 0} of {worker.rows}"
+    ago_s = None if worker.seen_s is None else max(0.0, now_s - worker.seen_s)
+    seen = "" if ago_s is None else f"{ago_s:.0f} s ago"
+    images = f"{worker.images:,}"
+    return worker.name, worker.device, worker.model, images, rows, seen, worker.state

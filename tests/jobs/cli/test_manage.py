@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -163,11 +164,12 @@ class TestLists:
 
     def test_workers(self, commands):
         commands.ledger.worker_seen(
-            WorkerInfo("host-1", "host", 1, "cpu", "demo", 0, 12_000, "idle"), 60.0
+            WorkerInfo(*("host-1", "host", 1, "cpu", "demo", 0, 12_000, "idle"), rows=16), 60.0
         )
-        assert commands("workers").splitlines() == [
-            "WORKER  DEVICE  MODEL  IMAGES  STATE",
-            "host-1  cpu     demo   12,000  idle",
+        said = [re.sub(r"\d+ s ago", "0 s ago", line) for line in commands("workers").splitlines()]
+        assert said == [
+            "WORKER  DEVICE  MODEL  IMAGES  ROWS     SEEN     STATE",
+            "host-1  cpu     demo   12,000  0 of 16  0 s ago  idle",
         ]
 
 
