@@ -75,8 +75,9 @@ def test_every_command_is_mentioned():
 
 @pytest.mark.parametrize("command", sessions())
 def test_shown_output_is_real(command, capsys, monkeypatch, tmp_path):
-    """Up to trailing white space."""
+    """Up to trailing white space, in a store without jobs, by which a plan would go."""
     _, *words = shlex.split(command)
+    monkeypatch.setenv("SDBATCH_STORE", str(tmp_path / "out"))
     if words[1] == "bad.yaml":
         (tmp_path / "bad.yaml").write_text(BAD)
         monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.dataset import has_dataset
 from jobs.errors import BudgetSpent, InputError, Interrupted, StoreError
 from jobs.folder.job_file import JobFile, check_folder
 from jobs.folder.layout import JobFolder, JobKeys
@@ -190,9 +191,8 @@ def _is_complete(manifest: Manifest, parts: Sequence[Part], folder: JobFolder) -
     """True if there is nothing to do. Raises `JobConflictError` if the folder's images are known to
     be of another model.
     """
-    wanted = manifest.output.dataset
-    if wanted is not None and next(folder.list(folder.keys.dataset(wanted)), None) is None:
-        return False  # asked for since
+    if manifest.output.dataset is not None and not has_dataset(folder, images=manifest.total):
+        return False  # asked for since, or broken off
     known = {part.of: pinned_digest(folder, part) for part in parts}
     digests = {of: digest for of, digest in known.items() if digest is not None}
     tasks, images = manifest.expansion.tasks(), manifest.total

@@ -97,6 +97,8 @@ class Run:
         from worker.render.runner import Outcome
 
         if part.of is not None and not self._force and self._is_there(part):
+            if self._watch is not None:
+                self._watch.found(len(part.images))
             return Outcome(reused=len(part.images))
         started = time.monotonic()
         with self._status(f"loading {part.choice.name}"):

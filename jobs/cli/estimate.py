@@ -43,7 +43,8 @@ class Estimate:
     @property
     def error(self) -> float:
         """By how much it may be wrong: a share of it."""
-        return max(one.error if isinstance(one, Observed) else ERROR_OF_BENCH for one in self.by)
+        errors = (one.error if isinstance(one, Observed) else ERROR_OF_BENCH for one in self.by)
+        return max(errors, default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -58,7 +59,8 @@ class Estimate:
         """Labels and texts for people."""
         many = f"{self.workers:,} workers" if self.workers > 1 else "one worker"
         about = f"{duration(self.seconds)} ± {self.error:.0%}"
-        yield "time", f"about {about} on {many} ({_told(self.by[0])})"
+        by = f" ({_told(self.by[0])})" if self.by else ""
+        yield "time", f"about {about} on {many}{by}"
         if self.cost is not None:
             yield "money", f"about {self.cost:,.2f} at {self.price:g} an hour for each"
 
@@ -96,14 +98,16 @@ def estimate(
     count = 1 if workers is None else workers
     seconds, by = 0.0, list[Speed | Observed]()
     for model, cost in costs.items():
+        if not cost.images:  # all of them are there
+            continue
         speed = observed(model, earlier) or _measured(model, measured)
         if speed is not None:
             seconds += _seconds(cost, speed, count, shards)
             by.append(speed)
         elif asked:
             raise InputError(
-                f"the speed of model {model} is not known: no earlier job of the store has it, nor "
-                f"was it measured here; sdbatch bench --model {model} does so in a minute or two"
+                f"the speed of model {model} is not known: no earlier job of the store tells it, "
+                f"nor was it measured here; sdbatch bench --model {model} does so in two minutes"
             )
         else:
             return None

@@ -80,6 +80,6 @@ def _remove_others(store: Store, there: Collection[str]) -> Iterator[str]:
     """Removes indexes of jobs that are not there; their names."""
     found = [info.key.removeprefix(INDEX_PREFIX) for info in store.list(INDEX_PREFIX)]
     for job in found:
-        if job not in there:
+        if job not in there and store.head(JobKeys(job).job) is None:
             store.delete(index_key(job))
             yield job

@@ -73,6 +73,9 @@ def say_submitted(terminal: Terminal, ledger: Ledger, submitted: Submitted) -> N
         were = agreeing(submitted.gone, "that was done is", "that were done are")
         terminal.say(f"gone      {submitted.gone:,} {were} not in the folder: again")
     terminal.say(f"folder    {submitted.url}")
+    if submitted.lacks_dataset:
+        make = f"sdbatch collect {submitted.job} DEST --as webdataset"
+        terminal.note([f"it was done before a data set was asked for; {make} makes one"])
     terminal.note([no_worker(model, served) for model in unserved(ledger, job, served)])
 
 

@@ -31,6 +31,7 @@ from jobs.errors import ExitCode, Interrupted
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.formatting import agreeing, counted, size
 from jobs.ledger import Ledger
+from jobs.ledger.types import BY_BUDGET
 from jobs.terminal.console import Terminal
 
 
@@ -140,6 +141,9 @@ def _watched(terminal: Terminal, ledger: Ledger, job_id: str) -> int:
         terminal.document(job_document(ended))
     else:
         terminal.say(job_line(ended))
+    if ended.reason == BY_BUDGET:
+        terminal.note([f"its budget of {ended.spent} is used up; submit it with a larger one"])
+        return ExitCode.INTERRUPTED
     return job_code(ended)
 
 

@@ -14,9 +14,16 @@ Change = Callable[[Ledger, str], str]
 
 
 def to_state(state: JobState) -> Change:
-    """A change to this state. It raises `InputError` if the job has ended and stays so."""
+    """A change to this state. It raises `InputError` if the job has ended and stays so, or is to go
+    on with a budget that is used up.
+    """
 
     def change(ledger: Ledger, job_id: str) -> str:
+        spent = ledger.status(job_id).spent if state is JobState.ACTIVE else None
+        if spent is not None:
+            raise InputError(
+                f"{job_id} has used up its budget of {spent}; submit it with a larger one"
+            )
         after = ledger.set_state(job_id, state)
         if after is not state:
             raise InputError(f"{job_id} is {after} and stays so")

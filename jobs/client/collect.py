@@ -145,14 +145,13 @@ def collect_as(
         check_stars(folder, stars)
     target = LocalStore(destination)
     target.check_writable()
-    records = _wanted(folder, containing, stars)
-    first = list(itertools.islice(records, 1))
-    if not first and containing is None and stars is None:
+
+    def records() -> Iterator[Record]:
+        return _wanted(folder, containing, stars)
+
+    if containing is None and stars is None and next(records(), None) is None:
         raise NotFoundError(f"{folder.url} has no finished images")
-    prefix = folder.keys.prefix
-    written = write_dataset(
-        form, folder, itertools.chain(first, records), target, prefix, tick=tick
-    )
+    written = write_dataset(form, folder, records, target, folder.keys.prefix, tick=tick)
     return Collected(
         destination / folder.keys.job_id,
         written.copied,

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.dataset import has_dataset
 from jobs.errors import DamagedError, InputError, NotFoundError
 from jobs.folder.job_file import PRIORITIES, JobFile
 from jobs.folder.layout import JobFolder, JobKeys
@@ -34,6 +35,7 @@ from jobs.task import Reproducible
 class Submitted:
     """A job in the ledger. new: False if it was there already. state: what it is in now. gone:
     images that counted as done, but are in the store no more; workers look at them again.
+    lacks_dataset: the job was done before a data set was asked for, and workers write none then.
     """
 
     job: str
@@ -44,6 +46,7 @@ class Submitted:
     state: JobState = JobState.ACTIVE
     failed: int = 0
     gone: int = 0
+    lacks_dataset: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -152,6 +155,15 @@ def enter(
         state=now.state,
         failed=now.failed,
         gone=gone,
+        lacks_dataset=_lacks_dataset(described, folder, now.state),
+    )
+
+
+def _lacks_dataset(described: JobFile, folder: JobFolder, state: JobState) -> bool:
+    return (
+        state is JobState.DONE
+        and described.dataset is not None
+        and not has_dataset(folder, images=described.images)
     )
 
 
@@ -161,7 +173,10 @@ def _check_budget(described: JobFile, ledger: Ledger, folder: JobFolder, done: i
         return
     worker_s = 0.0
     with contextlib.suppress(NotFoundError):
-        worker_s = ledger.status(folder.keys.job_id).worker_s
+        known = ledger.status(folder.keys.job_id)
+        if known.settled:
+            return
+        worker_s = known.worker_s
     spent = described.budget.spent(worker_s=worker_s, images=done)
     if spent is not None:
         of = counted(described.images, "image")

@@ -44,7 +44,8 @@ ENDED = (JobState.DONE, JobState.CANCELLED)
 @dataclass(frozen=True)
 class Status:
     """Where a job stands. images: of the whole job. state: of `jobs.ledger.types.JobState`; a job
-    that no ledger knows is done, or active. images_per_s, remaining_s: None where nobody renders.
+    that no ledger knows is done, or active. reason: why it is paused, `budget` if nobody paused it.
+    images_per_s, remaining_s: None where nobody renders.
     """
 
     job: str
@@ -53,6 +54,7 @@ class Status:
     done: int
     failed: int
     error: str | None = None
+    reason: str | None = None
     images_per_s: float | None = None
     remaining_s: float | None = None
 
@@ -134,6 +136,7 @@ class Job:
             now.done,
             now.failed,
             now.error,
+            now.reason,
             figures.images_per_s,
             figures.remaining_s,
         )
@@ -147,7 +150,8 @@ class Job:
         return Status(self.name, state, images, done, failed)
 
     def wait(self, *, timeout_s: float | None = None, progress: bool = True) -> Status:
-        """Where it stands once it has ended, or after so long; with progress on a terminal.
+        """Where it stands once it has ended, its budget is used up, or so much time is gone; with
+        progress on a terminal.
 
         Raises `InputError` for a job that no ledger knows and that is not done: nobody makes it.
         """

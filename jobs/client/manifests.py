@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from jobs.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from jobs.manifest.load import Manifest
+
+_NOT_IN_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff]")
 
 UNNAMED = Path("manifest")
 """Names a manifest that is in no file; what it names is looked for in the current folder."""
@@ -72,9 +75,11 @@ def given(manifest: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Path, b
     """
     if isinstance(manifest, Mapping):
         try:
-            text = json.dumps(dict(manifest), indent=1, ensure_ascii=False)  # JSON is YAML
+            text = json.dumps(dict(manifest), indent=1, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"the manifest cannot be written as JSON: {error}") from None
+        # JSON is YAML but for a few characters, which YAML reads as breaks or not at all.
+        text = _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
         return UNNAMED, text.encode(errors="surrogatepass")
     if isinstance(manifest, str) and "\n" in manifest:
         return UNNAMED, manifest.encode(errors="surrogatepass")

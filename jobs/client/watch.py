@@ -13,7 +13,7 @@ from rich.text import Text
 from jobs.client.served import no_worker, served_models, unserved, waits_for_worker
 from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import Ledger
-from jobs.ledger.types import JobState, JobStatus
+from jobs.ledger.types import BY_BUDGET, JobState, JobStatus
 from jobs.terminal.figures import figures_of
 from jobs.terminal.progress import ProgressDisplay
 
@@ -33,8 +33,10 @@ def watch(
     clock: Callable[[], float] = time.monotonic,
     enough: Callable[[], bool] = lambda: False,
 ) -> JobStatus:
-    """Shows images, steps, rate, time left and what holds the job up, until it is done or
-    cancelled; how it ended. enough: asked about once a second; True ends the watching.
+    """Shows images, steps, rate, time left and what holds the job up, until it is done, cancelled
+    or paused by its budget; how it ended.
+
+    enough: asked about once a second; True ends the watching.
 
     Raises `NotFoundError` if it is forgotten meanwhile, `LedgerError` if the ledger is unreachable
     for longer than a restart takes.
@@ -45,7 +47,7 @@ def watch(
     answered_at = clock()
     told = _Told(ledger, console)
     with ProgressDisplay(lambda: figures_of(status), console, clock=clock) as progress:
-        while status.state not in ENDED and not enough():
+        while not (status.state in ENDED or status.reason == BY_BUDGET or enough()):
             progress.show(at_once=told.tell(status))
             sleep(EVERY_S)
             try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jobs.dataset.columns import flat
-from jobs.dataset.samples import SampleReader
+from jobs.dataset.samples import Records, SampleReader
+from jobs.dataset.scratch import scratch_folder
 from jobs.folder.check import whole_image
 from jobs.folder.records import Record
 from jobs.storage import Store
@@ -26,9 +25,9 @@ class Captions:
     store: Store
     prefix: str
 
-    def write(self, records: Iterable[Record], reader: SampleReader) -> None:
+    def write(self, records: Records, reader: SampleReader) -> None:
         """Write what is missing. Raises `StoreError`."""
-        for record in _put_pictures(self.store, self.prefix, records, reader):
+        for record in _put_pictures(self.store, self.prefix, records(), reader):
             text = f"{_name(record).rpartition('.')[0]}.txt"
             self.store.put(self.prefix + text, record["prompt"].encode(), overwrite=True)
 
@@ -44,20 +43,22 @@ class ImageFolder:
     store: Store
     prefix: str
 
-    def write(self, records: Iterable[Record], reader: SampleReader) -> None:
+    def write(self, records: Records, reader: SampleReader) -> None:
         """Write what is missing, and the list. Raises `StoreError`."""
         prefix = f"{self.prefix}train/"
-        with tempfile.TemporaryDirectory(prefix="sdbatch-") as scratch:
-            path = Path(scratch) / "metadata.jsonl"
+        with scratch_folder() as scratch:
+            path = scratch / "metadata.jsonl"
             with path.open("w", encoding="ascii") as file:
-                for record in _put_pictures(self.store, prefix, records, reader):
+                for record in _put_pictures(self.store, prefix, records(), reader):
                     line = json.dumps(_line(record), separators=(",", ":"), default=str)
                     file.write(f"{line}\n")
             self.store.put_file(f"{prefix}metadata.jsonl", path)
 
 
 def _line(record: Record) -> dict[str, Any]:
-    return {"file_name": _name(record), "text": record["prompt"], **flat(record)}
+    # Seeds as texts: readers make numbers of 64 bits with a sign of them, and some have more.
+    seed = {"seed": str(record["seed"])} if "seed" in record else {}
+    return {"file_name": _name(record), "text": record["prompt"], **flat(record), **seed}
 
 
 def _name(record: Record) -> str:

@@ -10,6 +10,9 @@ from jobs.folder.check import AT_ONCE, THREADS, chunks, whole_image
 from jobs.folder.layout import JobFolder
 from jobs.folder.records import Record
 
+Records = Callable[[], Iterable[Record]]
+"""Gives a job's records in the order of their indices, each time from the first on."""
+
 
 @dataclass(frozen=True)
 class Sample:

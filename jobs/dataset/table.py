@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.dataset.columns import Columns, arrow, rows
 from jobs.dataset.samples import Sample
+from jobs.dataset.scratch import scratch_folder
 from jobs.folder.layout import JobFolder
 from jobs.folder.records import Record
 
@@ -37,8 +37,8 @@ def write_job_table(folder: JobFolder, records: Callable[[], Iterable[Record]]) 
     Raises `StoreError`, and `InputError` without pyarrow.
     """
     schema = Columns(records()).schema()
-    with tempfile.TemporaryDirectory(prefix="sdbatch-") as scratch:
-        path = Path(scratch) / "records.parquet"
+    with scratch_folder() as scratch:
+        path = scratch / "records.parquet"
         write_records(path, records(), schema)
         folder.store.put_file(folder.keys.table, path)
 

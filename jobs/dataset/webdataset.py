@@ -12,15 +12,15 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 from jobs.dataset.columns import Columns, arrow
-from jobs.dataset.samples import Sample, SampleReader
+from jobs.dataset.samples import Records, Sample, SampleReader
+from jobs.dataset.scratch import scratch_folder
 from jobs.dataset.table import write_records
 from jobs.errors import DamagedError, NotFoundError
 from jobs.folder.records import Record
@@ -41,17 +41,21 @@ class WebDataset:
     prefix: str
     shard_images: int = SHARD_IMAGES
 
-    def write(self, records: Iterable[Record], reader: SampleReader) -> None:
-        """Write what is missing. records: in the order of their indices. Raises `StoreError`,
+    def write(self, records: Records, reader: SampleReader) -> None:
+        """Write what is missing. records: gives all of the job. Raises `StoreError`,
         `InputError` without pyarrow.
         """
-        with tempfile.TemporaryDirectory(prefix="sdbatch-") as scratch:
-            for shard, group in groupby(records, lambda r: r["index"] // self.shard_images):
+        with scratch_folder() as scratch:
+            for shard, group in groupby(records(), lambda r: r["index"] // self.shard_images):
                 own = list(group)
                 if self._is_there(shard, own):
                     reader.pass_over(len(own))
                 else:
-                    self._write_shard(shard, own, reader, Path(scratch))
+                    self._write_shard(shard, own, reader, scratch)
+
+    def twin_of(self, index: int) -> str:
+        """Key of the table beside the tar that has this image."""
+        return self._keys(index // self.shard_images)[1]
 
     def _write_shard(
         self, shard: int, records: list[Record], reader: SampleReader, scratch: Path

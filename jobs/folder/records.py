@@ -184,6 +184,7 @@ _RECORD: Mapping[str, Callable[[object], bool]] = {
     "sha256": _is_sha256,
     "spec": _is_sha256,
     "bytes": _is_count,
+    "quality": _is_count,
     "prompt": _is_text,
     "seed": _is_count,
     "width": _is_size,

@@ -31,7 +31,7 @@ def manifest_of(pictures: Sequence[tuple[str, Imported]], name: str, model: str 
         text += [f"  # {line}\n" for line in _comments(file, imported)]
         own = {key: value for key, value in entry.items() if key not in common}
         dumped = yaml.safe_dump([own], sort_keys=False, allow_unicode=True, width=100)
-        text += [f"  {line}\n" for line in dumped.splitlines()]
+        text += [f"  {line}\n" for line in dumped.removesuffix("\n").split("\n")]
     return "".join(text)
 
 
@@ -49,4 +49,5 @@ def _comments(file: str, imported: Imported) -> list[str]:
     """Lines about one picture, each without a break that would end the comment."""
     model = "" if imported.model is None else f", model {imported.model}"
     lines = [f"{file}, by {imported.by}{model}", *imported.notes]
-    return [" ".join(line.split())[:200] for line in lines]
+    printable = ("".join(c if c.isprintable() else " " for c in line) for line in lines)
+    return [" ".join(line.split())[:200] for line in printable]

@@ -64,8 +64,12 @@ def _numbers(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         notes.append("it does not say its seed")
     if steps is not None and 1 <= steps <= MAX_STEPS:
         found["steps"] = steps
+    else:
+        notes.append("its steps are not said, or cannot be made; the default is taken")
     if guidance is not None and guidance >= 1:
         found["guidance"] = guidance
+    else:
+        notes.append("its guidance is not said, or cannot be made; the default is taken")
     return found
 
 

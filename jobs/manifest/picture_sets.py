@@ -53,11 +53,14 @@ def files_named(text: str, folder: Path) -> list[str] | None:
     if path.is_dir():
         found: Iterator[Path] = path.iterdir()
     elif WILDCARD.search(text) and not path.exists():
-        found = folder.glob(text)
+        anchor = Path(path.anchor) if path.is_absolute() else folder
+        found = anchor.glob(str(path.relative_to(anchor)))
     else:
         return None
     pictures = (one for one in found if _is_picture(one))
-    names = [str(one.relative_to(folder)) for one in islice(pictures, MOST_PICTURES + 1)]
+    some = islice(pictures, MOST_PICTURES + 1)
+    is_absolute = Path(text).is_absolute()
+    names = [str(one if is_absolute else one.relative_to(folder)) for one in some]
     if len(names) > MOST_PICTURES:
         raise ValueError(f"{quote(text)} names more than {counted(MOST_PICTURES, 'picture')}")
     if not names:

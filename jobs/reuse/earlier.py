@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from jobs.errors import DamagedError, NotFoundError
 from jobs.plan.observed import ObservedSpeed
-from jobs.reuse.index import INDEX_FOLDER, INDEX_PREFIX, JobIndex, read_index, spec_number
+from jobs.reuse.index import ENTRY, INDEX_FOLDER, INDEX_PREFIX, JobIndex, read_index, spec_number
 from jobs.storage import Store
 from jobs.storage.base import ObjectInfo
 
@@ -60,10 +59,8 @@ class EarlierPictures:
             # Quick where the store does not answer.
             if not self._store.folders(INDEX_FOLDER, 1):
                 return
-            listed = list(islice(self._store.list(INDEX_PREFIX), MOST_JOBS + 1))
-            if len(listed) > MOST_JOBS:
-                log.warning("only pictures of %s jobs are looked for", f"{MOST_JOBS:,}")
-            sizes = {_job_of(info): info.size_bytes for info in listed[:MOST_JOBS]}
+            listed = list(_within_bounds(self._store.list(INDEX_PREFIX)))
+            sizes = {_job_of(info): info.size_bytes for info in listed}
             changed = [
                 info
                 for info in listed
@@ -109,6 +106,17 @@ class EarlierPictures:
             return None
 
 
+def _within_bounds(listed: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
+    """Indexes, as long as all of them together have no more than is kept in mind."""
+    size_bytes = 0
+    for number, info in enumerate(listed):
+        size_bytes += info.size_bytes
+        if number == MOST_JOBS or size_bytes > MOST_PICTURES * ENTRY.itemsize:
+            log.warning("pictures of %s jobs are looked for, and of no others", f"{number:,}")
+            return
+        yield info
+
+
 def _job_of(info: ObjectInfo) -> str:
     return info.key.removeprefix(INDEX_PREFIX)
 
@@ -119,12 +127,7 @@ def _table_of(indexes: Mapping[str, JobIndex]) -> _Table:
         [np.empty(0, np.uint32)],
         [np.empty(0, np.uint32)],
     )
-    total = 0
     for place, index in enumerate(indexes.values()):
-        total += len(index.entries)
-        if total > MOST_PICTURES:
-            log.warning("only %s pictures are looked for", f"{MOST_PICTURES:,}")
-            break
         specs.append(index.entries["spec"].astype(np.uint64))  # of this machine's byte order
         shards.append(index.entries["shard"].astype(np.uint32))
         places.append(np.full(len(index.entries), place, np.uint32))

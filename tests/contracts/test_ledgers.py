@@ -254,8 +254,11 @@ class TestCreate:
             change()
             status = ledger.status("job")
             assert (status.state, status.reason) == (JobState.ACTIVE, None)
-        ledger.set_state("job", JobState.PAUSED)
+        ledger.set_state("job", JobState.PAUSED, reason=BY_BUDGET)
+        ledger.set_state("job", JobState.PAUSED)  # by a person, so that no budget lets it go on
         assert ledger.status("job").reason is None
+        ledger.create(new_job(budget=Budget(images=9)))
+        assert ledger.status("job").state == JobState.PAUSED
 
     def test_what_of_a_budget_is_used_up(self, ledger):
         ledger.create(new_job(ends=[4], budget=Budget(images=2)))

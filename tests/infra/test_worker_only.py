@@ -134,7 +134,7 @@ def test_a_worker_is_that_of_the_large_file(name):
 def test_settings_of_a_worker_are_valid(name):
     service = worker(name)
     assert service["env_file"] == [ENV_FILE]
-    assert set(service["environment"]) <= known_settings()
+    assert set(service["environment"]) <= {*known_settings(), "TMPDIR"}
     # What stands under `environment` is stronger.
     settings = settings_of(GIVEN | service["environment"], INFRA / "docker/models.yaml")
     assert settings.redis == GIVEN["SDBATCH_REDIS"]

@@ -25,6 +25,7 @@ from PIL import Image
 import jobs.manifest.load
 from jobs.budget import Budget
 from jobs.client.collect import collect
+from jobs.dataset import webdataset
 from jobs.errors import (
     BudgetSpent,
     InputError,
@@ -210,6 +211,20 @@ def test_a_growing_sweep_renders_what_is_new(tmp_path, checkpoint):
     again = SWEEP.replace("name: sweep", "name: again")
     assert render(again, reuse=False)[:2] == (8, 0)
     assert render(again.replace("again", "new"), force=True)[:2] == (8, 0)
+
+
+def test_a_data_set_that_was_broken_off_is_completed(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(webdataset, "SHARD_IMAGES", 3)
+    monkeypatch.setattr(webdataset.WebDataset.__init__, "__defaults__", (3,))
+    path, store = tmp_path / "sweep.yaml", LocalStore(tmp_path / "out")
+    path.write_text(SWEEP + "output: {dataset: webdataset}\n")
+    job = run(path, checkpoint, store).job
+    folder = tmp_path / "out" / job / "webdataset"
+    assert len(list(folder.glob("*.tar"))) == 3  # of eight images
+    for name in ("00002.tar", "00002.parquet"):
+        (folder / name).unlink()
+    assert run(path, checkpoint, store).rendered == 0
+    assert len(list(folder.glob("*.tar"))) == 3
 
 
 def test_a_run_rests_when_its_budget_is_used_up(tmp_path, checkpoint):

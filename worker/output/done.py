@@ -82,7 +82,7 @@ def _write_summary(
             f"{folder.url}: {missing:,} of {images:,} images have neither a record nor "
             "failed; run it again, or sdbatch resume"
         )
-    write_tables(folder, images=images)
+    write_tables(folder, images=images, shards=shards)
     SavedImages(folder).drop_all()
     document = done_document(
         folder.keys.job_id, totals, failed=len(failures), model=model, software=software_versions()

@@ -96,6 +96,8 @@ class Finisher:
             path = self.folder.keys.path(key)
             line = record_line(record, path, data, timings_s=timings_s, finished=finished)
             line |= names_of_inputs(task, self.input_names)
+            if task.format != "png":
+                line["quality"] = self.quality
             if self.thumbnails is not None:
                 line |= self.thumbnails.put(pixels, key)
         else:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
+from jobs.dataset import Form
 from jobs.dataset.samples import SampleReader
 from jobs.dataset.webdataset import SHARD_IMAGES, WebDataset
 from jobs.folder.layout import JobFolder
-from jobs.folder.records import read_records
+from jobs.folder.records import Record, read_lines
 
 ASK_EVERY = 100
 """Images between two questions whether to go on."""
@@ -23,11 +24,11 @@ class _BrokenOffError(Exception):
 class LiveDataset:
     """Remembers which tars were written. Not for several threads.
 
-    images: of the job. shard_images: of a tar.
+    shard_ends: of the job, the index after the last image of each shard. shard_images: of a tar.
     """
 
     folder: JobFolder
-    images: int
+    shard_ends: Sequence[int]
     shard_images: int = SHARD_IMAGES
     _written: set[int] = field(default_factory=set)
 
@@ -38,31 +39,31 @@ class LiveDataset:
         is_settled: whether all of these images are. go_on: asked now and then; False ends it.
         Raises `StoreError`, and `InputError` without pyarrow.
         """
-        for shard in range(self.images // self.shard_images):
-            start = shard * self.shard_images
-            if shard in self._written or not is_settled(range(start, start + self.shard_images)):
+        images = self.shard_ends[-1] if self.shard_ends else 0
+        for shard in range(images // self.shard_images):
+            own = range(shard * self.shard_images, (shard + 1) * self.shard_images)
+            if shard in self._written or not is_settled(own):
                 continue
             try:
-                self._write(shard, go_on)
+                self._write(own, go_on)
             except _BrokenOffError:
                 return
             self._written.add(shard)
 
-    def _write(self, shard: int, go_on: Callable[[], bool]) -> None:
+    def _write(self, images: range, go_on: Callable[[], bool]) -> None:
         def ask(done: int) -> None:
             if done % ASK_EVERY == 0 and not go_on():
                 raise _BrokenOffError
 
-        if not go_on():
-            raise _BrokenOffError
-        needs = ("sha256", "prompt")
-        records = (
-            record
-            for record in read_records(self.folder, needs=needs, images=self.images)
-            if record["index"] // self.shard_images == shard
-        )
-        own = list(islice(records, self.shard_images))
-        dataset = WebDataset(
-            self.folder.store, self.folder.keys.dataset("webdataset"), self.shard_images
-        )
-        dataset.write(own, SampleReader(self.folder, ask))
+        found: dict[int, Record] = {}
+        first = bisect_left(self.shard_ends, images.start + 1)
+        last = bisect_left(self.shard_ends, images.stop)
+        for number in range(first, last + 1):
+            ask(0)
+            for line in read_lines(self.folder.store, self.folder.keys.records(number)):
+                if line["index"] in images and "sha256" in line and "prompt" in line:
+                    found.setdefault(line["index"], line)
+        records = [found[index] for index in sorted(found)]
+        prefix = self.folder.keys.dataset(Form.WEBDATASET)
+        dataset = WebDataset(self.folder.store, prefix, self.shard_images)
+        dataset.write(lambda: records, SampleReader(self.folder, ask))

@@ -104,8 +104,7 @@ def image_record(task: Task, model: ModelInfo, render: RenderInfo) -> dict[str, 
         **task.canonical(),
         **({} if task.template is None else {"template": task.template}),
         **({"meta": dict(task.meta)} if task.meta else {}),
-        **({"loras": [_named(use) for use in task.loras]} if task.loras else {}),
-        **({} if task.vae is None else {"vae": _named(task.vae)}),
+        **names_of_files(task),
         "model": model.to_json(),
         "evaluations": render.evaluations,
         **_reproducible(render.batch_rows),
@@ -123,6 +122,14 @@ def names_of_inputs(task: Task, input_names: Mapping[str, str]) -> dict[str, str
     """
     given = {"init_image_name": task.init_image or "", "mask_name": task.mask or ""}
     return {key: input_names[name] for key, name in given.items() if name in input_names}
+
+
+def names_of_files(task: Task) -> dict[str, Any]:
+    """LoRA and VAE of an image as its job calls them, in a record's fields."""
+    return {
+        **({"loras": [_named(use) for use in task.loras]} if task.loras else {}),
+        **({} if task.vae is None else {"vae": _named(task.vae)}),
+    }
 
 
 def _named(use: LoraUse | VaeUse) -> dict[str, Any]:

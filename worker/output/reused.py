@@ -15,7 +15,7 @@ from jobs.reuse.earlier import EarlierPictures
 from jobs.storage import get_verified
 from jobs.storage.base import is_segment
 from jobs.task import Task
-from worker.output.record import names_of_inputs
+from worker.output.record import ModelInfo, names_of_files, names_of_inputs
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class ReusedPictures:
     A picture is taken if it is the same task of the same weights, as its spec digest says, with the
     same labels and template, which are inside of its file, and of the same quality; for a job that
     is exact it must have been made so. What goes wrong is said once, and the rest is rendered.
+    model: of those weights, as this job calls it.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class ReusedPictures:
         folder: JobFolder,
         described: JobFile,
         earlier: EarlierPictures,
+        model: ModelInfo,
         input_names: Mapping[str, str],
     ) -> None:
         self._folder = folder
         self._described = described
         self._earlier = earlier
+        self._model = model
         self._input_names = input_names
         self._records_of = lru_cache(maxsize=SHARDS_KEPT)(self._read_records)
         self._quality_of = lru_cache(maxsize=SHARDS_KEPT)(self._read_quality)
@@ -112,6 +115,7 @@ class ReusedPictures:
     def _line(self, task: Task, source: JobKeys, target: str, line: Record) -> Record:
         taken = {name: value for name, value in line.items() if name not in _OF_ITS_JOB}
         taken |= {"index": task.index, "name": task.name, "path": self._folder.keys.path(target)}
+        taken |= {"model": self._model.to_json(), **names_of_files(task)}
         taken |= names_of_inputs(task, self._input_names)
         taken["reused_from"] = source.job_id
         if "thumbnail" in line and self._described.thumbnails:

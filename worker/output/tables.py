@@ -16,16 +16,17 @@ from jobs.folder.records import Record, read_records
 log = logging.getLogger(__name__)
 
 
-def write_tables(folder: JobFolder, *, images: int) -> None:
-    """Write `records.parquet`, and the data set that the manifest asks for. images: of the job.
+def write_tables(folder: JobFolder, *, images: int, shards: int | None = None) -> None:
+    """Write `records.parquet`, and the data set that the manifest asks for.
 
+    images: of the job. shards: of it, where they are known (see `read_records`).
     A table that cannot be written, whatever the reason, is a warning: it says what the records say,
     and a job is to end. Raises `StoreError` if that happens to a data set, and `InputError` for one
     without pyarrow.
     """
 
     def records() -> Iterator[Record]:
-        return read_records(folder, needs=("sha256", "prompt"), images=images)
+        return _each_once(folder, images, shards)
 
     if find_spec("pyarrow") is None:
         log.info("without pyarrow there is no records.parquet: pip install 'sdbatch[data]'")
@@ -37,9 +38,19 @@ def write_tables(folder: JobFolder, *, images: int) -> None:
     form = dataset_of(folder)
     if form is not None:
         prefix = folder.keys.dataset(form)
-        written = write_dataset(form, folder, records(), folder.store, prefix)
+        written = write_dataset(form, folder, records, folder.store, prefix)
         if written.damaged:
             log.warning("%s damaged images are not in the data set", len(written.damaged))
+
+
+def _each_once(folder: JobFolder, images: int, shards: int | None) -> Iterator[Record]:
+    """Records in the order of their indices, of those in the files of two shards the first."""
+    last = -1
+    needs = ("sha256", "prompt")
+    for record in read_records(folder, needs=needs, images=images, shards=shards):
+        if record["index"] > last:
+            last = record["index"]
+            yield record
 
 
 def dataset_of(folder: JobFolder) -> Form | None:

@@ -114,7 +114,8 @@ class GalleryRefresher:
             if shown.gallery is None:
                 shown.gallery = LiveGallery(folder, job.total)
                 if dataset_of(folder) is not None:
-                    shown.dataset = LiveDataset(folder, job.total)
+                    shard_ends = self._ledger.shard_ends(job.job_id)
+                    shown.dataset = LiveDataset(folder, shard_ends)
             failures = with_prompts(self._ledger.failures(job.job_id), PlanReader(folder))
             if shown.gallery.refresh(failures, go_on=lambda: self._may_go_on(job.job_id)):
                 shown.settled = (job.done, job.failed)

@@ -103,8 +103,10 @@ class Reconciler:
             if job.state is JobState.ACTIVE and not job.settled and job.spent is not None:
                 resting.add(job.job_id)
                 with self._apart(job):
-                    self._ledger.set_state(job.job_id, JobState.PAUSED, reason=BY_BUDGET)
-                    log.info("job %s rests: its budget of %s is used up", job.job_id, job.spent)
+                    now = self._ledger.status(job.job_id)  # it may have been given a larger one
+                    if now.state is JobState.ACTIVE and now.spent is not None:
+                        self._ledger.set_state(job.job_id, JobState.PAUSED, reason=BY_BUDGET)
+                        log.info("job %s rests: its budget of %s is used up", now.job_id, now.spent)
         return resting
 
     def _publish(self, jobs: Sequence[JobStatus]) -> None:

@@ -28,6 +28,10 @@ class BudgetWatch(Observer):
         self._images = 0
         self._lock = threading.Lock()
 
+    def found(self, images: int) -> None:
+        """Images are there already, and were not looked at one by one."""
+        self._look(images=images)
+
     def step(self) -> None:
         self._look(images=0)
 

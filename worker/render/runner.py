@@ -116,7 +116,9 @@ class Runner:
         self._saved = SavedImages(job.folder)
         self._reused = None
         if job.earlier is not None and not job.force:
-            self._reused = ReusedPictures(job.folder, job.described, job.earlier, job.input_names)
+            self._reused = ReusedPictures(
+                *(job.folder, job.described, job.earlier, job.model, job.input_names)
+            )
         self._observer = observer
         self._options = options
         self._lock = threading.Lock()

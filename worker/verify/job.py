@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from jobs.task import ModelPart
 from worker.checkpoint.load import ModelChoice, load
 from worker.output.done import IncompleteError, end_job
 from worker.output.record import ModelInfo
+from worker.output.repair_records import BrokenImagesError
 from worker.verify.check import Checked, Kind, check
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _end_again(folder: JobFolder, described: JobFile) -> None:
     failures = read_failures(folder)
     try:
         end_job(folder, failures, {"name": described.model}, images=described.images)
-    except IncompleteError:
+    except (IncompleteError, BrokenImagesError):
         return  # other images are still to be made, by its own workers or run
 
 
@@ -158,24 +159,28 @@ class _Rendering:
         from worker.verify.again import Sampled
 
         sampled = Sampled()
-        for again, own in self._parts(indices):
+
+        def sample(again: Again, own: Sequence[int]) -> None:
             with self._observe(len(own), self._evaluations(own)) as observer:
                 again.sample(own, observer, sampled)
-            self._check_stop()
+
+        self._each_model(indices, sample)
         return sampled
 
     def mend(self, checked: Checked, verified: Verified) -> None:
         """Renders what is not right."""
         # Whatever is in their place; a folder does not tell a flipped bit from a whole image.
         wrong = {f.index for f in checked.findings if f.kind in (Kind.DIFFERENT, Kind.DAMAGED)}
-        for again, own in self._parts(checked.to_mend()):
+
+        def mend(again: Again, own: Sequence[int]) -> None:
             for force in (False, True):
                 indices = [index for index in own if (index in wrong) == force]
                 if indices:
                     with self._observe(len(indices), self._evaluations(indices)) as observer:
                         outcome = again.mend(indices, observer, force=force)
                     verified.mended += outcome.rendered + outcome.reused
-                    self._check_stop()
+
+        self._each_model(checked.to_mend(), mend)
 
     def _evaluations(self, indices: Sequence[int]) -> int:
         return sum(map(evaluations_of, PlanReader(self.folder).tasks(indices)))
@@ -184,8 +189,13 @@ class _Rendering:
         if self._stop.is_set():
             raise Interrupted("stopped; what was mended stays so")
 
-    def _parts(self, indices: Sequence[int]) -> Iterator[tuple[Again, list[int]]]:
-        """Gives what draws each model's images, and their indices. Raises `JobConflictError`."""
+    def _each_model(
+        self, indices: Sequence[int], do: Callable[[Again, Sequence[int]], None]
+    ) -> None:
+        """Does something with what draws the images of each model, one model after the other.
+
+        Raises `JobConflictError`, and `Interrupted` between two.
+        """
         try:
             from worker.render.weight_files import AddedFiles
             from worker.verify.again import Again
@@ -209,4 +219,6 @@ class _Rendering:
                 pin_model(self.folder, info.name, info.digest, of=of)
             check_pin(self.folder, info.name, info.digest, of=of)
             added = AddedFiles.of(self._settings, choice.cache)
-            yield Again(self.folder, self.described, model, info, added, self._stop), own
+            do(Again(self.folder, self.described, model, info, added, self._stop), own)
+            del model  # before the next is loaded
+            self._check_stop()

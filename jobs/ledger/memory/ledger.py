@@ -149,6 +149,8 @@ class MemoryLedger:
         check_settable(state)
         with self._lock:
             job = self._job(job_id)
+            if job.state == state == JobState.PAUSED:
+                job.reason = reason
             if job.state in (state, JobState.DONE, JobState.CANCELLED):
                 return job.state
             if state == JobState.DONE and not job.settled:

@@ -105,6 +105,15 @@ def test_files_that_a_mapping_names_are_in_the_current_folder(
     assert next(job.images()).record["init_image_name"] == "start.png"
 
 
+def test_a_prompt_of_a_mapping_is_that_prompt(tmp_path: Path, checkpoint: str):
+    odd = "a\x85ring\u2028\x7f 🦊"
+    manifest = MANIFEST | {"prompts": [odd.replace("\x7f", "").replace("\x85", "")]}
+    job = client.run(manifest, store=tmp_path, model=checkpoint, dtype="float32")
+    assert next(job.records())["prompt"] == "aring\u2028 🦊"
+    with pytest.raises(ManifestError, match="character"):  # as in a file
+        client.run(MANIFEST | {"prompts": [odd]}, store=tmp_path, model=checkpoint)
+
+
 def test_all_mistakes_are_in_one_error():
     with pytest.raises(ManifestError) as caught:
         client.run({"version": 1, "prompts": ["a"], "defaults": {"steps": 0, "sampler": "none"}})

@@ -7,10 +7,12 @@ import json
 import threading
 
 import pytest
+from rich.console import Console
 
 from jobs.budget import Budget
 from jobs.client.enter import submit
 from jobs.client.resume import resume
+from jobs.client.watch import watch
 from jobs.errors import (
     DamagedError,
     InputError,
@@ -139,12 +141,24 @@ def test_a_budget_that_is_used_up_is_refused_and_a_larger_one_goes_on(tmp_path, 
     ):
         enter(load("{images: 3}"), store, ledger)
     ledger.set_state(job, JobState.PAUSED, reason=BY_BUDGET)
+    assert watch(ledger, job, Console(quiet=True)).reason == BY_BUDGET  # and no longer
     larger = enter(load("{images: 5, hours: 2}"), store, ledger)
     assert (larger.job, larger.state) == (job, JobState.ACTIVE)
     assert ledger.status(job).budget == Budget(images=5, hours=2.0)
     wiped = MemoryLedger()
     again(job, store, wiped)
     assert wiped.status(job).budget == Budget(images=5, hours=2.0)
+
+
+def test_a_data_set_that_a_finished_job_is_asked_for_is_not_promised(tmp_path, store):
+    text = TEXT.replace("output: {", "output: {dataset: webdataset, ")
+    ledger = MemoryLedger()
+    job = enter(load_manifest(write(tmp_path, TEXT)), store, ledger).job
+    render(store, job, range(40))
+    enter(load_manifest(write(tmp_path, TEXT)), store, ledger)
+    ledger.set_state(job, JobState.DONE)
+    asked = enter(load_manifest(write(tmp_path, text)), store, ledger)
+    assert (asked.job, asked.state, asked.lacks_dataset) == (job, JobState.DONE, True)
 
 
 def test_a_job_goes_to_the_store_the_ledger_and_the_queue(manifest, store):

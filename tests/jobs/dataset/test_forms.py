@@ -23,6 +23,7 @@ from jobs.dataset.samples import SampleReader
 from jobs.dataset.webdataset import WebDataset
 from jobs.errors import InputError, NotFoundError
 from jobs.folder.layout import JobFolder, JobKeys
+from jobs.folder.records import dump_lines
 from jobs.storage import LocalStore, Store, open_store
 from tests.jobs.dataset.made import MANY, a_job, file_digests, pictures, records
 
@@ -45,7 +46,7 @@ def load(path: str, folder: Path, **options):
 def webdataset_of(folder: JobFolder, store: Store, prefix: str = "set/") -> SampleReader:
     """Writes tars of ten samples; what became of the images."""
     reader = SampleReader(folder)
-    WebDataset(store, prefix, shard_images=10).write(records(folder), reader)
+    WebDataset(store, prefix, shard_images=10).write(lambda: records(folder), reader)
     return reader
 
 
@@ -161,7 +162,7 @@ def test_webdataset_in_a_bucket(made: JobFolder, s3_address: str, tmp_path: Path
 
 def test_tables_with_images_are_pictures_to_the_datasets_library(made: JobFolder, tmp_path: Path):
     reader = SampleReader(made)
-    ImageTables(LocalStore(tmp_path), "set/", part_images=10).write(records(made), reader)
+    ImageTables(LocalStore(tmp_path), "set/", part_images=10).write(lambda: records(made), reader)
     assert reader.written.copied == IMAGES
     files = sorted(str(path) for path in (tmp_path / "set").glob("*.parquet"))
     assert len(files) == 3
@@ -174,8 +175,22 @@ def test_tables_with_images_are_pictures_to_the_datasets_library(made: JobFolder
         for row in pyarrow.parquet.read_table(path).to_pylist():
             assert hashlib.sha256(row["image"]["bytes"]).hexdigest() == digests[row["index"]]
     again = SampleReader(made)
-    ImageTables(LocalStore(tmp_path), "set/", part_images=10).write(records(made), again)
+    ImageTables(LocalStore(tmp_path), "set/", part_images=10).write(lambda: records(made), again)
     assert again.written.present == IMAGES
+
+
+def test_all_tables_with_images_have_the_same_columns(tmp_path: Path):
+    folder = a_job(LocalStore(tmp_path / "store"), 8)
+    line = records(folder)[7] | {"tokens_cut": {"prompt": 3}}
+    rows = [*records(folder)[:7], line]
+    folder.put(folder.keys.records(0), dump_lines(rows), overwrite=True)
+    reader = SampleReader(folder)
+    tables = ImageTables(LocalStore(tmp_path), "set/", part_images=4)
+    tables.write(lambda: records(folder), reader)
+    files = sorted((tmp_path / "set").glob("*.parquet"))
+    schemas = [pyarrow.parquet.read_schema(path) for path in files]
+    assert schemas[0] == schemas[1]
+    assert "tokens_cut_prompt" in schemas[0].names
 
 
 def test_captions_are_beside_the_pictures(made: JobFolder, tmp_path: Path):

@@ -86,6 +86,16 @@ def test_in_defaults_it_is_of_every_prompt(folder: Path):
     assert [task.prompt for task in manifest.tasks()] == ["a"] * 3 + ["b"] * 3
 
 
+@pytest.mark.parametrize("pattern", ["photos", "photos/*.png", "photos/1.png"])
+def test_outside_of_the_manifests_folder_where_that_is_allowed(folder: Path, pattern: str):
+    inside = folder / "inside"
+    inside.mkdir()
+    count = 1 if pattern.endswith("1.png") else 3
+    for written in (f"{folder}/{pattern}", f"../{pattern}"):
+        body = f"{HEAD}prompts:\n- {{prompt: a, init_image: '{written}'}}"
+        assert load(inside, body, allow_outside=True).total == count
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [

@@ -22,7 +22,7 @@ def settled_up_to(count: int):
 
 def test_tars_are_written_once_all_of_their_images_are_settled(tmp_path: Path):
     store = LocalStore(tmp_path)
-    live = LiveDataset(a_job(store, 9), IMAGES, shard_images=10)
+    live = LiveDataset(a_job(store, 9), (8, 16, 24, 25), shard_images=10)
     live.refresh(settled_up_to(9), lambda: True)
     assert not (tmp_path / "job" / "webdataset").exists()
     folder = a_job(store, 14, start=9)
@@ -38,18 +38,18 @@ def test_tars_are_written_once_all_of_their_images_are_settled(tmp_path: Path):
     assert list(pandas.read_parquet(made / "00001.parquet")["index"]) == list(range(10, 20))
     # The end of the job adds what is left, and writes nothing twice.
     reader = SampleReader(folder)
-    WebDataset(store, "job/webdataset/", shard_images=10).write(records(folder), reader)
+    WebDataset(store, "job/webdataset/", shard_images=10).write(lambda: records(folder), reader)
     assert (reader.written.copied, reader.written.present) == (5, 20)
 
 
 def test_one_that_is_broken_off_leaves_nothing_and_is_begun_again(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(live_dataset, "ASK_EVERY", 3)
-    live = LiveDataset(a_job(LocalStore(tmp_path), 10), 10, shard_images=10)
+    live = LiveDataset(a_job(LocalStore(tmp_path), 10), (8, 10), shard_images=10)
     asked: list[int] = []
 
     def once() -> bool:
         asked.append(1)
-        return len(asked) < 3
+        return len(asked) < 4
 
     live.refresh(settled_up_to(10), once)
     assert not (tmp_path / "job" / "webdataset").exists()

@@ -51,7 +51,7 @@ def made(store: Store, *tasks: Task, job: JobFile = JOB, size: int = 64, render=
 def take(store: Store, task: Task, job: JobFile = JOB) -> Record | None:
     """The task's picture for a later job."""
     folder = JobFolder(store, JobKeys("later"))
-    reused = ReusedPictures(folder, job, earlier_pictures(store), {})
+    reused = ReusedPictures(folder, job, earlier_pictures(store), MODEL, {})
     return reused.take(task, spec_digest(task, MODEL.digest))
 
 
@@ -130,7 +130,7 @@ def test_a_store_that_refuses_is_asked_no_more(tmp_path: Path, caplog, monkeypat
     store = LocalStore(tmp_path)
     made(store, a_task(0), a_task(1, seed=1))
     folder = JobFolder(store, JobKeys("later"))
-    reused = ReusedPictures(folder, JOB, earlier_pictures(store), {})
+    reused = ReusedPictures(folder, JOB, earlier_pictures(store), MODEL, {})
 
     def refuse(*arguments, **options):
         raise StoreError("403: no rights")

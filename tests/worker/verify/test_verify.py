@@ -308,3 +308,12 @@ def test_the_command(job: JobFolder, tmp_path: Path):
     none = run_command(["verify", str(tmp_path)], cache)
     assert none.returncode == ExitCode.BAD_INPUT
     assert "is no folder of a job" in none.stderr
+
+
+def test_a_repair_beside_what_it_cannot_mend_still_reports(job: JobFolder, checkpoint: Path):
+    lines = lines_by_index(job)
+    another(job, job.keys(lines[1]["path"]))
+    gone(job, job.keys(lines[5]["path"]))
+    verified = verify(job, choice(checkpoint), repair=True)
+    assert verified.checked.counts == {Kind.FOREIGN: 1, Kind.MISSING: 1}
+    assert (verified.mended, verified.left) == (1, 1)

@@ -6,6 +6,7 @@ local record = key('job', job)
 local state, total, done, failed =
   unpack(redis.call('HMGET', record, 'state', 'total', 'done', 'failed'))
 if not state then return false end
+if state == wanted and wanted == 'paused' then redis.call('HSET', record, 'reason', ARGV[4]) end
 if state == wanted or state == 'done' or state == 'cancelled' then return state end
 if wanted == 'done' and done + failed < tonumber(total) then return state end
 if wanted == 'done' and expected and expected ~= tonumber(failed) then return state end
