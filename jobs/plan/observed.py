@@ -27,6 +27,12 @@ from one run to the next (`python -m tests.bench.plans`).
 """
 
 
+EMPTY_SHARE = 0.3
+"""Share of a full batch's time that one takes with hardly a row in it: four rows of sixteen took
+0.47 of it on two cores of a server (`python -m tests.bench.plans`).
+"""
+
+
 class Kind(NamedTuple):
     """A way of running: images of one kind take equally long on equal machines.
 
@@ -173,7 +179,9 @@ def seconds_by(summary: PlanSummary, speed: Observed, *, workers: int, shards: i
         held = max(1.0, rows / larger)  # rows of a batch of such images
         # However few images there are, the evaluations of one are made one after the other.
         batches = max(work.rows / held, work.evaluations / images)
-        alone += batches * evaluation_s * larger * held / rows
+        filled = work.rows / batches / held
+        share = EMPTY_SHARE + (1 - EMPTY_SHARE) * filled
+        alone += batches * share * evaluation_s * larger * held / rows
     return alone * math.ceil(shards / workers) / max(1, shards)
 
 

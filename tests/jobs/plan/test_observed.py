@@ -8,6 +8,7 @@ import pytest
 
 from jobs.plan.cost import CostFold, PlanSummary
 from jobs.plan.observed import (
+    EMPTY_SHARE,
     ERROR_OF_ONE_JOB,
     LEAST_ERROR,
     MOST_KINDS,
@@ -118,10 +119,13 @@ def test_seconds_of_full_batches():
     assert seconds_by(cost(64), speed, workers=4, shards=16) == pytest.approx(2 * 50 * 0.1)
 
 
-def test_one_image_takes_all_of_its_steps():
+def test_one_image_takes_all_of_its_steps_and_few_rows_some_less_time():
     speed = observed("sd", [[a_speed(0.1)]])
-    assert seconds_by(cost(1), speed, workers=1, shards=1) == pytest.approx(50 * 0.1)
-    assert seconds_by(cost(3), speed, workers=9, shards=1) == pytest.approx(50 * 0.1)
+    for images, workers in ((1, 1), (3, 9)):
+        share = EMPTY_SHARE + (1 - EMPTY_SHARE) * images * 2 / 16
+        found = seconds_by(cost(images), speed, workers=workers, shards=1)
+        assert found == pytest.approx(50 * 0.1 * share)
+    assert seconds_by(cost(8), speed, workers=1, shards=1) == pytest.approx(50 * 0.1)
 
 
 def test_another_size_goes_by_its_area():
