@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from jobs.errors import DamagedError, NotFoundError
 from jobs.folder.layout import JobFolder
@@ -14,6 +15,8 @@ from jobs.limits import MAX_RENDERED_BYTES
 from jobs.storage import Store, get_verified
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 THREADS = 8  # a download waits most of its time
 AT_ONCE = 4 * THREADS  # records between the reading and the comparing, whatever the job's size
@@ -55,8 +58,8 @@ def whole_image(
         return None
 
 
-def chunks(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    """The records as they come, so many at a time."""
-    iterator = iter(records)
+def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The values as they come, so many at a time."""
+    iterator = iter(values)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk

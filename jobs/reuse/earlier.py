@@ -61,11 +61,7 @@ class EarlierPictures:
                 return
             listed = list(_within_bounds(self._store.list(INDEX_PREFIX)))
             sizes = {_job_of(info): info.size_bytes for info in listed}
-            changed = [
-                info
-                for info in listed
-                if sizes.get(_job_of(info)) != self._sizes.get(_job_of(info))
-            ]
+            changed = [i for i in listed if i.size_bytes != self._sizes.get(_job_of(i))]
             if not changed and sizes.keys() == self._sizes.keys():
                 return
             with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-index") as pool:

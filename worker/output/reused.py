@@ -85,8 +85,11 @@ class ReusedPictures:
         """True if a picture of this spec is what would be made of the task."""
         exact = self._described.reproducible != "exact" or line.get("reproducible") == "exact"
         labels = line.get("meta", {}) == dict(task.meta) and line.get("template") == task.template
-        lossless = task.format == "png"
-        return exact and labels and (lossless or self._quality_of(job) == self._described.quality)
+        if not (exact and labels) or task.format == "png":
+            return exact and labels
+        # Records of versions before do not say; their job does, as it was submitted last.
+        quality = line["quality"] if "quality" in line else self._quality_of(job)
+        return bool(quality == self._described.quality)
 
     def _copy(self, task: Task, spec: str, source: JobKeys, line: Record) -> Record | None:
         """The task's record; None if the picture is gone, or is not what its record says."""

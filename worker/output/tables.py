@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from jobs.dataset import Form, write_dataset
 from jobs.dataset.table import write_job_table
@@ -28,13 +27,10 @@ def write_tables(folder: JobFolder, *, images: int, shards: int | None = None) -
     def records() -> Iterator[Record]:
         return _each_once(folder, images, shards)
 
-    if find_spec("pyarrow") is None:
-        log.info("without pyarrow there is no records.parquet: pip install 'sdbatch[data]'")
-    else:
-        try:
-            write_job_table(folder, records)
-        except Exception as error:
-            log.warning("there is no records.parquet: %s", error)
+    try:
+        write_job_table(folder, records)
+    except Exception as error:
+        log.warning("there is no records.parquet: %s", error)
     form = dataset_of(folder)
     if form is not None:
         prefix = folder.keys.dataset(form)

@@ -58,7 +58,9 @@ def choose(images: int, share: float, plan: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Again:
-    """Renders images of one model of a job. engine: has it. stop: set to end between two steps."""
+    """Renders images of one model of a job. info: of the model, for records. stop: set to end
+    between two steps.
+    """
 
     folder: JobFolder
     described: JobFile

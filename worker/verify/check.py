@@ -7,11 +7,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from jobs.errors import DamagedError, ForeignImageError, NotFoundError
-from jobs.folder.check import AT_ONCE, THREADS
+from jobs.folder.check import AT_ONCE, THREADS, chunks
 from jobs.folder.job_file import JobFile
 from jobs.folder.layout import JobFolder
 from jobs.folder.model_file import read_pin
@@ -105,10 +104,9 @@ def check(folder: JobFolder, described: JobFile, tick: Callable[[int], None]) ->
     checked = Checked(described.images)
     failed = {failure.index for failure in read_failures(folder)}
     planned: set[int] = set()  # hashes of keys, as a million keys would take more memory
-    expected = _expected(folder, described)
     with ThreadPoolExecutor(THREADS, thread_name_prefix="sdbatch-verify") as pool:
         done = 0
-        while some := list(islice(expected, AT_ONCE)):
+        for some in chunks(_expected(folder, described), AT_ONCE):
             planned.update(hash(one.key) for one in some)
             for one, finding in zip(some, pool.map(lambda e: _look(folder, e), some), strict=True):
                 if finding is None:
@@ -126,7 +124,7 @@ def check(folder: JobFolder, described: JobFile, tick: Callable[[int], None]) ->
     return checked
 
 
-def digests_of(folder: JobFolder, described: JobFile) -> dict[str | None, str]:
+def _digests_of(folder: JobFolder, described: JobFile) -> dict[str | None, str]:
     """By the model that tasks name, the digest of its weights; without those not begun yet.
 
     Raises `NotFoundError` if there is none, `StoreError`.
@@ -145,7 +143,7 @@ def digests_of(folder: JobFolder, described: JobFile) -> dict[str | None, str]:
 
 def _expected(folder: JobFolder, described: JobFile) -> Iterator[_Expected]:
     """The plan's images in order, each with its record."""
-    digests = digests_of(folder, described)
+    digests = _digests_of(folder, described)
     shards = ShardTable.of(read_plan(folder), described.images)
     number, lines = -1, dict[int, Record]()
     for task in read_plan(folder):

@@ -1,4 +1,4 @@
-"""What the page is told: jobs in parts, one job, facts of pictures; and changes."""
+"""Answers to the page: jobs in parts, one job, facts of pictures; and changes."""
 
 from __future__ import annotations
 

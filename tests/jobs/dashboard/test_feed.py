@@ -1,4 +1,4 @@
-"""What browsers are told, look by look, and what it costs the ledger."""
+"""News for browsers, look by look, and what it costs the ledger."""
 
 from __future__ import annotations
 

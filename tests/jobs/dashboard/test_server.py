@@ -177,7 +177,7 @@ class TestCommand:
         assert token not in done.stderr
 
     def test_stores_that_are_not_allowed(self, ledger, tmp_path):
-        """As for workers: a job may name any folder."""
+        """A job may name any folder; the rule is that of workers."""
         allowed = Settings(stores=(str(tmp_path / "jobs"),), redis="memory://")
         with command.serving_page(allowed, "127.0.0.1", 0) as running:
             assert running.alive()

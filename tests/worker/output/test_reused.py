@@ -11,7 +11,7 @@ from jobs.errors import StoreError
 from jobs.folder.job_file import JobFile, write_job_file
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.record_writer import ShardRecords
-from jobs.folder.records import Record, read_lines
+from jobs.folder.records import Record, dump_lines, read_lines
 from jobs.reuse import earlier_pictures
 from jobs.reuse.index import write_index
 from jobs.storage import LocalStore, Store, open_store
@@ -86,6 +86,22 @@ def test_of_lossy_formats_the_quality_must_be_the_same(store: Store):
     made(store, a_task(0, format="webp"))
     assert take(store, a_task(0, format="webp"), replace(JOB, quality=80)) is None
     assert take(store, a_task(0, format="webp")) is not None
+
+
+def test_the_quality_is_the_pictures_own_not_that_of_its_job_now(store: Store):
+    made(store, a_task(0, format="jpeg"), job=replace(JOB, quality=80))
+    later = replace(JOB, quality=95)
+    write_job_file(JobFolder(store, JobKeys("earlier")), later, force=True)  # as by --force
+    assert take(store, a_task(0, format="jpeg"), later) is None
+    assert take(store, a_task(0, format="jpeg"), replace(JOB, quality=80)) is not None
+
+
+def test_of_records_that_do_not_say_it_the_job_does(store: Store):
+    line = made(store, a_task(0, format="jpeg"), job=replace(JOB, quality=80))
+    del line["quality"]
+    store.put(JobKeys("earlier").records(0), dump_lines([line]), overwrite=True)
+    assert take(store, a_task(0, format="jpeg"), replace(JOB, quality=95)) is None
+    assert take(store, a_task(0, format="jpeg"), replace(JOB, quality=80)) is not None
 
 
 def test_an_exact_job_takes_only_what_was_made_so(store: Store):
