@@ -296,7 +296,7 @@ def workers(terminal: Terminal, redis: str | None) -> None:
         terminal.document({"workers": [asdict(worker) for worker in found]})
         return
     now_s = ledger.time_s() if found else 0.0
-    headers = ("WORKER", "DEVICE", "MODEL", "IMAGES", "ROWS", "SEEN", "STATE")
+    headers = ("WORKER", "DEVICE", "MODEL", "IMAGES", "SPEED", "ROWS", "SEEN", "STATE")
     terminal.table(headers, [_worker_row(worker, now_s) for worker in found])
 
 
@@ -305,5 +305,6 @@ def _worker_row(worker: WorkerInfo, now_s: float) -> tuple[str, ...]:
     rows = "" if worker.rows is None else f"{worker.rows_used or 0} of {worker.rows}"
     ago_s = None if worker.seen_s is None else max(0.0, now_s - worker.seen_s)
     seen = "" if ago_s is None else f"{ago_s:.0f} s ago"
-    images = f"{worker.images:,}"
-    return worker.name, worker.device, worker.model, images, rows, seen, worker.state
+    speed = "" if worker.images_per_s is None else f"{worker.images_per_s:.2f}/s"
+    done = f"{worker.images:,}", speed, rows
+    return worker.name, worker.device, worker.model, *done, seen, worker.state

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from jobs.dashboard.speeds import Speeds
 from jobs.dashboard.views import View, failure_view, job_view, short, worker_view
 from jobs.errors import LedgerError
 from jobs.ledger.base import Ledger
@@ -59,7 +58,6 @@ class Feed:
         self._changed: dict[str, None] = {}  # jobs that are still to be told
         self._rendering: dict[str, None] = {}  # jobs, the latest seen last
         self._slowly_at = clock()
-        self._speeds = Speeds()
         self._away: str | None = None
 
     # Looking
@@ -94,14 +92,12 @@ class Feed:
         if self._after is None:
             self._begin()
         news = self._read_news()
-        for one in news:
-            self._count(one)
         self._changed |= dict.fromkeys(one.job_id for one in news)
         messages: list[Message] = []
         if self._clock() >= self._slowly_at:
             self._slowly_at = self._clock() + SLOWLY_S
             self._changed |= self._rendering
-            messages.append(("workers", self._workers()))
+            messages.append(("workers", self.workers()))
         asked = list(self._changed)[:MOST_JOBS]
         if asked:
             statuses = self._ledger.statuses(asked)
@@ -118,12 +114,9 @@ class Feed:
         return messages
 
     def _begin(self) -> None:
-        """Start from now; the events before tell how fast workers are."""
-        before = self._ledger.news(limit=NEWS_AT_ONCE)
+        """Start from now."""
+        before = self._ledger.news(limit=1)
         self._after = before[-1].event.id if before else "0"
-        self._speeds = Speeds()
-        for one in before:
-            self._count(one)
         self._slowly_at = self._clock()
 
     def _read_news(self) -> list[News]:
@@ -137,11 +130,6 @@ class Feed:
                 break
         return found
 
-    def _count(self, news: News) -> None:
-        event = news.event
-        if event.kind == "settled":
-            self._speeds.settled(event.time_s, event.values.get("owner", ""), len(_images(news)))
-
     # Asking
 
     def jobs(self, statuses: Sequence[JobStatus]) -> list[View]:
@@ -152,14 +140,7 @@ class Feed:
 
     def workers(self) -> list[View]:
         """Views of all workers. Raises `LedgerError`."""
-        with self._lock:
-            if self._after is None:
-                self._begin()
-            return self._workers()
-
-    def _workers(self) -> list[View]:
-        speeds = self._speeds.by_owner(self._ledger.time_s())
-        return [worker_view(one, speeds.get(one.name)) for one in self._ledger.workers()]
+        return [worker_view(one) for one in self._ledger.workers()]
 
     def _remember(self, statuses: Iterable[JobStatus]) -> None:
         """Remember which of these jobs are being rendered: their figures change by themselves."""

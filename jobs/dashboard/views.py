@@ -43,8 +43,8 @@ def job_view(job: JobStatus, price: float | None) -> View:
     }
 
 
-def worker_view(worker: WorkerInfo, images_per_s: float | None) -> View:
-    """A worker with its speed of late."""
+def worker_view(worker: WorkerInfo) -> View:
+    """A worker as it last reported itself."""
     return {
         "name": short(worker.name),
         "host": short(worker.host),
@@ -56,7 +56,7 @@ def worker_view(worker: WorkerInfo, images_per_s: float | None) -> View:
         "rows": worker.rows,
         "rows_used": worker.rows_used,
         "seen_s": worker.seen_s,
-        "images_per_s": images_per_s,
+        "images_per_s": worker.images_per_s,
     }
 
 

@@ -6,7 +6,9 @@ import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
 
 from jobs.budget import Budget
 from jobs.errors import DamagedLedgerError, JobConflictError
@@ -289,7 +291,8 @@ class WorkerInfo:
     """A worker as it reports itself. device: such as cuda:0. seen_s: Unix time of its last report
     by the ledger's clock, which fills it in; None where an older version took the report. rows: of
     its last batch, padding included, and rows_used, those that held an image; None before the first
-    one, and of older versions.
+    one, and of older versions. images: finished since it began; images_per_s: of the last minute,
+    None while it rests or not enough is known.
     """
 
     name: str
@@ -306,6 +309,7 @@ class WorkerInfo:
     seen_s: float | None = field(default=None, compare=False)
     rows: int | None = None
     rows_used: int | None = None
+    images_per_s: Annotated[float | None, Field(ge=0, le=1e6)] = None
 
     @property
     def serves(self) -> bool:

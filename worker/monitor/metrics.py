@@ -7,6 +7,7 @@ the same ones: take the max over workers.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -55,13 +56,15 @@ class Metrics(Observer):
     time.
 
     model: as the workers' model list names it. queue: the latest known figures of each model.
-    batch: the last one.
+    batch: the last one. finished: images that were rendered, or found in the store.
     """
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
         self.queue: Mapping[str, QueueFigures] = {}
         self.batch: Batch | None = None
+        self.finished = 0
+        self._lock = threading.Lock()  # of finished
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.registry.register(_QueueCollector(lambda: self.queue))
@@ -144,11 +147,16 @@ class Metrics(Observer):
         self._in_flight.dec()
 
     def rendered(self, index: int, seconds: float) -> None:
-        self._images.inc()
+        self._finished(self._images)
         self._image_s.observe(seconds)
 
     def reused(self, index: int, evaluations: int) -> None:
-        self._reused.inc()
+        self._finished(self._reused)
+
+    def _finished(self, how: Counter) -> None:
+        how.inc()
+        with self._lock:
+            self.finished += 1
 
     def failed(self, failure: Failure, evaluations: int, reason: Reason) -> None:
         self._failures[reason].inc()

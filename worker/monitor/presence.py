@@ -15,6 +15,7 @@ from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, JobStatus, WorkerInfo
 from worker.monitor.metrics import Metrics, QueueFigures
+from worker.monitor.speed import Speed
 from worker.serve.worker import Worker
 
 EVERY_S = 5.0
@@ -74,6 +75,7 @@ class Reporter:
         self._reader = QueueReader(worker.ledger)
         self._clock = clock
         self._taken_at = clock()
+        self._speed = Speed()
         self.away: str | None = None
         metrics.watch_reports(self.silent_s)
 
@@ -83,18 +85,22 @@ class Reporter:
 
     def report(self) -> None:
         """Once. Raises `LedgerError`."""
-        worker, batch = self._worker, self._metrics.batch
+        worker, batch, finished = self._worker, self._metrics.batch, self._metrics.finished
+        leases = len(worker.heartbeat.held_leases)
+        if not leases:
+            self._speed.rest()
         info = WorkerInfo(
             name=worker.owner,
             host=socket.gethostname(),
             pid=os.getpid(),
             device=str(worker.engine.model.device),
             model=worker.model.name,
-            leases=len(worker.heartbeat.held_leases),
-            images=worker.images,
+            leases=leases,
+            images=finished,
             state=worker.state,
             rows=None if batch is None else batch.rows,
             rows_used=None if batch is None else batch.rows_used,
+            images_per_s=self._speed.of(self._clock(), finished),
         )
         worker.ledger.worker_seen(info, SEEN_S if worker.stopped is None else STOPPED_SEEN_S)
         self._metrics.queue = self._reader.read()

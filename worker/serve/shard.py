@@ -119,9 +119,8 @@ def render_shard(
     ledger: Ledger,
     observer: Observer,
     options: RenderOptions,
-) -> int:
-    """Render the tasks, those of the claim, until all are settled or the lease's stop is set; how
-    many were done.
+) -> None:
+    """Render the tasks, those of the claim, until all are settled or the lease's stop is set.
 
     Raises `StoreError` if the store fails and `DeviceLostError` if the device does; what was
     settled before stays so.
@@ -130,7 +129,6 @@ def render_shard(
     reporter = LedgerReporter(ledger, held, records)
     runner = Runner(job, records, Observers((observer, reporter)), options)
     try:
-        outcome = runner.render(tasks, held.stop)
+        runner.render(tasks, held.stop)
     finally:
         reporter.finish()
-    return outcome.rendered + outcome.reused

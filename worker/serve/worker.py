@@ -124,7 +124,6 @@ class Worker:
         self._isolation = SharedExclusiveLock()
         self._store_failed_in_a_row = 0
         self._lock = threading.Lock()  # of the count, and of stopping once
-        self.images = 0  # settled since this worker began
 
     @property
     def state(self) -> str:
@@ -207,7 +206,7 @@ class Worker:
             status = self.ledger.status(shard.job_id)
             store = self._store_at(status.store)
             job, plan = self._loaded(_Identity.of(status, shard.number))
-            self.images += render_shard(
+            render_shard(
                 plan.tasks(indices),
                 held,
                 job,

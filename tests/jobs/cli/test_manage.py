@@ -166,10 +166,13 @@ class TestLists:
         commands.ledger.worker_seen(
             WorkerInfo(*("host-1", "host", 1, "cpu", "demo", 0, 12_000, "idle"), rows=16), 60.0
         )
+        busy = WorkerInfo(*("host-2", "host", 2, "cpu", "demo", 1, 40, "busy"), images_per_s=0.754)
+        commands.ledger.worker_seen(busy, 60.0)
         said = [re.sub(r"\d+ s ago", "0 s ago", line) for line in commands("workers").splitlines()]
         assert said == [
-            "WORKER  DEVICE  MODEL  IMAGES  ROWS     SEEN     STATE",
-            "host-1  cpu     demo   12,000  0 of 16  0 s ago  idle",
+            "WORKER  DEVICE  MODEL  IMAGES  SPEED   ROWS     SEEN     STATE",
+            "host-1  cpu     demo   12,000          0 of 16  0 s ago  idle",
+            "host-2  cpu     demo   40      0.75/s           0 s ago  busy",
         ]
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 
 from jobs.dashboard.feed import LOOKS_AT_ONCE, MOST_JOBS, MOST_SHOWN, NEWS_AT_ONCE, SLOWLY_S, Feed
-from jobs.dashboard.speeds import LEAST_S, WINDOW_S, Speeds
 from jobs.errors import LedgerError
 from jobs.ledger.memory.ledger import MemoryLedger
 from jobs.ledger.types import JobState, WorkerInfo
@@ -108,7 +107,7 @@ def test_what_idle_jobs_cost(ledger, feed, clock):
         ledger.create(new_job(f"job-{number}"))
     for _ in range(LOOKS_AT_ONCE):
         feed.look()
-    assert calls_of_a_minute() == before == {"news": 120, "workers": 30, "time_s": 30}
+    assert calls_of_a_minute() == before == {"news": 120, "workers": 30}
 
 
 def test_many_jobs_that_change_at_once_are_told_over_several_looks(ledger, feed):
@@ -179,36 +178,10 @@ def test_after_a_rest_it_begins_with_what_is_new(ledger, feed):
     assert len(told(feed.look(), "jobs")) == 1
 
 
-def test_speeds_of_workers(ledger, feed, clock):
-    ledger.create(new_job(ends=[100]))
+def test_workers_tell_their_speed(ledger, feed):
     ledger.worker_seen(WorkerInfo("w1", "box", 1, "cpu", "demo", 1, 0, "busy"), 600)
-    lease = take(ledger, 0, "w1")
-    feed.look()
-    ledger.settle(lease, [0])
-    clock.now_s += 10
-    ledger.settle(lease, range(1, 21))
-    feed.look()
-    clock.now_s += SLOWLY_S
-    ((worker,),) = told(feed.look(), "workers")
-    assert worker["images_per_s"] == pytest.approx(20 / 12)
-
-
-class TestSpeeds:
-    def test_one_settle_says_nothing(self):
-        speeds = Speeds()
-        speeds.settled(100, "w", 7)
-        assert speeds.by_owner(110) == {}
-
-    def test_nothing_of_a_moment(self):
-        speeds = Speeds()
-        speeds.settled(100, "w", 4)
-        speeds.settled(100.5, "w", 4)
-        assert speeds.by_owner(100.6) == {}
-        assert speeds.by_owner(100 + LEAST_S) == {"w": pytest.approx(4 / LEAST_S)}
-
-    def test_of_the_last_minute(self):
-        speeds = Speeds()
-        for at in range(0, 100, 10):
-            speeds.settled(at, "w", 5)
-        assert speeds.by_owner(90) == {"w": pytest.approx(0.5)}
-        assert speeds.by_owner(90 + WINDOW_S + 1) == {}
+    ledger.worker_seen(
+        WorkerInfo("w2", "box", 2, "cpu", "demo", 1, 9, "busy", images_per_s=1.5), 600
+    )
+    (workers,) = told(feed.look(), "workers")
+    assert [worker["images_per_s"] for worker in workers] == [None, 1.5]

@@ -43,7 +43,7 @@ def test_shards_are_rendered_and_given_back(service):
     job = service.ledger.status("job")
     assert (job.done, job.failed, job.leased) == (4, 0, 0)
     assert service.worker.state == "idle"
-    assert service.worker.images == 4
+    assert service.metrics.finished == 4
 
 
 def test_three_failures_of_the_store_in_a_row_stop_the_worker(service):
