@@ -13,7 +13,8 @@
     │   ├── NotFoundError         7  no such job, plan or object
     │   ├── DeviceLostError       1  the device answers no more (`worker.faults`)
     │   └── LedgerError           9  the ledger cannot be reached, or refuses
-    │       └── DamagedLedgerError 9  what it holds of a job cannot be read
+    │       ├── DamagedLedgerError 9  what it holds of a job cannot be read
+    │       └── QuotaError        9  a submitter would have too many images to do
     └── Stop                         not an error: somebody wanted it
         ├── Interrupted         130  Ctrl-C or a signal; what is finished is kept
         └── BudgetSpent         130  a job's budget is used up; what is finished is kept
@@ -135,6 +136,10 @@ class DamagedLedgerError(LedgerError):
     """Something that the ledger holds is not as it must be: of one job, and asking again does not
     help.
     """
+
+
+class QuotaError(LedgerError):
+    """A submitter would have more images to do at a time than its quota allows."""
 
 
 class Stop(Exception):  # noqa: N818 - not an error

@@ -38,6 +38,7 @@ ARGUMENTS = {
     "FILE...": "manifests",
     "[FILE]": "a manifest that is not there yet",
     "IMAGE...": "pictures",
+    "[USER]": "a user of the queue's server, or * for all without a quota of their own",
     "SHELL": "bash, zsh or fish",
     "JOB": "a job's name, or a beginning of it that no other job has",
     "[JOB...]": "names of jobs",

@@ -264,6 +264,7 @@ def _status_lines(
         *([] if job.budget is None else [("budget", _budget_text(job.budget))]),
         ("shards", f"{job.leased:,} rendering, {job.published:,} queued, {job.waiting:,} waiting"),
         ("priority", job.priority),
+        *([("submitter", job.submitter)] if job.submitter else []),
         ("store", job.store),
         *trouble,
     ]

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "resume": ("jobs.cli.manage", "Enter a job again from its folder."),
     "index": ("jobs.cli.index", "Note a store's pictures, so that later jobs take them."),
     "workers": ("jobs.cli.manage", "List workers: where they are and what they do."),
+    "quota": ("jobs.cli.quota", "Limit the images that a submitter may have to do."),
     "dashboard": ("jobs.cli.dashboard", "Show jobs, workers and pictures live in a browser."),
     "doctor": ("jobs.cli.doctor", "Look at all that jobs need here."),
     "bench": (None, "Measure how fast this machine renders."),

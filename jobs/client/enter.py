@@ -20,6 +20,7 @@ from jobs.folder.prepare import prepare
 from jobs.folder.records import read_records
 from jobs.formatting import counted
 from jobs.ledger.base import Ledger
+from jobs.ledger.quotas import check_quota, quota_of
 from jobs.ledger.types import JobState, NewJob, Place, check_same
 from jobs.manifest.load import Manifest
 from jobs.plan.shards import ShardTable
@@ -93,6 +94,7 @@ def submit(
     with status("naming the job"):
         keys = JobKeys(job if job is not None else manifest.job_id())
         address = agreed_address(ledger, keys, manifest.digest, address)
+        _check_quota(ledger, JobFolder(store, keys), manifest.total)
         if priority is None:
             with contextlib.suppress(NotFoundError):
                 priority = ledger.status(keys.job_id).priority
@@ -130,7 +132,7 @@ def enter(
         to_do = _to_do(ledger, folder.keys.job_id, described.images)
         present = rendered_before(folder, described.images)
     _check_budget(described, ledger, folder, sum(present))
-    job = _new_job(described, shards, folder, address)
+    job = _new_job(described, shards, folder, address, ledger.user)
     with status("entering the job"):
         new = ledger.create(
             job,
@@ -167,6 +169,16 @@ def _lacks_dataset(described: JobFile, folder: JobFolder, state: JobState) -> bo
     )
 
 
+def _check_quota(ledger: Ledger, folder: JobFolder, images: int) -> None:
+    """Raises `QuotaError` before anything is written of a new job that the ledger would refuse."""
+    most = quota_of(ledger.quotas(), ledger.user)
+    if most is None or folder.head(folder.keys.job) is not None:
+        return
+    others = (job for job in ledger.jobs() if job.job_id != folder.keys.job_id)
+    to_do = sum(job.to_do for job in others if job.submitter == ledger.user)
+    check_quota(ledger.user, most, to_do, images)
+
+
 def _check_budget(described: JobFile, ledger: Ledger, folder: JobFolder, done: int) -> None:
     """Raises `InputError` if the job's budget is used up, and there is more to do."""
     if described.budget is None or done >= described.images:
@@ -186,7 +198,9 @@ def _check_budget(described: JobFile, ledger: Ledger, folder: JobFolder, done: i
         )
 
 
-def _new_job(described: JobFile, shards: ShardTable, folder: JobFolder, address: str) -> NewJob:
+def _new_job(
+    described: JobFile, shards: ShardTable, folder: JobFolder, address: str, submitter: str
+) -> NewJob:
     try:
         return NewJob(
             job_id=folder.keys.job_id,
@@ -201,6 +215,7 @@ def _new_job(described: JobFile, shards: ShardTable, folder: JobFolder, address:
             quality=described.quality,
             models=shards.of_models(described.models),
             budget=described.budget,
+            submitter=submitter,
         )
     except ValueError as error:  # what it says of models is not what the plan has
         url = folder.url_of(folder.keys.job)

@@ -40,6 +40,7 @@ from jobs.errors import (
     InputError,
     LedgerError,
     NotFoundError,
+    QuotaError,
     SdbatchError,
     StoreError,
 )
@@ -64,6 +65,7 @@ _STATUS: Mapping[type[SdbatchError], int] = {
     NotFoundError: 404,
     DamagedError: 502,
     StoreError: 502,
+    QuotaError: 409,
     LedgerError: 503,
 }
 

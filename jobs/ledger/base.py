@@ -51,9 +51,10 @@ class Ledger(Protocol):
 
         False if it is there with the same plan in the same store: submitting again continues it (a
         cancelled job is made active again, and one that its budget has paused; `done` is added;
-        webhook, priority and budget are the new ones).
-        Raises `JobConflictError` if its plan or its store is another, and `ValueError` if one of
-        `done` is no image of the job.
+        webhook, priority, budget and submitter are the new ones).
+        Raises `JobConflictError` if its plan or its store is another, `QuotaError` if its submitter
+        would then have more images to do than its quota, and `ValueError` if one of `done` is no
+        image of the job. A job of this submitter that goes on is not measured by the quota again.
         """
         ...
 
@@ -124,7 +125,7 @@ class Ledger(Protocol):
     def retry(self, job_id: str) -> int:
         """Failed images are to do again, and the job active; how many there are.
 
-        A job that is done and has none stays done.
+        A job that is done and has none stays done. Raises `QuotaError` as `create` does.
         """
         ...
 
@@ -132,6 +133,24 @@ class Ledger(Protocol):
         """Remove all of the job from the ledger; whether it is gone, as it is if there was none.
 
         force: also one that is neither done nor cancelled, which otherwise stays.
+        """
+        ...
+
+    # Submitters
+
+    @property
+    def user(self) -> str:
+        """Name under which the ledger's server is asked; empty where there are no users."""
+        ...
+
+    def quotas(self) -> dict[str, int]:
+        """Images that each submitter may have to do at a time (`jobs.ledger.quotas`)."""
+        ...
+
+    def set_quota(self, submitter: str, images: int | None) -> None:
+        """Let a submitter have so many images to do at a time; None for no quota.
+
+        Jobs that are there go on. Raises `InputError` for a name or a number that cannot be.
         """
         ...
 

@@ -6,9 +6,7 @@ import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, NamedTuple
-
-from pydantic import Field
+from typing import NamedTuple
 
 from jobs.budget import Budget
 from jobs.errors import DamagedLedgerError, JobConflictError
@@ -60,7 +58,7 @@ class NewJob:
     last image, growing; the last is the number of images; no shard has more than `MOST_IMAGES`.
     evaluations: of the model, over all images. priority: weight against other jobs, 1 to 100.
     webhook: URL told when the job ends, or None. quality: of jpeg and webp images. budget: after
-    which it rests.
+    which it rests. submitter: whose quota counts its images; empty for nobody's.
     """
 
     job_id: str
@@ -75,6 +73,7 @@ class NewJob:
     quality: int = 95
     models: tuple[ModelShards, ...] = ()
     budget: Budget | None = None
+    submitter: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.priority <= 100:
@@ -115,7 +114,8 @@ class JobStatus:
     shard of it failed as a whole, with no image done since. With the state UNKNOWN all but the name
     is empty, and error says why.
 
-    reason: why it is paused, where nobody paused it: `BY_BUDGET`.
+    reason: why it is paused, where nobody paused it: `BY_BUDGET`. submitter: the user of the ledger
+    who entered it last; empty where an older version did.
     models: of a job of several, as `NewJob` has them. A part of such a job has a status too (see
     `Ledger.parts`); first_shard: of that part.
     """
@@ -147,6 +147,14 @@ class JobStatus:
     worker_s: float = 0.0
     budget: Budget | None = None
     reason: str | None = None
+    submitter: str = ""
+
+    @property
+    def to_do(self) -> int:
+        """Images that are neither done nor failed; none of a job that is cancelled."""
+        if self.state is JobState.CANCELLED:
+            return 0
+        return max(0, self.total - self.done - self.failed)
 
     @property
     def spent(self) -> str | None:
@@ -309,7 +317,7 @@ class WorkerInfo:
     seen_s: float | None = field(default=None, compare=False)
     rows: int | None = None
     rows_used: int | None = None
-    images_per_s: Annotated[float | None, Field(ge=0, le=1e6)] = None
+    images_per_s: float | None = None
 
     @property
     def serves(self) -> bool:

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from jobs.errors import SdbatchError
 from jobs.ledger.base import Ledger
 from jobs.ledger.memory.ledger import MemoryLedger
+from jobs.ledger.quotas import OTHERS
 from jobs.ledger.redis import bitmaps
 from jobs.ledger.redis.ledger import RedisLedger
 from jobs.ledger.types import Beat, ClaimAnswer, JobState, Lease, WebhookDelivery
@@ -35,6 +36,7 @@ from tests.servers import Valkey
 JOBS = st.sampled_from(["a", "b"])
 OWNERS = st.sampled_from(["w1", "w2"])
 LAYOUTS = [[3, 5, 14], [1], [9, 10, 11, 12]]
+SUBMITTERS = ["anna", "ben"]
 MOST_SHARDS, MOST_IMAGES = 4, 14
 
 
@@ -80,13 +82,20 @@ class LedgerMachine(RuleBasedStateMachine):
         done=st.sets(st.integers(0, MOST_IMAGES - 1), max_size=MOST_IMAGES),
         priority=st.sampled_from([10, 10, 90]),
         store=st.sampled_from(["s3://a", "s3://a", "s3://a", "s3://b"]),
+        submitter=st.sampled_from(SUBMITTERS),
     )
     def create(
-        self, job_id: str, layout: list[int], done: set[int], priority: int, store: str
+        self,
+        job_id: str,
+        layout: list[int],
+        done: set[int],
+        priority: int,
+        store: str,
+        submitter: str,
     ) -> None:
         plan, webhook = f"{LAYOUTS.index(layout)}" * 64, "https://a" if job_id == "a" else None
         values = {"plan": plan, "webhook": webhook, "priority": priority, "store": store}
-        job = new_job(job_id, layout, **values)
+        job = new_job(job_id, layout, **values, submitter=submitter)
         if self.both_may_fail(lambda ledger: ledger.create(job, done=done)) is True:
             self.layouts[job_id] = layout
 
@@ -198,6 +207,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job_id=JOBS)
     def retry(self, job_id: str) -> None:
         self.both_may_fail(lambda ledger: ledger.retry(job_id))
+
+    @rule(
+        submitter=st.sampled_from([*SUBMITTERS, OTHERS]), images=st.sampled_from([None, 0, 5, 14])
+    )
+    def set_quota(self, submitter: str, images: int | None) -> None:
+        self.both(lambda ledger: ledger.set_quota(submitter, images))
+        self.both(lambda ledger: ledger.quotas())
 
     @rule(job_id=JOBS, force=st.booleans())
     def forget(self, job_id: str, force: bool) -> None:

@@ -1,21 +1,21 @@
-"""What every ledger promises (`jobs.ledger.base.Ledger`), checked over each of them.
-
-The Redis ledger is checked twice: the second time over a connection that loses the first answer to
-everything that is asked.
-"""
+"""What every ledger promises (`jobs.ledger.base.Ledger`), checked over each of them."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from jobs.budget import Budget
-from jobs.errors import ExitCode, JobConflictError, LedgerError, NotFoundError
+from jobs.errors import (
+    ExitCode,
+    JobConflictError,
+    LedgerError,
+    NotFoundError,
+)
 from jobs.ledger import open_ledger
 from jobs.ledger.base import Ledger
 from jobs.ledger.memory.ledger import MemoryLedger
@@ -35,34 +35,9 @@ from jobs.ledger.types import (
     WorkerInfo,
     given_up,
 )
-from tests.ledgers import PLAN, SETTABLE, Clock, World, failure, new_job, run_out, take
-from tests.servers import LossyWire, client_at
+from tests.ledgers import PLAN, SETTABLE, failure, new_job, run_out, take
 
 SHARDS = [Shard("job", 0, 0, 4), Shard("job", 1, 4, 8), Shard("job", 2, 8, 10)]
-
-
-@pytest.fixture(params=["memory", "redis", "redis, answers lost"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    if request.param == "memory":
-        clock = Clock()
-        ledger = MemoryLedger(clock)
-        yield World(ledger, lambda: ledger, clock)
-        return
-    server = request.getfixturevalue("valkey")
-    with server.client() as direct:
-        direct.flushall()
-        if request.param == "redis":
-            yield World(RedisLedger(direct), lambda: RedisLedger(direct))
-            return
-        wire = LossyWire(server.port)
-        with client_at(wire.port) as client:
-            yield World(RedisLedger(client), lambda: RedisLedger(client))
-        wire.close()
-
-
-@pytest.fixture
-def ledger(world: World) -> MemoryLedger | RedisLedger:
-    return world.ledger
 
 
 class TestErrors:

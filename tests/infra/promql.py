@@ -12,7 +12,7 @@ import torch
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.monitor.metrics import Metrics, QueueFigures
+from worker.monitor.metrics import JobFigures, Metrics, Queue, QueueFigures
 
 OF_THE_SCRAPE = {"job", "instance"}
 """Labels that Prometheus adds to whatever it scrapes."""
@@ -33,7 +33,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
         captures=lambda: 0,
     )
     metrics.watch(engine, leases=lambda: 0)
-    metrics.queue = {"demo": QueueFigures()}
+    metrics.queue = Queue({"demo": QueueFigures()}, [JobFigures("job", "default", 0.0)])
     text = generate_latest(metrics.registry).decode()
     found: dict[str, set[str]] = {"up": set()}
     for family in text_string_to_metric_families(text):

@@ -66,6 +66,8 @@ CODES = {
     "sdbatch status shapes": ExitCode.DONE,
     "sdbatch workers": ExitCode.DONE,
     "sdbatch failures shapes": ExitCode.DONE,
+    "sdbatch quota": ExitCode.DONE,
+    "sdbatch quota anna --max-images 20000": ExitCode.DONE,
     "sdbatch pause shapes": ExitCode.DONE,
     "sdbatch unpause shapes": ExitCode.DONE,
     "sdbatch cancel shapes": ExitCode.DONE,

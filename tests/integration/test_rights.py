@@ -106,6 +106,23 @@ def test_each_user_can_do_its_work(cluster, server, run, tmp_path):
     assert server.refused() == [], cluster.logs()
 
 
+def test_a_quota_is_of_the_user_who_submits(cluster, server, run, tmp_path):
+    manifest, job = str(tmp_path / "shapes.yaml"), ("--job", "another")
+    set_quota = ("quota", "sdbatch-submit", "--max-images", str(IMAGES), "--redis", server.url)
+    assert cluster.command(*set_quota).returncode == 0
+    assert run("submit", "submit", manifest).returncode == 0
+    before = state(server)
+    refused = run("submit", "submit", manifest, *job)
+    assert refused.returncode == ExitCode.LEDGER
+    assert f"sdbatch-submit may have {IMAGES} images to do at a time" in refused.stderr
+    assert state(server) == before
+    assert not (tmp_path / "out" / "another").exists()
+    assert "sdbatch-submit  8" in run("watch", "quota").stdout
+    assert server.refused() == []
+    submit = ("submit", manifest, *job, "--store", str(tmp_path / "out"), "--redis", server.url)
+    assert cluster.command(*submit).returncode == 0  # another user's
+
+
 def test_images_that_fail_and_workers_that_die_need_no_other_rights(cluster, server, run, tmp_path):
     assert run("submit", "submit", str(tmp_path / "shapes.yaml")).returncode == 0
     ledger = open_ledger(server.url_of("work"), lease_s=0.01)
@@ -168,6 +185,8 @@ def job(cluster, server, run, tmp_path):
         ("watch", ("forget", "shapes", "--force")),
         ("watch", ("resume", "shapes")),
         ("watch", ("submit", "{folder}/shapes.yaml", "--job", "another")),
+        ("submit", ("quota", "sdbatch-submit", "--max-images", "5")),
+        ("watch", ("quota", "*", "--max-images", "none")),
         ("work", ("retry", "shapes")),
         ("work", ("forget", "shapes", "--force")),
         ("work", ("submit", "{folder}/shapes.yaml", "--job", "another")),

@@ -113,7 +113,7 @@ def test_every_command_but_those_that_render(run, tmp_path):
     picture.write_bytes(encode_image(np.zeros((64, 64, 3), np.uint8), record, "png"))
     ran = [
         *(["validate", example], ["plan", example], ["schema"], ["submit", example], ["jobs"]),
-        *(["workers"], ["status", "sweep"], ["failures", "sweep"], ["pause", "sweep"]),
+        *(["workers"], ["quota"], ["status", "sweep"], ["failures", "sweep"], ["pause", "sweep"]),
         *(["unpause", "sweep"], ["retry", "sweep"], ["resume", "sweep"], ["cancel", "sweep"]),
         *(["grid", "sweep", "--output", str(tmp_path / "grid")], ["forget", "sweep"]),
         *(["init", str(tmp_path / "first.yaml")], ["completion", "zsh"], ["show", str(picture)]),
@@ -124,7 +124,7 @@ def test_every_command_but_those_that_render(run, tmp_path):
     ]
     codes, said = run(*ran)
     nothing_there = [ExitCode.NOT_FOUND] * 2  # no image to collect, and then no job to watch
-    assert codes == [ExitCode.DONE] * 21 + nothing_there, said
+    assert codes == [ExitCode.DONE] * 22 + nothing_there, said
     assert "torch is not installed" in said
     assert {command for command, *_ in ran} == set(COMMANDS) - RENDERING - {"dashboard"}
 

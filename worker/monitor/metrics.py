@@ -8,8 +8,9 @@ the same ones: take the max over workers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from prometheus_client import (
@@ -20,7 +21,7 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jobs.ledger.types import ClaimAnswer
@@ -51,17 +52,33 @@ class QueueFigures:
     oldest_job_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class JobFigures:
+    """A job's part of the ledger. worker_s: seconds of all workers together."""
+
+    job_id: str
+    submitter: str
+    worker_s: float
+
+
+class Queue(NamedTuple):
+    """Figures of the ledger by model, and of the jobs that go on or ended lately."""
+
+    models: Mapping[str, QueueFigures]
+    jobs: Sequence[JobFigures]
+
+
 class Metrics(Observer):
     """The metrics of one worker process, in a registry of their own; threads may count at the same
     time.
 
-    model: as the workers' model list names it. queue: the latest known figures of each model.
+    model: as the workers' model list names it. queue: the latest known figures.
     batch: the last one. finished: images that were rendered, or found in the store.
     """
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
-        self.queue: Mapping[str, QueueFigures] = {}
+        self.queue = Queue({}, ())
         self.batch: Batch | None = None
         self.finished = 0
         self._lock = threading.Lock()  # of finished
@@ -167,12 +184,14 @@ class Metrics(Observer):
 
 
 class _QueueCollector(Collector):
-    """The ledger's figures as they were last read; models may come and go between scrapes."""
+    """The ledger's figures as they were last read; models and jobs may come and go between
+    scrapes.
+    """
 
-    def __init__(self, figures: Callable[[], Mapping[str, QueueFigures]]) -> None:
-        self._figures = figures
+    def __init__(self, queue: Callable[[], Queue]) -> None:
+        self._queue = queue
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         def family(name: str, text: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(f"sdbatch_{name}", text, labels=["model"])
 
@@ -182,14 +201,22 @@ class _QueueCollector(Collector):
         failed = family("failed_images", "Images of active jobs that were given up")
         workers = family("workers", "Workers that take shards")
         oldest = family("oldest_job_seconds", "Age of the oldest job that is not settled")
-        for model, figures in self._figures().items():
+        queue = self._queue()
+        for model, figures in queue.models.items():
             pending.add_metric([model], figures.pending_images)
             leased.add_metric([model], figures.leased_shards)
             published.add_metric([model], figures.published_shards)
             failed.add_metric([model], figures.failed_images)
             workers.add_metric([model], figures.workers)
             oldest.add_metric([model], figures.oldest_job_s)
-        return [pending, leased, published, failed, workers, oldest]
+        worker_s = CounterMetricFamily(
+            "sdbatch_job_worker_seconds",
+            "Seconds of workers that a job has taken",
+            labels=["job_id", "submitter"],  # `job` is Prometheus's own
+        )
+        for job in queue.jobs:
+            worker_s.add_metric([job.job_id, job.submitter], job.worker_s)
+        return [pending, leased, published, failed, workers, oldest, worker_s]
 
 
 class _EngineWork(Collector):

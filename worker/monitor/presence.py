@@ -14,13 +14,19 @@ from jobs.client.served import served_models
 from jobs.errors import DamagedLedgerError, LedgerError
 from jobs.ledger.base import Ledger
 from jobs.ledger.types import JobState, JobStatus, WorkerInfo
-from worker.monitor.metrics import Metrics, QueueFigures
+from worker.monitor.metrics import JobFigures, Metrics, Queue, QueueFigures
 from worker.monitor.speed import Speed
 from worker.serve.worker import Worker
 
 EVERY_S = 5.0
 SEEN_S = 20.0
 """A worker that does not report for so long is taken off the list."""
+
+ENDED_SHOWN_S = 900.0
+"""How long a job's figures are shown after its end, for a Prometheus that looks seldom."""
+
+JOBS_SHOWN = 200
+"""Jobs whose figures are shown at most, the latest: each is a series on every worker."""
 
 STOPPED_SEEN_S = 60.0
 """How long a worker that stopped by itself is listed, for somebody to read why."""
@@ -29,13 +35,13 @@ log = logging.getLogger(__name__)
 
 
 class QueueReader:
-    """Reads the figures of all models from a ledger."""
+    """Reads the figures of all models and jobs from a ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def read(self) -> dict[str, QueueFigures]:
-        """By model, for models that have workers or active jobs. Raises `LedgerError`."""
+    def read(self) -> Queue:
+        """Models that have workers or active jobs, and the latest jobs. Raises `LedgerError`."""
         jobs = self._ledger.jobs()
         workers = served_models(self._ledger.workers())
         now_s = self._ledger.time_s()  # workers' clocks may be hours apart
@@ -45,17 +51,22 @@ class QueueReader:
                 with contextlib.suppress(DamagedLedgerError):  # the reconciler tells it
                     active += self._ledger.parts(job)
         models = sorted({*workers, *(job.model for job in active)})
-        return {
+        by_model = {
             model: self._figures(
                 [job for job in active if job.model == model], workers[model], now_s
             )
             for model in models
         }
+        shown = [job for job in jobs if (job.ended_s or now_s) > now_s - ENDED_SHOWN_S]
+        return Queue(
+            by_model,
+            [JobFigures(job.job_id, job.submitter, job.worker_s) for job in shown[:JOBS_SHOWN]],
+        )
 
     def _figures(self, active: Sequence[JobStatus], workers: int, now_s: float) -> QueueFigures:
         begun_s = [job.created_s for job in active if not job.settled]
         return QueueFigures(
-            pending_images=sum(max(0, job.total - job.done - job.failed) for job in active),
+            pending_images=sum(job.to_do for job in active),
             leased_shards=sum(job.leased for job in active),
             published_shards=sum(job.published for job in active),
             failed_images=sum(job.failed for job in active),

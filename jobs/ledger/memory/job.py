@@ -97,6 +97,7 @@ class MemoryJob:
             worker_s=self.worker_s,
             budget=new.budget,
             reason=self.reason,
+            submitter=new.submitter,
         )
 
     def counts(self, shards: range, images: range) -> PartCounts:

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from jobs.errors import NotFoundError
 from jobs.ledger.memory.job import Held, MemoryJob
+from jobs.ledger.quotas import check_quota, check_setting, quota_of
 from jobs.ledger.spans import dump_spans
 from jobs.ledger.types import (
     ALL_SHARDS,
@@ -59,6 +60,7 @@ class MemoryLedger:
         self._locks: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._news: deque[News] = deque(maxlen=NEWS)
+        self._quotas: dict[str, int] = {}
 
     # Jobs
 
@@ -67,10 +69,18 @@ class MemoryLedger:
         with self._lock:
             known = self._jobs.get(job.job_id)
             if known is None:
+                self._check_quota(job, job.total - len(set(indices)))
                 return self._enter(job, indices)
             check_same(job.job_id, known.new.place, job.place)
+            if known.state == JobState.CANCELLED or known.new.submitter != job.submitter:
+                settled = known.done + len(known.failures)
+                self._check_quota(job, job.total - max(settled, len(set(indices))))
             known.new = replace(
-                known.new, webhook=job.webhook, priority=job.priority, budget=job.budget
+                known.new,
+                webhook=job.webhook,
+                priority=job.priority,
+                budget=job.budget,
+                submitter=job.submitter,
             )
             for index in indices:
                 known.finish(index)
@@ -90,6 +100,15 @@ class MemoryLedger:
         entered.let_open_wait()
         self._tell(entered, "created", images=job.total, done=entered.done)
         return True
+
+    def _check_quota(self, job: NewJob, more: int) -> None:
+        """more: images of the job that are to do, if it is entered."""
+        most = quota_of(self._quotas, job.submitter)
+        if most is not None:
+            others = (other for name, other in self._jobs.items() if name != job.job_id)
+            statuses = [other.status() for other in others]
+            to_do = sum(one.to_do for one in statuses if one.submitter == job.submitter)
+            check_quota(job.submitter, most, to_do, more)
 
     def reopen(self, job_id: str, images: Iterable[int]) -> int:
         with self._lock:
@@ -176,6 +195,7 @@ class MemoryLedger:
             job = self._job(job_id)
             if not job.failures and job.state in (JobState.ACTIVE, JobState.DONE):
                 return 0
+            self._check_quota(job.new, job.new.total - job.done)
             count = job.unfail()
             job.go_on()
             self._tell(job, "retried", images=count)
@@ -188,6 +208,24 @@ class MemoryLedger:
             if ended or force:
                 self._jobs.pop(job_id, None)
             return ended or force
+
+    # Submitters
+
+    @property
+    def user(self) -> str:
+        return ""
+
+    def quotas(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._quotas)
+
+    def set_quota(self, submitter: str, images: int | None) -> None:
+        check_setting(submitter, images)
+        with self._lock:
+            if images is None:
+                self._quotas.pop(submitter, None)
+            else:
+                self._quotas[submitter] = images
 
     # Publishing
 

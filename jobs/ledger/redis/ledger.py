@@ -18,6 +18,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from jobs.errors import LedgerError, NotFoundError
+from jobs.ledger.quotas import check_quota, check_setting
 from jobs.ledger.redis import replies
 from jobs.ledger.redis.bitmaps import (
     by_shard,
@@ -103,7 +104,6 @@ class RedisLedger:
             "model": job.model,
             "quality": job.quality,
             "shards": len(job.shard_ends),
-            "total": job.total,
             "evaluations": job.evaluations,
         }
         if job.models:
@@ -120,11 +120,15 @@ class RedisLedger:
             job.priority,
             job.store,
             json.dumps(None if job.budget is None else job.budget.to_json()),
+            job.submitter,
+            job.total,
             *(part for pair in record.items() for part in pair),
         )
         if answer == b"conflict":
             plan, store = more
             check_same(job.job_id, Place(plan.decode(), store.decode()), job.place)
+        if answer == b"quota":
+            check_quota(job.submitter, *map(int, more))
         if answer == b"stale":
             raise LedgerError(f"{job.job_id} took too long to enter; submit it again")
         if answer == b"there" and uploaded:
@@ -237,10 +241,28 @@ class RedisLedger:
         self._server.run("note_error", job_id, error)
 
     def retry(self, job_id: str) -> int:
-        return int(_known(self._server.run("retry", _token(), job_id), job_id))
+        answer = _known(self._server.run("retry", _token(), job_id), job_id)
+        if isinstance(answer, list):
+            _, *numbers, submitter = answer
+            check_quota(submitter.decode("utf-8", "replace"), *map(int, numbers))
+        return int(answer)
 
     def forget(self, job_id: str, *, force: bool = True) -> bool:
         return bool(self._server.run("forget", job_id, int(force)))
+
+    # Submitters
+
+    @property
+    def user(self) -> str:
+        return self._server.user
+
+    def quotas(self) -> dict[str, int]:
+        found = self._server.ask(lambda client: client.hgetall(f"{PREFIX}quotas"))
+        return replies.quotas(found)
+
+    def set_quota(self, submitter: str, images: int | None) -> None:
+        check_setting(submitter, images)
+        self._server.run("set_quota", submitter, "" if images is None else images)
 
     # Publishing
 

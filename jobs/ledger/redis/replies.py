@@ -12,10 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, NotRequired
 
-from pydantic import ConfigDict, Field, Json, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    Json,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from jobs.budget import Budget
+from jobs.errors import DamagedLedgerError
 from jobs.ledger.types import (
     Event,
     Expired,
@@ -36,6 +45,9 @@ def shards(job_id: str, numbers: Sequence[int]) -> list[Shard]:
     flat = iter(numbers)
     return [Shard(job_id, *shard) for shard in zip(flat, flat, flat, strict=True)]
 
+
+MOST_PER_S = 1e6
+"""Images a second that no worker reaches; NaN and infinity, which JSON has not, are beyond too."""
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -66,11 +78,19 @@ class _Job(TypedDict):
     error: NotRequired[str]
     budget: NotRequired[Json[Budget | None]]
     reason: NotRequired[Annotated[str, Field(max_length=100)]]
+    submitter: NotRequired[Annotated[str, Field(max_length=1000)]]
     models: NotRequired[Json[Annotated[list[tuple[str, _Count, _Count]], Field(max_length=1000)]]]
 
 
+def _with_speed(worker: WorkerInfo) -> WorkerInfo:
+    if worker.images_per_s is not None and not 0 <= worker.images_per_s <= MOST_PER_S:
+        raise ValueError("images_per_s is no speed")
+    return worker
+
+
 _JOB = TypeAdapter(_Job)
-_WORKER = TypeAdapter(WorkerInfo)
+_QUOTAS = TypeAdapter(dict[str, _Count])
+_WORKER = TypeAdapter(Annotated[WorkerInfo, AfterValidator(_with_speed)])
 _SEEN = re.compile(rb"[0-9]{1,16}")
 _FAILURE = TypeAdapter(Failure)
 
@@ -111,6 +131,7 @@ def status(job_id: str, record: Mapping[bytes, bytes], published: int, leased: i
         worker_s=job.get("worked", 0) / 1e6,
         budget=job.get("budget"),
         reason=job.get("reason") or None,
+        submitter=job.get("submitter", ""),
     )
 
 
@@ -125,6 +146,17 @@ def state(text: bytes) -> JobState:
         return JobState(text.decode())
     except ValueError:
         return JobState.UNKNOWN
+
+
+def quotas(found: Mapping[bytes, bytes]) -> dict[str, int]:
+    """By submitter. Raises `DamagedLedgerError`."""
+    try:
+        return _QUOTAS.validate_python({_decoded(name): value for name, value in found.items()})
+    except ValidationError as error:
+        raise DamagedLedgerError(
+            f"a quota in the ledger cannot be read: {_first_flaw(error)}; set it again "
+            "(sdbatch quota)"
+        ) from None
 
 
 def worker(name: bytes, entry: bytes, seen: bytes) -> WorkerInfo:

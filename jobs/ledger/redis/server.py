@@ -21,12 +21,13 @@ RETRY_AFTER_S = (0.0, 0.2, 0.8)
 class Server:
     """client: answers with bytes (`decode_responses` off). Safe to use from any thread.
 
-    place: where the server is, for people; never with a password.
+    place: where the server is, for people; never with a password. user: that it is asked as.
     """
 
     def __init__(self, client: Redis) -> None:
         self._client = client
         self.place = _place(client)
+        self.user: str = client.connection_pool.connection_kwargs.get("username") or "default"
 
     def run(self, script: str, *args: str | bytes | int) -> Any:
         """Run `lua/<script>.lua`; its answer. Raises `LedgerError`."""

@@ -22,7 +22,7 @@ from tests.servers import wait_for
 from tests.worker.serve.services import Service
 from worker.faults import Reason, reason_of
 from worker.monitor.metrics import Metrics
-from worker.monitor.presence import QueueReader, Reporter
+from worker.monitor.presence import ENDED_SHOWN_S, JOBS_SHOWN, QueueReader, Reporter
 from worker.serve.lease import StopReason
 
 CONTRACT = {
@@ -49,6 +49,7 @@ CONTRACT = {
     "sdbatch_accelerator_busy_seconds_total": {"device"},
     "sdbatch_graph_captures_total": {"device"},
     "sdbatch_ledger_silent_seconds": set(),
+    "sdbatch_job_worker_seconds_total": {"job_id", "submitter"},
     "sdbatch_worker_info": {"owner", "model", "digest", "device", "version"},
 }
 """What dashboards and alerts are built on."""
@@ -72,6 +73,7 @@ def samples(metrics: Metrics) -> dict[str, set[str]]:
 
 
 def test_every_series_of_the_contract_is_there_and_no_other(service):
+    service.enter()
     service.metrics.describe(owner="w1", model="odd", digest="5a", device="cpu", version="1")
     service.metrics.watch(service.engine, leases=lambda: 0)
     Reporter(service.worker, service.metrics).report()
@@ -214,7 +216,7 @@ class TestQueue:
         for name in "abc":
             ledger.publish(name, 2)
         ledger.settle(take(ledger, 0, job_id="a"), [0], [])
-        figures = reader.read()
+        figures = reader.read().models
         assert set(figures) == {"odd", "even"}
         odd = figures["odd"]
         assert (odd.pending_images, odd.leased_shards, odd.published_shards) == (11, 1, 3)
@@ -225,21 +227,21 @@ class TestQueue:
         for number, state in enumerate(("idle", "busy", "stopped: the store is away")):
             info = WorkerInfo(f"w{number}", "host", 1, "cpu", "odd", 0, 0, state)
             ledger.worker_seen(info, 20)
-        assert QueueReader(ledger).read()["odd"].workers == 2
+        assert QueueReader(ledger).read().models["odd"].workers == 2
 
     def test_age_is_by_the_ledgers_clock_and_needs_no_events(self, ledger, clock):
         self.job(ledger, "a")
         self.job(ledger, "b", model="even")
         clock.now_s += 500
         # A worker that begins only now, to a queue in which nothing happens.
-        assert QueueReader(ledger).read()["odd"].oldest_job_s == pytest.approx(500)
+        assert QueueReader(ledger).read().models["odd"].oldest_job_s == pytest.approx(500)
         clock.now_s += 30
-        assert QueueReader(ledger).read()["even"].oldest_job_s == pytest.approx(530)
+        assert QueueReader(ledger).read().models["even"].oldest_job_s == pytest.approx(530)
 
     def test_a_clock_that_is_set_back_gives_no_negative_age(self, ledger, clock):
         self.job(ledger, "a")
         clock.now_s -= 100
-        assert QueueReader(ledger).read()["odd"].oldest_job_s == 0
+        assert QueueReader(ledger).read().models["odd"].oldest_job_s == 0
 
     def test_a_settled_job_has_no_age(self, ledger, clock):
         reader = QueueReader(ledger)
@@ -247,8 +249,37 @@ class TestQueue:
         ledger.publish("a", 1)
         clock.now_s += 9
         ledger.settle(take(ledger, 0, job_id="a"), [0, 1], [])
-        figures = reader.read()["odd"]
+        figures = reader.read().models["odd"]
         assert (figures.pending_images, figures.oldest_job_s) == (0, 0)
+
+    def test_seconds_of_workers_by_job(self, service):
+        service.enter("long", images=4)
+        service.enter("paused")
+        service.ledger.set_state("paused", JobState.PAUSED)
+        lease = take(service.ledger, 0, job_id="long")
+        service.ledger.heartbeat([lease], [9], [12.5])
+        Reporter(service.worker, service.metrics).report()
+
+        def shown(job_id: str) -> float | None:
+            labels = {"job_id": job_id, "submitter": ""}
+            return service.value("sdbatch_job_worker_seconds_total", **labels)
+
+        assert (shown("long"), shown("paused"), shown("nobody")) == (12.5, 0.0, None)
+
+    def test_jobs_that_ended_long_ago_and_those_beyond_the_latest_are_not_shown(
+        self, ledger, clock
+    ):
+        for number in range(3):
+            self.job(ledger, f"old-{number}")
+            ledger.set_state(f"old-{number}", JobState.CANCELLED)
+            clock.now_s += ENDED_SHOWN_S / 2
+        found = [job.job_id for job in QueueReader(ledger).read().jobs]
+        assert found == ["old-2"]
+        for number in range(JOBS_SHOWN):
+            clock.now_s += 1
+            self.job(ledger, f"new-{number}")
+        found = [job.job_id for job in QueueReader(ledger).read().jobs]
+        assert found == [f"new-{number}" for number in reversed(range(JOBS_SHOWN))]
 
     def test_without_the_ledger_the_last_figures_stay(self, service, monkeypatch):
         service.enter()

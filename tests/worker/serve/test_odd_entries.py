@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
+from dataclasses import asdict
 
 import pytest
 
@@ -211,6 +212,11 @@ class TestNewer:
         )
 
 
+def _worker_json(images_per_s: str) -> bytes:
+    worker = asdict(WorkerInfo("w2", "host", 1, "cpu", "demo", 1, 3, "busy"))
+    return json.dumps(worker | {"images_per_s": 4711}).replace("4711", images_per_s).encode()
+
+
 ODD_WORKERS = {
     "no JSON": b"x",
     "no object": b"[1]",
@@ -218,6 +224,7 @@ ODD_WORKERS = {
     "an odd number": b'{"name": "w2", "model": "demo", "images": "many"}',
     "in no encoding": b"\xff",
     "nested": b"[" * 60_000,
+    **{f"a speed of {speed}": _worker_json(speed) for speed in ("NaN", "Infinity", "-1", "1e300")},
     "too long": b'{"state": "' + b"x" * 100_000 + b'"}',
 }
 
@@ -232,6 +239,27 @@ def test_a_worker_that_cannot_be_read_is_listed_as_such(client, ledger, entry):
     assert first == info
     assert (second.name, second.model) == ("w2", "")
     assert second.state.startswith("unknown")
+
+
+def test_a_quota_that_cannot_be_read_lets_nobody_pass(client, ledger):
+    client.hset("sdbatch:quotas", "anna", "many")
+    for step in (ledger.quotas, lambda: ledger.create(new_job(submitter="anna"))):
+        with pytest.raises(DamagedLedgerError):
+            step()
+    assert ledger.jobs() == []
+    ledger.create(new_job(submitter="ben"))
+    ledger.set_quota("anna", 10)
+    ledger.create(new_job("another", submitter="anna"))
+
+
+def test_a_job_that_cannot_be_read_costs_no_quota(client, ledger):
+    ledger.set_quota("anna", 10)
+    for name in ("odd", "cut"):
+        ledger.create(new_job(name, [1], submitter="anna"))
+    client.hset("sdbatch:job:cut", "total", "many")
+    client.delete("sdbatch:job:odd")
+    client.set("sdbatch:job:odd", "x")
+    ledger.create(new_job(submitter="anna"))
 
 
 @pytest.mark.parametrize("entry", [b"x", b"{}", b'{"index": "one"}', b"[" * 60_000, b"\xff"])

@@ -20,14 +20,15 @@
 -- Keys of the ledger: jobs (zset of ids, by time of creation), news (stream of the events of all jobs,
 -- its length capped), settled (set of ids of jobs that only need their end), notices (zset of ids of ended
 -- jobs whose webhook is to be told, by when), leases (zset of "shard/job", by expiry), workers (zset of
--- names, by expiry), worker (hash, name -> JSON), seen (hash, name -> time of its last report),
--- lock:<name>, answer:<token> and upload:<token>.
+-- names, by expiry), worker (hash, name -> JSON), seen (hash, name -> time of its last report), quotas
+-- (hash, submitter or * -> images), lock:<name>, answer:<token> and upload:<token>.
 --
 -- Times are microseconds of this server's clock; below 2^53, so exact as Lua's numbers.
 
 local PREFIX = 'sdbatch:'
 local JOBS, SETTLED, LEASES = PREFIX .. 'jobs', PREFIX .. 'settled', PREFIX .. 'leases'
 local NOTICES, NEWS = PREFIX .. 'notices', PREFIX .. 'news'
+local QUOTAS = PREFIX .. 'quotas'
 local WORKERS, WORKER, SEEN = PREFIX .. 'workers', PREFIX .. 'worker', PREFIX .. 'seen'
 local PARTS = {'job', 'bounds', 'done', 'failed', 'failures', 'open', 'flawed', 'waiting', 'published',
                'claims', 'attempts', 'deaths', 'events'}
@@ -186,6 +187,26 @@ local function review_job(job)
   else
     redis.call('SREM', SETTLED, job)
   end
+end
+
+-- Images of a job that are to do, if it is this submitter's.
+local function to_do_of(job, submitter)
+  local whose, state, total, done, failed =
+    unpack(redis.call('HMGET', key('job', job), 'submitter', 'state', 'total', 'done', 'failed'))
+  if whose ~= submitter or state == 'cancelled' then return 0 end
+  return total - done - failed
+end
+
+-- An answer if `more` images to do of this job are too many for its submitter, with its quota and how many
+-- images of its other jobs are to do. Looks at all jobs, a few microseconds each.
+local function over_quota(submitter, job, more)
+  local most = redis.call('HGET', QUOTAS, submitter) or redis.call('HGET', QUOTAS, '*')
+  if not most or more <= 0 then return nil end
+  local to_do = 0
+  for _, other in ipairs(redis.call('ZRANGE', JOBS, 0, -1)) do
+    if other ~= job then to_do = to_do + (apart(to_do_of, other, submitter) or 0) end
+  end
+  return to_do + more > tonumber(most) and {'quota', most, digits(to_do), digits(more)} or nil
 end
 
 -- Record that an image failed; nothing if it is done.
