@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.settings import Settings
 from jobs.terminal.console import Terminal
 from worker.run import RunSummary

@@ -29,7 +29,7 @@ from jobs.terminal.console import Terminal
 from sd_core.spec import DTYPES, MAX_STEPS
 
 if TYPE_CHECKING:
-    from jobs.manifest.load import Manifest
+    from jobs.manifest.manifest import Manifest
 
 dtype_option = click.option(
     "--dtype",

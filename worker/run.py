@@ -24,7 +24,7 @@ from jobs.folder.plan import check_plan
 from jobs.folder.prepare import prepare
 from jobs.folder.records import write_failures
 from jobs.formatting import counted
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.plan.cost import PlanSummary
 from jobs.report import write_unfinished_report
 from jobs.reuse import earlier_pictures, index_pictures

@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.client.earlier_jobs import earlier_job_lines
 from jobs.errors import ExitCode, InputError
 from jobs.formatting import agreeing, counted
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.models import ModelSource
 from jobs.settings import Settings, check_device
 from jobs.storage import open_store

@@ -15,7 +15,7 @@ from jobs.folder.job_file import JobFile
 from jobs.folder.layout import JobFolder
 from jobs.folder.model_file import check_pin, pin_model
 from jobs.folder.prepare import prepare
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.plan.cost import CostFold, PlanSummary
 from jobs.plan.shards import ShardTable
 from jobs.reuse.earlier import EarlierPictures

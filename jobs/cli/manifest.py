@@ -15,7 +15,8 @@ from jobs.client.manifests import read_manifest
 from jobs.client.opening import open_store_at
 from jobs.errors import ManifestError, Problem, SdbatchError
 from jobs.formatting import counted, size
-from jobs.manifest.load import Manifest, Tick
+from jobs.manifest.load import Tick
+from jobs.manifest.manifest import Manifest
 from jobs.manifest.named_files import KnownFile
 from jobs.manifest.schema import json_schema
 from jobs.plan.cost import PlanSummary

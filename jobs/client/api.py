@@ -19,7 +19,7 @@ from jobs.client.opening import (
 )
 from jobs.errors import InputError
 from jobs.folder.layout import JobFolder, JobKeys
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.settings import Settings
 from jobs.storage import open_store
 from jobs.terminal.console import Terminal

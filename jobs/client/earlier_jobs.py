@@ -16,7 +16,7 @@ from jobs.folder.job_file import JobFile, read_job_file
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.plan import read_plan
 from jobs.formatting import agreeing, counted, found
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.plan.part import PART_SIZE
 from jobs.storage import Store
 from jobs.storage.base import MOST_FOLDERS

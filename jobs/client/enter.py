@@ -22,7 +22,7 @@ from jobs.formatting import counted
 from jobs.ledger.base import Ledger
 from jobs.ledger.quotas import check_quota, quota_of
 from jobs.ledger.types import JobState, NewJob, Place, check_same
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.plan.shards import ShardTable
 from jobs.queue.messages import ShardQueue
 from jobs.queue.publish import LEAST_WINDOW, publish

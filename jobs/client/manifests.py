@@ -15,7 +15,7 @@ from jobs.settings import Settings
 from jobs.terminal.console import Terminal
 
 if TYPE_CHECKING:
-    from jobs.manifest.load import Manifest
+    from jobs.manifest.manifest import Manifest
 
 _NOT_IN_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff]")
 

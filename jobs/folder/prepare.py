@@ -12,7 +12,7 @@ from jobs.folder.layout import JobFolder
 from jobs.folder.plan import write_plan
 from jobs.folder.resolved_manifest import write_resolved
 from jobs.limits import MAX_INPUT_BYTES
-from jobs.manifest.load import Manifest
+from jobs.manifest.manifest import Manifest
 from jobs.manifest.sources import Source
 from jobs.plan.shards import ShardTable
 from jobs.storage import get_verified

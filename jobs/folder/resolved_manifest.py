@@ -21,8 +21,8 @@ from jobs.image_settings import SETTINGS
 from jobs.limits import MAX_LINE_BYTES
 from jobs.manifest.entries import Entry
 from jobs.manifest.labels import unfilled
-from jobs.manifest.load import Manifest
 from jobs.manifest.loras import written
+from jobs.manifest.manifest import Manifest
 from jobs.manifest.named_files import manifest_names
 from jobs.manifest.schema import EXAMPLE
 from jobs.manifest.vaes import vae_name

@@ -7,33 +7,31 @@ file itself and the few bytes that each entry is kept in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.budget import Budget
 from jobs.errors import ManifestError, Problem
 from jobs.formatting import found, one_of, quote, reason
 from jobs.limits import MAX_IMAGES, MAX_MANIFEST_BYTES, MAX_MODELS
 from jobs.manifest.dynamic.fill import Templates, count_of
 from jobs.manifest.dynamic.wildcards import Wildcards
 from jobs.manifest.embeddings import Embeddings
-from jobs.manifest.entries import Combination, Entry, EntryLogs, expand
+from jobs.manifest.entries import Entry, EntryLogs
 from jobs.manifest.files import Files
 from jobs.manifest.input_images import Inputs
 from jobs.manifest.loras import LORA
-from jobs.manifest.named_files import NO_FILES, FileRules, KnownFile, NamedFiles
-from jobs.manifest.naming import DEFAULT_TEMPLATE, job_name
+from jobs.manifest.manifest import Manifest
+from jobs.manifest.named_files import NO_FILES, FileRules, NamedFiles
+from jobs.manifest.naming import job_name
+from jobs.manifest.output import read_budget, read_output
 from jobs.manifest.problems import Place, ProblemList
 from jobs.manifest.prompt_files import SUFFIXES, RowReader
 from jobs.manifest.prompt_warnings import PromptWatch
 from jobs.manifest.resolve import Layer, Resolver
 from jobs.manifest.sampling_warnings import SamplingWatch
-from jobs.manifest.scalars import unreadable
 from jobs.manifest.schema import (
     FILE,
     FILE_KEYS,
@@ -45,17 +43,13 @@ from jobs.manifest.schema import (
     TOP_KEYS,
 )
 from jobs.manifest.seed_warnings import SeedWatch
-from jobs.manifest.sources import Source, read_file
+from jobs.manifest.sources import read_file
 from jobs.manifest.vaes import Vaes
 from jobs.manifest.validation import EXPECTED, explain, text_taken_apart, without_errors
 from jobs.manifest.warnings import WarningList
 from jobs.manifest.yaml_file import Node, NodePlace, YamlFile, plain
 from jobs.manifest.yaml_warnings import YamlDoubts
-from jobs.task import DEFAULT_QUALITY, IMAGE_FORMATS, ModelPart, Reproducible, Task
-from jobs.webhook import check_url
-
-if TYPE_CHECKING:
-    from jobs.plan.expansion import Expansion
+from jobs.task import ModelPart
 
 _TICK_EVERY = 1000
 
@@ -66,105 +60,6 @@ _NO_COMMENT = (
 
 Tick = Callable[[int], None]
 """Called now and then with how many prompts have been read."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where images go, and as what.
-
-    store: a folder or an s3:// address; None leaves it to the settings. quality: of jpeg and webp.
-    webhook: URL that is told when a submitted job ends. thumbnails: whether large images get some.
-    dataset: the form of a data set that is written beside the images.
-    """
-
-    store: str | None = None
-    format: str = IMAGE_FORMATS[0]
-    name: str = DEFAULT_TEMPLATE
-    quality: int = DEFAULT_QUALITY
-    webhook: str | None = None
-    thumbnails: bool = True
-    dataset: Literal["webdataset"] | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A manifest that was read and found good.
-
-    path: of the file. source: its bytes. models: in the order of work. inputs: name in the job's
-    `inputs/` -> its source. input_names: the same -> what an image was called. matrix: as it is
-    written, which gives the combinations. loras, embeddings, vaes: that prompts use, by name.
-    named_in_texts: embeddings that prompts with syntax a1111 name. reproducible: None leaves it to
-    the settings.
-    """
-
-    path: Path
-    source: bytes
-    name: str
-    models: Sequence[ModelPart]
-    output: Output
-    inputs: Mapping[str, Source]
-    input_names: Mapping[str, str]
-    entries: EntryLogs
-    combinations: Sequence[Combination]
-    matrix: Mapping[str, Any] = field(default_factory=dict)
-    loras: Mapping[str, KnownFile] = field(default_factory=dict)
-    embeddings: Mapping[str, KnownFile] = field(default_factory=dict)
-    vaes: Mapping[str, KnownFile] = field(default_factory=dict)
-    named_in_texts: Mapping[str, KnownFile] = field(default_factory=dict)
-    reproducible: Reproducible | None = None
-    budget: Budget | None = None
-
-    def tasks(self) -> Iterator[Task]:
-        """Every image of the job in order: model by model, prompt by prompt, combination by
-        combination, seed by seed. The same at every call.
-        """
-        first = 0
-        for part in self.models:
-            yield from expand(
-                *(self.entries.of(part.name), self.combinations, self.name, self.output.format),
-                *(self.loras, self.named_in_texts),
-                first=first,
-                model=part.name if len(self.models) > 1 else None,
-            )
-            first += part.images
-
-    @property
-    def model(self) -> str:
-        """Names of all models, in one text."""
-        return ", ".join(part.name for part in self.models)
-
-    @property
-    def total(self) -> int:
-        """Images that `tasks` gives."""
-        return sum(part.images for part in self.models)
-
-    @cached_property
-    def expansion(self) -> Expansion:
-        """All tasks, expanded once; see `Expansion` for what is known of them then, and raised."""
-        return self.expand(self.tasks())
-
-    def expand(self, tasks: Iterable[Task], *, keep_parts: bool = True) -> Expansion:
-        """An expansion of one's own, such as one without parts. tasks: those of `tasks`."""
-        from jobs.plan.expansion import Expansion  # and numpy, which a mere check does without
-
-        head: dict[str, Any] = {"name": self.name, "model": self.model}
-        head["quality"] = self.output.quality
-        if len(self.models) > 1:
-            head["models"] = [[part.name, part.images] for part in self.models]
-        return Expansion(tasks, self.total, head, keep_parts=keep_parts)
-
-    @property
-    def digest(self) -> str:
-        """64 hex digits: the same for the same images under the same names, however written."""
-        return self.expansion.digest
-
-    def job_id(self) -> str:
-        """`<name>-<12 hex digits>`: the job's folder."""
-        return self.job_id_of(self.digest)
-
-    def job_id_of(self, digest: str) -> str:
-        """See `job_id`. digest: of the plan, which must be the manifest's."""
-        return f"{self.name}-{digest[:12]}"
 
 
 def load_manifest(
@@ -275,8 +170,8 @@ class _Loader:
             valid=valid,
         )
         self._settings = SamplingWatch(self._resolver.combinations, self._warnings)
-        output = self._output(head, place)
-        budget = self._budget(head, place)
+        output = read_output(head, place, self._problems)
+        budget = read_budget(head, place, self._problems)
         if self._has_prompts(top, broken):
             self._prompts(place)
         self._problems.raise_if_any()
@@ -298,15 +193,6 @@ class _Loader:
             reproducible=head.get("reproducible"),
             budget=budget,
         )
-
-    def _budget(self, head: Mapping[str, Any], place: Place) -> Budget | None:
-        given = head.get("budget")
-        if not given:
-            return None
-        for key, other in (("money", "price"), ("price", "money")):
-            if key in given and other not in given:
-                self._problems.at(place, ("budget", key), f"{key} needs {other}", of_key=True)
-        return Budget(**given)
 
     def _known_models(self) -> Collection[str] | None:
         names = self._models()
@@ -345,31 +231,6 @@ class _Loader:
         except ValueError as error:
             self._problems.at(place, ("wildcards",), str(error))
             return None
-
-    def _output(self, head: Mapping[str, Any], place: Place) -> Output:
-        given = head.get("output", {})
-        store = given.get("store")
-        bad = None if store is None else unreadable(store)
-        if bad is not None:
-            self._problems.at(place, ("output", "store"), f"character {bad} is not allowed")
-        format = given.get("format", Output.format)
-        format = "jpeg" if format == "jpg" else format
-        if format == "png" and "quality" in given:
-            message = "quality goes with format jpeg or webp; png loses nothing"
-            self._problems.at(place, ("output", "quality"), message, of_key=True)
-        webhook = given.get("webhook")
-        wrong = None if webhook is None else check_url(webhook)
-        if wrong is not None:
-            self._problems.at(place, ("output", "webhook"), wrong)
-        return Output(
-            store,
-            format,
-            given.get("name", Output.name),
-            given.get("quality", Output.quality),
-            webhook,
-            given.get("thumbnails", Output.thumbnails),
-            given.get("dataset"),
-        )
 
     def _has_prompts(self, top: Node, broken: set[str]) -> bool:
         """True if there is a list of prompts to read."""

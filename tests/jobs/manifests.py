@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from jobs.errors import ManifestError, Problem
-from jobs.manifest.load import Manifest, load_manifest
+from jobs.manifest.load import load_manifest
+from jobs.manifest.manifest import Manifest
 from jobs.task import Task
 
 HEAD = "version: 1\n"

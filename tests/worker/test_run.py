@@ -22,7 +22,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-import jobs.manifest.load
+import jobs.manifest.manifest
 from jobs.budget import Budget
 from jobs.client.collect import collect
 from jobs.dataset import webdataset
@@ -167,7 +167,7 @@ def test_a_manifest_is_expanded_once(tmp_path, checkpoint, monkeypatch):
     path = tmp_path / "many.yaml"
     body = "version: 1\nmodel: odd\ndefaults: {width: 64, height: 64, steps: 3}\n"
     path.write_text(f"{body}prompts: [{{prompt: a ring, seeds: {{start: 0, count: {images}}}}}]\n")
-    expand = jobs.manifest.load.expand
+    expand = jobs.manifest.manifest.expand
 
     def counting(*arguments, **options):
         nonlocal made
@@ -175,7 +175,7 @@ def test_a_manifest_is_expanded_once(tmp_path, checkpoint, monkeypatch):
             made += 1
             yield task
 
-    monkeypatch.setattr(jobs.manifest.load, "expand", counting)
+    monkeypatch.setattr(jobs.manifest.manifest, "expand", counting)
     stop = threading.Event()
     stop.set()
     with pytest.raises(Interrupted, match="stopped after 0 of 25,000 images"):

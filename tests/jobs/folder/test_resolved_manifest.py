@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from jobs.folder import resolved_manifest
 from jobs.folder.layout import JobFolder, JobKeys
 from jobs.folder.prepare import prepare
-from jobs.manifest.load import Manifest, load_manifest
+from jobs.manifest.load import load_manifest
+from jobs.manifest.manifest import Manifest
 from jobs.storage import LocalStore
 from sd_core.demo import DEMO_SPEC
 from sd_core.spec import SEED_LIMIT
