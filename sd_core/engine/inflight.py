@@ -32,7 +32,6 @@ class Group(NamedTuple):
 class InflightRequest:
     """A request on its way: waiting without a trajectory, then with one.
 
-    arrived: its number, that no other has.
     state: what it is to be continued from.
     told_guidance: the model is told its guidance, so that rows have none.
     added: its own weights, which stay on the device until it ends. embeddings: of its prompts.
@@ -41,13 +40,13 @@ class InflightRequest:
     apart: evaluated by the program for images with adapters, long prompts or changes such as
         FreeU, where the model is compiled; False until the image is started.
     exact: all evaluations so far gave the bits of the fixed row count.
+    arrived: its number in the line, from 1.
     The other fields are those of `sd_core.engine.scheduler.InflightRequest`.
     """
 
     request: Request
     future: Future[Rendered]
     on_step: OnStep | None
-    arrived: int
     state: bytes | None = None
     told_guidance: bool = False
     added: Added = field(default_factory=Added)
@@ -60,6 +59,7 @@ class InflightRequest:
     exact: bool = True
     started: bool = False
     times_bypassed: int = 0
+    arrived: int = 0
 
     @cached_property
     def evaluated(self) -> Request:

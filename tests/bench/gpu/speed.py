@@ -75,7 +75,7 @@ def tick(b: Bench) -> dict[str, Any]:
     def start(prompt: str) -> None:
         number = next(fresh)
         request = Request(prompt.format(number), known)
-        runner.start(InflightRequest(request, Future(), None, 1000 + number))
+        runner.start(InflightRequest(request, Future(), None, arrived=1000 + number))
 
     found["start_of_a_new_prompt_cpu_ms"] = b.cpu_ms(lambda: start("never seen {}"), 7)
     found["start_of_a_known_prompt_cpu_ms"] = b.cpu_ms(lambda: start("always"), 7)
@@ -92,7 +92,7 @@ def _started(
     for n in range(max(1, rows // 2)):
         side, sampler = b.spec.native_size, SAMPLERS[n % len(SAMPLERS)]
         sampling = Sampling(sampler=sampler, steps=200, width=side, height=side, seed=n)
-        flight = InflightRequest(Request(f"picture {n}", sampling), Future(), None, n)
+        flight = InflightRequest(Request(f"picture {n}", sampling), Future(), None, arrived=n)
         runner.start(flight)
         flights.append(flight)
     return runner, flights

@@ -18,6 +18,7 @@ from sd_core.engine.added import Added, AddedWeights
 from sd_core.engine.batch_rows import CHECKS, Rows
 from sd_core.engine.engine import Engine
 from sd_core.engine.inflight import InflightRequest
+from sd_core.engine.loop import EngineLoop
 from sd_core.engine.memory import Capacity
 from sd_core.engine.model_runner import ModelRunner
 from sd_core.engine.prompts import EncodedPrompts
@@ -73,7 +74,9 @@ class Run:
 
     def start(self, request: Request, added: Added | None = None) -> InflightRequest:
         self._arrived += 1
-        flight = InflightRequest(request, Future(), None, self._arrived, added=added or Added())
+        flight = InflightRequest(
+            request, Future(), None, added=added or Added(), arrived=self._arrived
+        )
         self.runner.start(flight)
         self.flights.append(flight)
         return flight
@@ -384,15 +387,15 @@ class TestPrompts:
 
         monkeypatch.setattr(model, "encode_chunks", counted)
         asked = [request(f"picture {n}", steps=4, seed=n) for n in range(12)]
-        serve = Engine._serve
+        serve = EngineLoop._serve
         ready = threading.Event()
 
-        def serve_here(engine: Engine) -> None:
+        def serve_here(loop: EngineLoop) -> None:
             assert ready.wait(60)
             with device:
-                serve(engine)
+                serve(loop)
 
-        monkeypatch.setattr(Engine, "_serve", serve_here)
+        monkeypatch.setattr(EngineLoop, "_serve", serve_here)
         with Engine(model, rows=2) as engine:
             futures = [engine.submit(one) for one in asked]
             ready.set()
@@ -522,11 +525,11 @@ def test_a_saved_state_goes_on_only_on_such_a_card(model, device):
         run.tick()
     run.runner.leave(flight)
     state = run.runner.save(flight)
-    again = InflightRequest(flight.request, Future(), None, 9, state)
+    again = InflightRequest(flight.request, Future(), None, state, arrived=9)
     Run(model).runner.start(again)
     assert torch.equal(again.flying.latents.near, flight.flying.latents.near)
     device.card.name = "Another"
-    other = InflightRequest(flight.request, Future(), None, 9, state)
+    other = InflightRequest(flight.request, Future(), None, state, arrived=9)
     with pytest.raises(StateError, match="another request, model or arithmetic"):
         Run(model).runner.start(other)
 
@@ -540,13 +543,13 @@ def test_a_record_tells_the_card_and_the_libraries(device):
 @pytest.fixture
 def served(device, monkeypatch):
     """Engines' threads see the device as this one does."""
-    serve = Engine._serve
+    serve = EngineLoop._serve
 
-    def serve_here(engine: Engine) -> None:
+    def serve_here(loop: EngineLoop) -> None:
         with device:
-            serve(engine)
+            serve(loop)
 
-    monkeypatch.setattr(Engine, "_serve", serve_here)
+    monkeypatch.setattr(EngineLoop, "_serve", serve_here)
 
 
 @pytest.mark.usefixtures("served")

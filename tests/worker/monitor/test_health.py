@@ -88,10 +88,10 @@ def test_an_idle_and_a_draining_worker_are_well(client, service):
 
 def test_a_worker_that_compiles_says_so_and_is_well(client, service, monkeypatch):
     monkeypatch.setattr(Engine, "compiling", True)
-    monkeypatch.setattr(service.engine, "_progressed_at", time.monotonic() - 2 * STALLED_S)
+    monkeypatch.setattr(service.engine._loop, "_progressed_at", time.monotonic() - 2 * STALLED_S)
     assert client.health() == (200, {"status": "ok", "state": "compiling", "model": "odd"})
     long_ago = time.monotonic() - MOST_COMPILE_S - 2 * STALLED_S
-    monkeypatch.setattr(service.engine, "_progressed_at", long_ago)
+    monkeypatch.setattr(service.engine._loop, "_progressed_at", long_ago)
     assert client.health()[0] == 503
 
 
