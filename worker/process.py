@@ -20,6 +20,7 @@ from jobs.ledger.base import Ledger
 from jobs.queue.messages import CeleryQueue
 from jobs.settings import Settings
 from jobs.storage.addresses import opener
+from jobs.supervise.deferred import Deferred
 from sd_core.engine.engine import Engine
 from worker.checkpoint.load import ModelChoice, load
 from worker.monitor.health import Health, Monitor
@@ -52,6 +53,9 @@ class _Life:
     stop: threading.Event
     monitor: Monitor | None
     encoding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __post_init__(self) -> None:
+        self.draining = Deferred(self.worker.drain, "sdbatch-drain")
 
 
 _life: _Life | None = None
@@ -163,7 +167,7 @@ def _compile_ahead(engine: Engine) -> None:
 def drain() -> None:
     """Ends all work between two steps and gives shards back; safe in a signal handler."""
     if _life is not None:
-        threading.Thread(target=_life.worker.drain, name="sdbatch-drain").start()
+        _life.draining.ask()
 
 
 def _end(stopped: Stopped) -> None:
@@ -188,6 +192,7 @@ def stop(code: int | None = 0) -> None:
     life, _life = _life, None
     if life is None:
         return
+    life.draining.close()
     life.stop.set()
     for thread in life.threads:
         thread.join(timeout=SEEN_S)

@@ -20,6 +20,7 @@ from jobs.models import ModelSource
 from jobs.settings import Settings, check_device
 from jobs.storage import open_store
 from jobs.storage.base import is_segment
+from jobs.supervise.deferred import Deferred
 from jobs.supervise.signals import Interrupts
 from jobs.terminal.console import Terminal
 from jobs.terminal.figures import duration
@@ -112,20 +113,25 @@ def stopping_on_signals(terminal: Terminal) -> Iterator[threading.Event]:
     """
     stop = threading.Event()
 
-    def on_stop(count: int) -> None:
-        if count > 1:
-            # An exception would wait for the engine's step, which may take seconds. Nothing can
-            # be half-written: the store replaces files whole.
-            terminal.err.show_cursor()
-            os._exit(ExitCode.INTERRUPTED)
+    def begin_to_stop() -> None:
         stop.set()
         with contextlib.suppress(OSError):
             terminal.err.print("stopping after this step; Ctrl-C again ends at once")
 
+    def on_stop(count: int) -> None:
+        if count > 1:
+            # An exception would wait for the engine's step, which may take seconds. Nothing can
+            # be half-written: the store replaces files whole.
+            try:
+                terminal.err.show_cursor()
+            finally:  # the main thread may just be writing there
+                os._exit(ExitCode.INTERRUPTED)
+        stopping.ask()
+
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return
-    with Interrupts(on_stop).counting():
+    with Deferred(begin_to_stop, "sdbatch-stop") as stopping, Interrupts(on_stop).counting():
         yield stop
 
 

@@ -15,7 +15,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Interrupts:
     """Counts how often this process was told to stop.
 
-    on_stop: called with the count, by the signal's handler.
+    on_stop: called with the count, by the signal's handler, so it may take no lock: see
+    `jobs.supervise.deferred`.
     """
 
     def __init__(self, on_stop: Callable[[int], None] = lambda count: None) -> None:

@@ -54,7 +54,7 @@ def test_each_signal_stops_a_run(number):
     before = signal.getsignal(number)
     with stopping_on_signals(Terminal(json=False)) as stop:
         signal.raise_signal(number)
-        assert stop.is_set()
+        assert stop.wait(60)
     assert signal.getsignal(number) is before
 
 
