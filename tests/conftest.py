@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import signal
@@ -9,11 +11,15 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from tests.servers import Valkey
 from tests.servers_s3 import aws, s3_address, s3_server  # noqa: F401 - fixtures
+
+_load_file = JSONFileLoader.load_file
 
 # Tests run side by side, one a core; more threads each would only wait for one another. Set before
 # torch is imported, and inherited by the processes that tests start.
@@ -31,6 +37,22 @@ os.environ["SDBATCH_LOCAL"] = f"{tempfile.gettempdir()}/sdbatch-no-cluster-{os.g
 
 # Where nothing is remembered of other tests' models, and nothing is left in the developer's.
 os.environ["SDBATCH_CACHE"] = f"{tempfile.gettempdir()}/sdbatch-cache-{os.getpid()}"
+
+
+# Each session of boto3 parses its descriptions of S3 and of all regions anew, a tenth of a second;
+# tests open hundreds.
+JSONFileLoader.load_file = lambda _, path: _described(path)  # type: ignore[method-assign]
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from looking again and again through what lives to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@functools.cache
+def _described(path: str) -> Any:
+    return _load_file(JSONFileLoader(), path)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from jobs.ledger.types import JobState, JobStatus
 from jobs.manifest.load import load_manifest
 from jobs.storage import LocalStore, Store
 from tests.commands import run_command
+from tests.forked import ForkedProcess
 from tests.servers import Valkey, wait_for
 
 LEASE_S = 3.0
@@ -60,7 +60,7 @@ class Cluster:
             **(environ or {}),
         }
         self.ledger = open_ledger(valkey.url, lease_s=LEASE_S)
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[ForkedProcess | subprocess.Popen[bytes]] = []
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return run_command(arguments, self.environ)
@@ -69,15 +69,9 @@ class Cluster:
         done = self.command("submit", str(manifest), "--store", self._address, *options)
         assert done.returncode == 0, done.stderr
 
-    def start_worker(self, **environ: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
-        with log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", *self._entry],
-                env={**self.environ, **environ},
-                stdout=log,
-                stderr=log,
-            )
+    def start_worker(self, **environ: str) -> ForkedProcess:
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        worker = ForkedProcess(self._entry, {**self.environ, **environ}, log)
         self.workers.append(worker)
         return worker
 

@@ -152,7 +152,14 @@ PEERS = [
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # of DPM2 in diffusers
 
 
-@pytest.mark.parametrize("sampler", PEERS)
+# One of each family; the pictures below are of all.
+FAMILIES = ("plms", "ddim", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(name, marks=[] if name in FAMILIES else [pytest.mark.slow]) for name in PEERS],
+)
 def test_txt2img_latents(small, sampler):
     check_txt2img_latents(small, sampler)
 

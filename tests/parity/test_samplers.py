@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import diffusers
 import numpy as np
 import pytest
@@ -95,16 +97,27 @@ def test_txt2img_latents_agree(sampler, steps, schedule, eta):
     assert relative(mine, peer[0]) < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("sampler", "schedule", "steps"),
-    [
-        (name, schedule, steps)
-        for name, steps, schedule, eta in CASES
-        if steps in (4, 8, 20) and not eta
-    ],
-)
+IMG2IMG = [
+    (name, schedule, steps)
+    for name, steps, schedule, eta in CASES
+    if steps in (4, 8, 20) and not eta
+]
+STRENGTHS = (0.3, 0.58, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(("sampler", "schedule", "steps"), IMG2IMG)
 def test_img2img_latents_agree(sampler, schedule, steps):
-    for strength in (0.3, 0.58, 0.75, 1.0):
+    check_strengths(sampler, schedule, steps, STRENGTHS if steps < 20 else (0.58,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sampler", "schedule", "steps"), [one for one in IMG2IMG if one[2] == 20])
+def test_img2img_latents_of_many_steps_agree(sampler, schedule, steps):
+    check_strengths(sampler, schedule, steps, STRENGTHS)
+
+
+def check_strengths(sampler: str, schedule: str, steps: int, strengths: Sequence[float]) -> None:
+    for strength in strengths:
         points = steps - start_point(steps, strength)
         if points and not (sampler == "plms" and points == 1):  # no second step for PNDM to repeat
             check_img2img(sampler, schedule, steps, strength)

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -44,6 +42,7 @@ from jobs.plan.shards import LEAST_IMAGES
 from jobs.storage import LocalStore
 from jobs.task import Failure
 from sd_core.weights.export import save_single_file
+from tests.forked import ForkedProcess
 from tests.sd_core.small import ODD, small_model
 from tests.servers import PATIENCE_S, wait_for
 from worker.checkpoint.load import ModelChoice
@@ -467,45 +466,48 @@ def test_trouble_with_the_gallery_of_a_stopped_run_hides_no_stop(
     assert "there is no gallery: the disk is gone" in caplog.text
 
 
-def command(path: Path, checkpoint: Path, store: Path) -> list[str]:
-    options = ["--model", str(checkpoint), "--store", str(store), "--dtype", "float32"]
-    return [sys.executable, "-m", "jobs.cli", "run", str(path), *options]
+class Running:
+    """A process of the real command, which writes into a folder's `said` and `errors`."""
+
+    def __init__(self, folder: Path, path: Path, checkpoint: Path, *options: str) -> None:
+        self.store, self._said, self._errors = folder / "out", folder / "said", folder / "errors"
+        for file in (self._said, self._errors):
+            file.unlink(missing_ok=True)
+        given = ["--model", str(checkpoint), "--store", str(self.store), "--dtype", "float32"]
+        entry = ["jobs.cli", "run", str(path), *given, *options]
+        self.process = ForkedProcess(entry, os.environ, self._said, self._errors)
+
+    def wait(self, timeout: float = 120) -> tuple[int, str, str]:
+        """Code, and what it said to stdout and stderr."""
+        return self.process.wait(timeout), self._said.read_text(), self._errors.read_text()
+
+    def wait_for_image(self) -> None:
+        """Until the first image is in the store, or the process has ended."""
+        deadline = time.monotonic() + 120
+        while not list(self.store.glob("*/images/*.png")):
+            assert self.process.poll() is None, self.wait()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
-def wait_for_image(store: Path, process: subprocess.Popen) -> None:
-    """Until the first image is in the store, or the process has ended."""
-    deadline = time.monotonic() + 120
-    while not list(store.glob("*/images/*.png")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def start(path: Path, checkpoint: Path, store: Path) -> subprocess.Popen:
+def start(folder: Path, path: Path, checkpoint: Path) -> Running:
     """A run of the real command that has stored its first image."""
     path.write_text(LONG_MANIFEST)
-    process = subprocess.Popen(
-        command(path, checkpoint, store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for_image(store, process)
-    return process
+    running = Running(folder, path, checkpoint)
+    running.wait_for_image()
+    return running
 
 
 def test_killed_in_the_middle_loses_and_repeats_nothing(manifest_path, checkpoint, tmp_path):
     store = tmp_path / "out"
-    process = start(manifest_path, checkpoint, store)
-    process.kill()
-    process.communicate()
+    running = start(tmp_path, manifest_path, checkpoint)
+    running.process.kill()
+    running.wait()
     kept = len(list(store.glob("*/images/*.png")))
     assert 1 <= kept < LONG_IMAGES
-    done = subprocess.run(
-        [*command(manifest_path, checkpoint, store), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    code, said, errors = Running(tmp_path, manifest_path, checkpoint, "--json").wait()
+    assert code == 0, errors
+    summary = json.loads(said)
     assert summary["reused"] == kept
     assert summary["rendered"] + kept == summary["images"] == LONG_IMAGES
     disturbed = digests(LocalStore(store), summary["job"])
@@ -515,10 +517,10 @@ def test_killed_in_the_middle_loses_and_repeats_nothing(manifest_path, checkpoin
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_between_steps_with_its_own_code(manifest_path, checkpoint, tmp_path, number):
-    process = start(manifest_path, checkpoint, tmp_path / "out")
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    running = start(tmp_path, manifest_path, checkpoint)
+    running.process.send_signal(number)
+    code, _, said = running.wait(60)
+    assert code == 130
     assert "the same command continues" in said
     assert "Traceback" not in said
     store = LocalStore(tmp_path / "out")

@@ -133,10 +133,12 @@ def test_the_second_signal_does_not_wait_for_the_step():
         text=True,
     )
     assert process.stdout is not None
-    for line in ("running\n", "stopping\n"):
-        assert process.stdout.readline() == line
-        process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "stopping\n"
+    assert "Ctrl-C again ends at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert "Ctrl-C again ends at once" in said
     assert "Traceback" not in said

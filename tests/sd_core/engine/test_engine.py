@@ -105,7 +105,7 @@ def test_image_does_not_depend_on_its_neighbours(engine, kind):
         request("a cross", seed=8, init=True, strength=0.5, sampler="ddpm"),
     ]
     (alone,) = render(engine, wanted)
-    for place in range(len(crowd) + 1):
+    for place in (0, len(crowd) // 2, len(crowd)):
         images = render(engine, *crowd[:place], wanted, *crowd[place:])
         assert torch.equal(alone, images[place]), f"differs at place {place}"
 

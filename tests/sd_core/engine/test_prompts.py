@@ -93,7 +93,7 @@ def test_rows_of_an_image_that_a_batch_cannot_hold_are_evaluated_in_parts(model)
 
 @pytest.mark.parametrize("number", range(len(MIXED)))
 def test_it_goes_on_where_it_was(model, number: int):
-    calm, again = calm_and_resumed(model, MIXED[number], MIXED, after=4)
+    calm, again = calm_and_resumed(model, MIXED[number], MIXED[::3], after=4)
     assert torch.equal(calm, again)
 
 

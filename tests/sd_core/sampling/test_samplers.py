@@ -21,8 +21,12 @@ PAIRS = [(name, schedule) for name, row in SAMPLER_TABLE.items() for schedule in
 
 def tables(sampler: str, schedule: str) -> list[StepTable]:
     """Tables of many counts of steps that the two have."""
-    few = SAMPLER_TABLE[sampler].grid == "lcm" and schedule == "default"
-    counts = [steps for steps in STEPS if steps <= 50 or not few]
+    if schedule != "default":
+        counts = [steps for steps in STEPS if steps != 999]
+    elif SAMPLER_TABLE[sampler].grid == "lcm":
+        counts = [steps for steps in STEPS if steps <= 50]
+    else:
+        counts = list(STEPS)
     return [step_table(sampler, steps, schedule=schedule) for steps in counts]
 
 
@@ -39,6 +43,7 @@ def test_a_model_that_sees_through_the_noise_stays_on_the_schedule(sampler, sche
 
 def stays(table: StepTable, prediction: str = "epsilon") -> None:
     x = np.zeros(2 + len(table))
+    signal, noise = [], []
     x[:2] = np.sqrt(table.alphas[0]), np.sqrt(1 - table.alphas[0])
     outputs: list[np.ndarray] = []
     for i in range(len(table)):
@@ -54,8 +59,10 @@ def stays(table: StepTable, prediction: str = "epsilon") -> None:
             x += weight * u
         for ago, weight in enumerate(table.C[i]):
             x[2 + i - ago] += weight
-        assert x[0] == pytest.approx(np.sqrt(table.alphas[i + 1]), abs=1e-5)
-        assert np.sum(x[1:] ** 2) == pytest.approx(1 - table.alphas[i + 1], abs=1e-5)
+        signal.append(x[0])
+        noise.append(np.sum(x[1:] ** 2))
+    np.testing.assert_allclose(signal, np.sqrt(table.alphas[1:]), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(noise, 1 - table.alphas[1:], rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
