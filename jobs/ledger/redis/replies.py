@@ -24,7 +24,6 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from jobs.budget import Budget
-from jobs.errors import DamagedLedgerError
 from jobs.ledger.types import (
     Event,
     Expired,
@@ -89,9 +88,9 @@ def _with_speed(worker: WorkerInfo) -> WorkerInfo:
 
 
 _JOB = TypeAdapter(_Job)
-_QUOTAS = TypeAdapter(dict[str, _Count])
 _WORKER = TypeAdapter(Annotated[WorkerInfo, AfterValidator(_with_speed)])
 _SEEN = re.compile(rb"[0-9]{1,16}")
+_QUOTA = re.compile(rb"[0-9]{1,15}")
 _FAILURE = TypeAdapter(Failure)
 
 
@@ -149,14 +148,11 @@ def state(text: bytes) -> JobState:
 
 
 def quotas(found: Mapping[bytes, bytes]) -> dict[str, int]:
-    """By submitter. Raises `DamagedLedgerError`."""
-    try:
-        return _QUOTAS.validate_python({_decoded(name): value for name, value in found.items()})
-    except ValidationError as error:
-        raise DamagedLedgerError(
-            f"a quota in the ledger cannot be read: {_first_flaw(error)}; set it again "
-            "(sdbatch quota)"
-        ) from None
+    """By submitter; 0 for one that is no number, as the scripts take it: nothing passes by it."""
+    return {
+        _decoded(name): int(value) if _QUOTA.fullmatch(value) else 0
+        for name, value in found.items()
+    }
 
 
 def worker(name: bytes, entry: bytes, seen: bytes) -> WorkerInfo:

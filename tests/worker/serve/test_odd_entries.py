@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pytest
 
 from jobs.cli.root import main
-from jobs.errors import DamagedLedgerError, ExitCode
+from jobs.errors import DamagedLedgerError, ExitCode, QuotaError
 from jobs.ledger.redis.ledger import RedisLedger
 from jobs.ledger.types import Beat, JobState, WorkerInfo
 from jobs.queue.messages import CeleryQueue, to_message
@@ -241,11 +241,12 @@ def test_a_worker_that_cannot_be_read_is_listed_as_such(client, ledger, entry):
     assert second.state.startswith("unknown")
 
 
-def test_a_quota_that_cannot_be_read_lets_nobody_pass(client, ledger):
-    client.hset("sdbatch:quotas", "anna", "many")
-    for step in (ledger.quotas, lambda: ledger.create(new_job(submitter="anna"))):
-        with pytest.raises(DamagedLedgerError):
-            step()
+@pytest.mark.parametrize("quota", ["many", "", "-1", "1e9", " 20", "9" * 16, b"\xff"])
+def test_a_quota_that_cannot_be_read_lets_its_submitter_alone_not_pass(client, ledger, quota):
+    client.hset("sdbatch:quotas", "anna", quota)
+    assert ledger.quotas() == {"anna": 0}
+    with pytest.raises(QuotaError, match="anna may have 0 images to do"):
+        ledger.create(new_job(submitter="anna"))
     assert ledger.jobs() == []
     ledger.create(new_job(submitter="ben"))
     ledger.set_quota("anna", 10)

@@ -202,6 +202,7 @@ end
 local function over_quota(submitter, job, more)
   local most = redis.call('HGET', QUOTAS, submitter) or redis.call('HGET', QUOTAS, '*')
   if not most or more <= 0 then return nil end
+  if #most > 15 or not string.match(most, '^%d+$') then most = '0' end -- somebody has written it by hand
   local to_do = 0
   for _, other in ipairs(redis.call('ZRANGE', JOBS, 0, -1)) do
     if other ~= job then to_do = to_do + (apart(to_do_of, other, submitter) or 0) end
