@@ -60,8 +60,9 @@ print(f"hello {start}", flush=True)
 sys.stderr.write("no end of line")
 sys.stderr.flush()
 said = {"pid": os.getpid(), "torch": "torch" in sys.modules, "environ": dict(os.environ)}
-(here / "unfinished").write_text(json.dumps(said))
-(here / "unfinished").rename(here / f"started-{gpu}-{start}")
+unfinished = here / f"unfinished-{gpu}-{start}"
+unfinished.write_text(json.dumps(said))
+unfinished.rename(here / f"started-{gpu}-{start}")
 if what.startswith("exit"):
     sys.exit(int(what.split()[1]))
 if what == "die":
