@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.forked import ForkedProcess
 from tests.servers import Valkey, wait_for
 
 LEASE_S = 3.0
+WORKER = ("jobs.cli", "worker")
 
 
 class Cluster:
@@ -41,7 +43,7 @@ class Cluster:
         store: Store | None = None,
         address: str | None = None,
         environ: Mapping[str, str] | None = None,
-        entry: tuple[str, ...] = ("jobs.cli", "worker"),
+        entry: tuple[str, ...] = WORKER,
     ) -> None:
         self.folder = folder
         self.store = LocalStore(folder / "out") if store is None else store
@@ -69,9 +71,19 @@ class Cluster:
         done = self.command("submit", str(manifest), "--store", self._address, *options)
         assert done.returncode == 0, done.stderr
 
-    def start_worker(self, **environ: str) -> ForkedProcess:
-        log = self.folder / f"worker-{len(self.workers)}.log"
-        worker = ForkedProcess(self._entry, {**self.environ, **environ}, log)
+    def start_worker(self, **environ: str) -> ForkedProcess | subprocess.Popen[bytes]:
+        path = self.folder / f"worker-{len(self.workers)}.log"
+        worker: ForkedProcess | subprocess.Popen[bytes]
+        if self._entry == WORKER:
+            worker = ForkedProcess(self._entry, {**self.environ, **environ}, path)
+        else:  # it changes what the libraries find when they are imported, such as clocks
+            with path.open("wb") as log:
+                worker = subprocess.Popen(
+                    [sys.executable, "-m", *self._entry],
+                    env={**self.environ, **environ},
+                    stdout=log,
+                    stderr=log,
+                )
         self.workers.append(worker)
         return worker
 
