@@ -12,6 +12,10 @@ import sys
 import time
 from typing import Any
 
+# Their C code wants the real class, and dies of another; pyarrow imports pandas where it is there.
+import pandas  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+
 VARIABLE = "SDBATCH_TEST_CLOCK_S"
 
 _time, _time_ns, _Datetime = time.time, time.time_ns, datetime.datetime

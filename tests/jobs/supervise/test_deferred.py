@@ -21,7 +21,7 @@ def test_all_that_was_asked_for_is_done():
 
 
 def test_a_signal_while_the_main_thread_holds_the_lock_of_what_it_sets():
-    """As `Event.wait` does for a moment: a handler that sets it itself would wait for ever."""
+    """`Event.wait` does for a moment: a handler that sets the event would wait for ever."""
     with stopping_on_signals(Terminal(json=False)) as stop:
         with stop._cond:
             signal.raise_signal(signal.SIGTERM)
@@ -29,7 +29,7 @@ def test_a_signal_while_the_main_thread_holds_the_lock_of_what_it_sets():
 
 
 def test_a_signal_while_the_main_thread_holds_the_list_of_threads(monkeypatch):
-    """As `Thread.start` does for a moment."""
+    """`Thread.start` does for a moment."""
     drained = threading.Event()
     with Deferred(drained.set, "drain") as draining:
         life = type("Life", (), {"draining": draining})
